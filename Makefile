@@ -1,0 +1,41 @@
+# The README's commands. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench test-slow profiles validation clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(BIN)/plan: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.tests: $(BIN)/plan
+	$(BIN)/pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,web]"
+	@touch $@
+
+demo: $(BIN)/plan ## set up, then run the main job on bundled data
+	@$(BIN)/plan demo
+
+test: $(VENV)/.tests check ## set up, then run every check and test
+	$(BIN)/pytest
+
+check: $(VENV)/.tests ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.tests ## speed and memory, printed
+	$(BIN)/pytest -m bench -s
+
+test-slow: $(VENV)/.tests ## the long studies
+	$(BIN)/pytest -m slow -s
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""The `plan` command, one file a sub-command."""

@@ -1,0 +1,5 @@
+"""`python -m app.cli` is `plan`."""
+
+from app.cli.main import main
+
+main()

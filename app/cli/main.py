@@ -1,0 +1,120 @@
+"""The `plan` command. Sub-commands load when called, so that help is instant."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+
+import click
+
+from catalogs.errors import PlanError
+
+# name: (module, attribute, one line of help). The order is the order of `plan --help`.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("app.cli.demo", "demo", "The whole main job on bundled data, offline."),
+    "init": ("app.cli.init", "init", "Write a commented plan.yaml that runs as it is."),
+    "doctor": ("app.cli.doctor", "doctor", "What is installed, fresh or missing, and how to get it."),
+    "schema": ("app.cli.schema", "schema", "JSON Schema of the input and output forms."),
+    "estimate": ("app.cli.estimate", "estimate", "Does a model fit a GPU? Memory, roofline, bottleneck."),
+    "recommend": ("app.cli.recommend", "recommend", "The cheapest fleet that keeps the latency promise."),
+    "advise": ("app.cli.advise", "advise", "The steps that save most, from the fleet you run today."),
+    "verify": ("app.cli.verify", "verify", "Check a plan's certificate in exact arithmetic."),
+    "simulate": ("app.cli.simulate", "simulate", "One fleet, one workload."),
+    "sweep": ("app.cli.sweep", "sweep", "Many simulations, on this machine or a Ray cluster."),
+    "compare": ("app.cli.compare", "compare", "Two runs side by side."),
+    "explain": ("app.cli.explain", "explain", "Why a run came out as it did."),
+    "runs": ("app.cli.runs", "runs", "List, show and remove past runs."),
+    "calibrate": (
+        "app.cli.calibrate",
+        "calibrate",
+        "Measure devices and servers; fit, import and check profiles.",
+    ),
+    "trace": ("app.cli.trace", "trace", "Import, synthesise, describe and forecast workloads."),
+    "catalog": ("app.cli.catalog", "catalog", "GPUs, models and instances that are known."),
+    "prices": ("app.cli.prices", "prices", "Show, refresh and compare prices."),
+    "export": ("app.cli.export", "export", "Turn a plan into launch commands and manifests."),
+    "report": ("app.cli.report", "report", "Build, schedule and send cost reports."),
+    "web": ("app.cli.web", "web", "The web app."),
+}
+
+
+class LazyGroup(click.Group):
+    """Loads a sub-command's module when that sub-command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in COMMANDS if _exists(name)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS or not _exists(cmd_name):
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, COMMANDS[name][2]) for name in self.list_commands(ctx)]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from catalogs.names import nearest
+
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and self.get_command(ctx, name) is None:
+            close = nearest(name, self.list_commands(ctx), num=1)
+            hint = f" Did you mean `plan {close[0]}`?" if close else ""
+            ctx.fail(f"no command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+def _exists(name: str) -> bool:
+    return importlib.util.find_spec(COMMANDS[name][0]) is not None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="gpu-capacity-planner", prog_name="plan")
+def cli() -> None:
+    """Plan GPU capacity for model serving: the cheapest fleet that keeps its latency promise.
+
+    \b
+    Example:
+      plan recommend -c plan.yaml
+    """
+
+
+def main() -> None:
+    """Run the command line; every foreseen error becomes its message and exit code, never a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except PlanError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("PLAN_DEBUG"):
+            raise
+        click.echo(
+            f"error: this is a fault of ours: {type(error).__name__}: {error}\n"
+            "  try: run again with PLAN_DEBUG=1 for the traceback, and report it",
+            err=True,
+        )
+        sys.exit(4)

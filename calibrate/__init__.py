@@ -1,0 +1,1 @@
+"""How long a step takes: work, rooflines, profiles, fits, and the timing of devices and servers."""

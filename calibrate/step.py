@@ -1,0 +1,78 @@
+"""What one engine step is, and the two forms in which its time is known: a model to ask, a table to compile.
+
+A step computes tokens for some sequences: chunks of prompts (prefill) and one token (or a few, when speculating) for
+each running sequence (decode). Five numbers are its shape; every profile turns them into seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The work of one step of one replica.
+
+    Attributes:
+        num_prefill_tokens: prompt tokens computed in this step, over all sequences.
+        prefill_mean_context: keys that a prefill token attends to, on average: sum over chunks of
+            ``chunk * (context + chunk / 2)``, over ``num_prefill_tokens``; a whole prompt of n tokens has n / 2.
+        num_decode: sequences that decode.
+        decode_mean_context: tokens in a decoding sequence's context, on average.
+        num_sampled: sequences for which a token is sampled (decodes, and prompts whose last chunk this is).
+    """
+
+    num_prefill_tokens: int
+    prefill_mean_context: float
+    num_decode: int
+    decode_mean_context: float
+    num_sampled: int
+
+
+class StepTimeModel(Protocol):
+    """Answers how long a step takes."""
+
+    def step_time_s(self, shape: StepShape) -> float:
+        """Seconds that the step takes; always > 0."""
+        ...
+
+
+class StepTable(NamedTuple):
+    """A replica's step time as arrays, for the compiled loop.
+
+    ``step_time_s`` = ``decode_tokens_s[n]`` or ``mixed_tokens_s[n]`` (n tokens in the step; the first when no prompt
+    token is computed) + ``sampled_s[num_sampled]`` + multilinear interpolation of ``attention_s`` at
+    (num_prefill_tokens, prefill_mean_context, num_decode, decode_mean_context) + ``overhead_s``
+    + ``overhead_per_sequence_s`` * (sequences in the step). Beyond an axis's end the last cell is extended linearly.
+
+    Attributes:
+        decode_tokens_s: (T + 1,) all position-wise work (GEMMs, norms, collectives, experts) of a decode-only step.
+        mixed_tokens_s: (T + 1,) the same in a step that computes prompt tokens.
+        sampled_s: (S + 1,) final norm, lm_head and sampling.
+        prefill_tokens_axis, prefill_context_axis, num_decode_axis, decode_context_axis: ascending; the first and third
+            start at 0, and each has at least two points.
+        attention_s: (C, P, D, K) attention of all layers.
+        overhead_s: engine time between steps that the device does not hide.
+        overhead_per_sequence_s: the same, for each sequence in the step.
+        request_overhead_s: before a request reaches the queue (HTTP, tokenizing); adds to TTFT, not to the step.
+        output_overhead_s: from a step's end until the client has its tokens (detokenizing, HTTP).
+    """
+
+    decode_tokens_s: FloatArray
+    mixed_tokens_s: FloatArray
+    sampled_s: FloatArray
+    prefill_tokens_axis: FloatArray
+    prefill_context_axis: FloatArray
+    num_decode_axis: FloatArray
+    decode_context_axis: FloatArray
+    attention_s: FloatArray
+    overhead_s: float
+    overhead_per_sequence_s: float
+    request_overhead_s: float
+    output_overhead_s: float

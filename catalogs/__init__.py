@@ -1,0 +1,1 @@
+"""What exists: GPUs, models, instances, prices, quality; every row with its source and date."""

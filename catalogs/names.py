@@ -1,0 +1,36 @@
+"""Names as people write them: case, spaces and punctuation do not count; the unknown is refused with the nearest."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from catalogs.errors import InputError
+
+
+def normalise(name: str) -> str:
+    """Lower case, letters and digits only: ``"RTX PRO-6000"`` and ``"RTX-PRO-6000"`` become ``"rtxpro6000"``."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def nearest(name: str, known: Iterable[str], num: int = 3) -> list[str]:
+    """The known names closest to ``name``, best first."""
+    by_key = {normalise(k): k for k in known}
+    return [by_key[k] for k in difflib.get_close_matches(normalise(name), by_key, n=num, cutoff=0.3)]
+
+
+def resolve(name: str, known: Iterable[str], kind: str, where: str = "") -> str:
+    """The known name that ``name`` means.
+
+    Raises:
+        InputError: no known name matches; the message gives the nearest.
+    """
+    names = list(known)
+    by_key = {normalise(k): k for k in names}
+    found = by_key.get(normalise(name))
+    if found is not None:
+        return found
+    close = nearest(name, names)
+    remedy = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(names)[:12])}"
+    raise InputError(f"unknown {kind} {name!r}", where=where, remedy=remedy)

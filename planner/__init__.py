@@ -1,0 +1,1 @@
+"""What to buy: capacity, cost, the optimal mix over time, its proof and its verification."""

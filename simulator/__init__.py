@@ -1,0 +1,1 @@
+"""What a fleet does to each request: workloads, engines, routing, scaling, spot, metrics."""

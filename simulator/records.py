@@ -1,0 +1,46 @@
+"""What a run leaves behind: one row a request, one row a replica."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+COMPLETED, REJECTED, FAILED = 0, 1, 2
+STATUS_NAMES = ("completed", "rejected", "failed")
+
+
+@dataclass(frozen=True)
+class Records:
+    """Per-request instants (seconds on the workload's clock; NaN: never reached) and per-replica totals.
+
+    Attributes:
+        arrival_s, scheduled_s, first_token_s, finish_s: (n,) float64.
+        replica: (n,) int64 index of the replica that served it; -1: none.
+        status: (n,) int8, see ``STATUS_NAMES``.
+        num_cached_tokens: (n,) int64 prompt tokens found in the prefix cache.
+        num_preemptions: (n,) int64.
+        iterations, preemptions, busy_s: (r,) per replica.
+        prefix_queries, prefix_hits: (r,) prompt tokens asked of and found in the prefix cache.
+        num_gpu_blocks: (r,) KV blocks of each replica.
+        end_s: when the last replica went idle.
+        series: optional time series, name to array, all on ``series["t_s"]``.
+    """
+
+    arrival_s: NDArray[np.float64]
+    scheduled_s: NDArray[np.float64]
+    first_token_s: NDArray[np.float64]
+    finish_s: NDArray[np.float64]
+    replica: NDArray[np.int64]
+    status: NDArray[np.int8]
+    num_cached_tokens: NDArray[np.int64]
+    num_preemptions: NDArray[np.int64]
+    iterations: NDArray[np.int64]
+    preemptions: NDArray[np.int64]
+    busy_s: NDArray[np.float64]
+    prefix_queries: NDArray[np.int64]
+    prefix_hits: NDArray[np.int64]
+    num_gpu_blocks: NDArray[np.int64]
+    end_s: float
+    series: dict[str, NDArray[np.float64]] = field(default_factory=dict)
