@@ -1,0 +1,222 @@
+"""Past runs, kept with their inputs in one SQLite file, so that any answer can be reproduced.
+
+A run's id is the hash of what was asked (kind, settings and the content of the input files): the same question
+asked twice is one run. Files up to ``MAX_FILE_BYTES`` are kept compressed, each content once; of larger ones only
+the path and the hash. The file lies in ``$PLAN_HOME``, else ``$XDG_DATA_HOME/gpu-capacity-planner``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from catalogs.errors import InputError, MissingError
+
+SCHEMA_VERSION = 1
+MAX_FILE_BYTES = 64 * 1024 * 1024
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS runs (
+    run_id TEXT PRIMARY KEY, kind TEXT NOT NULL, created_at TEXT NOT NULL, title TEXT NOT NULL,
+    inputs TEXT NOT NULL, answer TEXT NOT NULL, version TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS contents (sha256 TEXT PRIMARY KEY, data BLOB);
+CREATE TABLE IF NOT EXISTS files (
+    run_id TEXT NOT NULL REFERENCES runs ON DELETE CASCADE, name TEXT NOT NULL, path TEXT NOT NULL,
+    sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY (run_id, name));
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One question and its answer; ``files`` maps a file's role to its path and hash."""
+
+    run_id: str
+    kind: str
+    created_at: str
+    title: str
+    inputs: dict[str, Any]
+    answer: dict[str, Any]
+    version: str
+    files: dict[str, dict[str, Any]]
+
+
+def data_dir() -> Path:
+    """Where runs and fetched prices are kept: ``$PLAN_HOME``, else the XDG data directory."""
+    home = os.environ.get("PLAN_HOME")
+    if home:
+        return Path(home)
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "gpu-capacity-planner"
+
+
+def save_run(
+    kind: str,
+    inputs: Mapping[str, Any],
+    answer: Mapping[str, Any],
+    *,
+    title: str = "",
+    files: Mapping[str, Path] | None = None,
+) -> str:
+    """Keep an answer with what was asked, and return the run's id.
+
+    Args:
+        kind: the command: ``recommend``, ``simulate``, ...
+        inputs: JSON-ready settings, complete enough to ask again.
+        answer: the JSON answer.
+        title: a few words for the list.
+        files: input files by role (``{"trace": path}``).
+
+    Raises:
+        MissingError: the run file cannot be written.
+    """
+    described = {role: _describe(path) for role, path in (files or {}).items()}
+    asked = {"kind": kind, "inputs": inputs, "files": {role: d["sha256"] for role, d in described.items()}}
+    run_id = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    with _database() as db:
+        db.execute(
+            "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (run_id, kind, datetime.now(UTC).isoformat(timespec="seconds"), title, json.dumps(inputs, default=str),
+             json.dumps(answer), _version()),
+        )  # fmt: skip
+        for role, described_file in described.items():
+            _keep_file(db, run_id, role, described_file)
+    return run_id
+
+
+def list_runs(kind: str | None = None) -> list[Run]:
+    """All runs, newest first."""
+    with _database() as db:
+        rows = db.execute(
+            "SELECT run_id FROM runs WHERE ?1 IS NULL OR kind = ?1 ORDER BY created_at DESC, run_id", (kind,)
+        ).fetchall()
+        return [_read(db, row[0]) for row in rows]
+
+
+def load_run(run_id: str) -> Run:
+    """The run of this id, or of the only id that begins so; ``last`` is the newest.
+
+    Raises:
+        InputError: no such run, or several begin so.
+    """
+    with _database() as db:
+        return _read(db, _resolve(db, run_id))
+
+
+def remove_run(run_id: str) -> str:
+    """Forget a run and the file contents that no other run holds; returns its full id."""
+    with _database() as db:
+        full = _resolve(db, run_id)
+        db.execute("DELETE FROM files WHERE run_id = ?", (full,))
+        db.execute("DELETE FROM runs WHERE run_id = ?", (full,))
+        db.execute("DELETE FROM contents WHERE sha256 NOT IN (SELECT sha256 FROM files)")
+        return full
+
+
+def file_content(sha256: str) -> bytes:
+    """The kept content of an input file.
+
+    Raises:
+        MissingError: it was too large to keep.
+    """
+    with _database() as db:
+        row = db.execute("SELECT data FROM contents WHERE sha256 = ?", (sha256,)).fetchone()
+    if row is None:
+        raise MissingError("this input file was too large to keep", remedy="use the file at its original path")
+    return zlib.decompress(row[0])
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as source:
+        while piece := source.read(1 << 20):
+            digest.update(piece)
+            size += len(piece)
+    return {"path": str(path.resolve()), "sha256": digest.hexdigest(), "bytes": size}
+
+
+def _keep_file(db: sqlite3.Connection, run_id: str, role: str, described: Mapping[str, Any]) -> None:
+    db.execute(
+        "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
+        (run_id, role, described["path"], described["sha256"], described["bytes"]),
+    )
+    known = db.execute("SELECT 1 FROM contents WHERE sha256 = ?", (described["sha256"],)).fetchone()
+    if known is None and described["bytes"] <= MAX_FILE_BYTES:
+        data = zlib.compress(Path(described["path"]).read_bytes(), level=3)
+        db.execute("INSERT OR IGNORE INTO contents VALUES (?, ?)", (described["sha256"], data))
+
+
+def _resolve(db: sqlite3.Connection, run_id: str) -> str:
+    if run_id == "last":
+        row = db.execute("SELECT run_id FROM runs ORDER BY created_at DESC LIMIT 1").fetchone()
+        if row is None:
+            raise InputError("there are no runs yet", remedy="`plan demo` makes one")
+        return str(row[0])
+    pattern = run_id.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+    rows = db.execute("SELECT run_id FROM runs WHERE run_id LIKE ? ESCAPE '\\'", (pattern,)).fetchall()
+    if len(rows) == 1 and run_id:
+        return str(rows[0][0])
+    if rows and run_id:
+        names = ", ".join(sorted(str(r[0]) for r in rows)[:5])
+        raise InputError(f"several runs begin with {run_id!r}", where="RUN", remedy=f"one of: {names}")
+    raise InputError(f"no run {run_id!r}", where="RUN", remedy="`plan runs list` shows what is kept")
+
+
+def _read(db: sqlite3.Connection, run_id: str) -> Run:
+    row = db.execute(
+        "SELECT run_id, kind, created_at, title, inputs, answer, version FROM runs WHERE run_id = ?", (run_id,)
+    ).fetchone()
+    files = {
+        name: {"path": path, "sha256": sha256, "bytes": size}
+        for name, path, sha256, size in db.execute(
+            "SELECT name, path, sha256, bytes FROM files WHERE run_id = ?", (run_id,)
+        )
+    }
+    return Run(row[0], row[1], row[2], row[3], json.loads(row[4]), json.loads(row[5]), row[6], files)
+
+
+@contextmanager
+def _database() -> Iterator[sqlite3.Connection]:
+    """A connection in one transaction; committed on success, rolled back otherwise."""
+    path = data_dir() / "runs.sqlite3"
+    remedy = "set PLAN_HOME to a folder that you can write, or move the file away"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(path, timeout=30)
+    except (OSError, sqlite3.Error) as error:
+        raise MissingError(f"cannot open the run file: {error}", where=str(path), remedy=remedy) from error
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA foreign_keys = ON")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise MissingError(
+                f"the run file has form {version}, this program knows {SCHEMA_VERSION}",
+                where=str(path), remedy="update this program, or set PLAN_HOME to another folder",
+            )  # fmt: skip
+        if version < SCHEMA_VERSION:
+            db.executescript(_TABLES)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        with db:
+            yield db
+    except sqlite3.DatabaseError as error:
+        raise MissingError(f"the run file cannot be used: {error}", where=str(path), remedy=remedy) from error
+    finally:
+        db.close()
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("gpu-capacity-planner")
+    except PackageNotFoundError:
+        return "unknown"
