@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from catalogs.errors import InputError
 
-@contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes otherwise.
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its name when the block ends well, and is removed when it does not.
 
     Raises:
-        OSError: the folder cannot be written.
+        InputError: the folder does not exist or cannot be written.
     """
     target = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    if target.is_dir():
+        raise InputError("is a folder, a file name is needed", where=str(target))
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:80]}.", suffix=".tmp", dir=target.parent)
+    except OSError as error:
+        raise InputError(
+            f"cannot write there: {error.strerror}",
+            where=str(target),
+            remedy=f"make the folder first: mkdir -p {target.parent}" if not target.parent.exists() else "",
+        ) from error
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
         temporary.chmod(mode)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path | str, text: str) -> None:
-    """Write ``text`` as UTF-8, whole or not at all."""
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` (UTF-8) whole or not at all.
+
+    Raises:
+        InputError: the folder does not exist or cannot be written.
+    """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0o022)
     os.umask(mask)
     return mask
