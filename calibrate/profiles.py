@@ -1,0 +1,171 @@
+"""Profiles: how fast kernels run on a GPU, as fitted parameters with range, error and origin, in one JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from catalogs.errors import InputError, MissingError
+from catalogs.names import normalise
+from catalogs.schema import Replica
+
+SCHEMA_VERSION = 1
+SHIPPED = Path(__file__).parent / "shipped"
+OVERHEADS = Path(__file__).parent / "engine_overheads.json"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was measured or estimated, the fitted parameters, where they hold, how wrong they may be.
+
+    Attributes:
+        name, kind: ``kernels`` (physics parameters by family) or ``llmservingsim`` (tables of one model).
+        gpu: catalogue name. source, method, as_of: who measured what, how it was fitted, when.
+        families: kernel family -> variant (dtype, backend) -> parameters, units in their names.
+        error: family -> variant -> held-out error (median, p90, worst; ratios), number of points, basis.
+        engine_overheads: framework -> step_overhead_s, per_sequence_s, request_overhead_s, output_overhead_s, graphs.
+        model, precision, framework, versions: what a profile of one model was taken with; empty: any.
+        tables: measured tables of an imported profile.
+    """
+
+    name: str
+    kind: str
+    gpu: str
+    source: str
+    as_of: str
+    method: str = ""
+    families: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    error: Mapping[str, Any] = field(default_factory=dict)
+    engine_overheads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    model: str = ""
+    precision: str = ""
+    framework: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def family(self, name: str, *variants: str) -> Mapping[str, Any]:
+        """Parameters of a kernel family: the first of ``variants`` that the profile has, else its ``default``.
+
+        Raises:
+            MissingError: the profile has nothing for the family.
+        """
+        known = self.families.get(name, {})
+        for variant in (*variants, "default"):
+            if variant in known:
+                return known[variant]
+        raise MissingError(
+            f"profile {self.name} has no {name} kernels for {' or '.join(variants) or 'any type'}",
+            why="their time cannot be told",
+            remedy="leave `profile:` out to use the best shipped one, or measure: plan calibrate run",
+        )
+
+    def overheads(self, framework: str) -> Mapping[str, Any]:
+        """Engine overheads of a framework: the profile's own, else the fitted defaults of the project."""
+        own = self.engine_overheads.get(framework)
+        if own is not None:
+            return own
+        known = default_overheads()
+        return known.get(framework, known.get("default", {}))
+
+
+@cache
+def default_overheads() -> Mapping[str, Mapping[str, Any]]:
+    """Engine overheads by framework, as fitted on serving points."""
+    if not OVERHEADS.exists():
+        return {}
+    document: dict[str, dict[str, Any]] = json.loads(OVERHEADS.read_text())
+    return document
+
+
+def profile_from_dict(document: Mapping[str, Any], where: str = "") -> Profile:
+    """A profile from its JSON form.
+
+    Raises:
+        InputError: not a profile, or made by a newer version of this program.
+    """
+    version = document.get("schema_version")
+    if not isinstance(version, int):
+        raise InputError("not a profile: schema_version is missing", where=where)
+    if version > SCHEMA_VERSION:
+        raise InputError(
+            f"profile schema {version} is newer than {SCHEMA_VERSION}, which this program reads",
+            where=where,
+            why="its fields may mean something else",
+            remedy="update this program, or make the profile again with it",
+        )
+    missing = [k for k in ("name", "kind", "gpu", "source", "as_of") if k not in document]
+    if missing:
+        raise InputError(f"not a profile: {', '.join(missing)} missing", where=where)
+    known = Profile.__dataclass_fields__
+    return Profile(**{k: v for k, v in document.items() if k in known})
+
+
+def profile_to_dict(profile: Profile) -> dict[str, Any]:
+    """The JSON form of a profile."""
+    values = {name: getattr(profile, name) for name in Profile.__dataclass_fields__}
+    return {"schema_version": profile.schema_version, **{k: v for k, v in values.items() if v not in ({}, "")}}
+
+
+def load_profile(path_or_name: str | Path, where: str = "") -> Profile:
+    """A profile from a file, or a shipped one by name.
+
+    Raises:
+        InputError: unreadable, not JSON, not a profile. MissingError: no such file or shipped profile.
+    """
+    path = Path(path_or_name)
+    if path.suffix != ".json" and not path.exists():
+        shipped = shipped_profiles()
+        by_key = {normalise(name): profile for name, profile in shipped.items()}
+        found = by_key.get(normalise(str(path_or_name)))
+        if found is None:
+            raise MissingError(
+                f"no profile {str(path_or_name)!r}",
+                where=where,
+                remedy=f"a .json file, or one of {', '.join(shipped)}",
+            )
+        return found
+    if not path.exists():
+        raise MissingError(f"no file {path}", where=where, remedy="plan calibrate list shows the shipped profiles")
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}", where=where) from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path} is not a profile", where=where)
+    return profile_from_dict(document, where or str(path))
+
+
+@cache
+def shipped_profiles() -> dict[str, Profile]:
+    """The profiles that come with the project, by name."""
+    found = [profile_from_dict(json.loads(p.read_text()), p.name) for p in sorted(SHIPPED.glob("*.json"))]
+    return {profile.name: profile for profile in found}
+
+
+_BY_ARCHITECTURE = {"hopper": "H100-SXM", "ada": "L40S", "blackwell": "B200"}
+
+
+def best_profile(replica: Replica) -> Profile:
+    """The shipped profile that fits a replica best: its GPU's own, else that of its architecture.
+
+    Raises:
+        MissingError: nothing is shipped for the GPU.
+    """
+    by_gpu = {p.gpu: p for p in shipped_profiles().values()}
+    own = by_gpu.get(replica.gpu.name)
+    if own is not None:
+        return own
+    words = replica.gpu.architecture.lower().split()
+    near = by_gpu.get(_BY_ARCHITECTURE.get(words[0] if words else "", "A100-80GB"))
+    if near is None:
+        raise MissingError(
+            f"no profile for {replica.gpu.name}",
+            why="its step time is not known",
+            remedy="measure it: plan calibrate run, or import tables: plan calibrate import",
+        )
+    return near

@@ -1,0 +1,35 @@
+"""The data-sheet limits that no kernel passes, and the time that a share of them gives."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.precisions import Precision
+from catalogs.schema import Gpu
+
+FloatArray = NDArray[np.float64]
+
+
+def peak_flops(gpu: Gpu, dtype: str) -> float:
+    """FLOP/s of a dtype; 16-bit types stand in for each other, and what has no units runs as fp32."""
+    for name in (dtype, *{"bf16": ("fp16",), "fp16": ("bf16",), "tf32": ("fp32",)}.get(dtype, ())):
+        if name in gpu.peak_flops:
+            return gpu.peak_flops[name]
+    return gpu.peak_flops["fp32"]
+
+
+def floor_s(gpu: Gpu, dtype: str, flops: FloatArray | float, num_bytes: FloatArray | float) -> FloatArray:
+    """Least seconds for ``flops`` and for ``num_bytes`` of DRAM traffic (Williams et al. 2009, the roofline)."""
+    compute = np.asarray(flops, dtype=np.float64) / peak_flops(gpu, dtype)
+    return np.maximum(compute, np.asarray(num_bytes, dtype=np.float64) / gpu.memory_bandwidth_bytes_per_s)
+
+
+def gemm_flops(m: FloatArray | float, n: float, k: float) -> FloatArray | float:
+    """FLOPs of (m, k) x (k, n)."""
+    return 2.0 * m * n * k
+
+
+def gemm_bytes(form: Precision, m: FloatArray | float, n: float, k: float) -> FloatArray | float:
+    """Bytes read and written once: weights, activations in, 16-bit results out."""
+    return n * k * form.weight_bytes + m * k * form.activation_bytes + 2.0 * m * n

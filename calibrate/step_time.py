@@ -1,0 +1,299 @@
+"""A replica's step time from a profile: each layer's kernels summed, as a function of the step's shape.
+
+Of a data-parallel replica this is one rank's step: its attention and dense layers compute the rank's own tokens, its
+experts those of all ranks (which are taken to be as busy as this one). Of a pipelined replica it is one micro-batch's
+way through all stages; a stage takes its share of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate import work
+from calibrate.attention import Heads, decode_time_s, prefill_time_s
+from calibrate.collectives import all_gather_time_s, all_reduce_time_s, send_time_s
+from calibrate.gemm import gemm_time_s
+from calibrate.moe import Experts, experts_time_s
+from calibrate.precisions import Precision, kv_cache_bytes, on_gpu, precision
+from calibrate.profiles import Profile
+from calibrate.roofline import peak_flops
+from calibrate.step import StepShape, StepTable, StepTimeModel
+from catalogs.errors import InputError
+from catalogs.schema import Replica
+
+FloatArray = NDArray[np.float64]
+TableBuilder = Callable[[Replica, Profile, int, int], StepTable]
+
+
+@dataclass(frozen=True)
+class KernelSums:
+    """The kernels of a replica's step, summed over its layers."""
+
+    replica: Replica
+    profile: Profile
+
+    @cached_property
+    def form(self) -> Precision:
+        """The replica's precision as its GPU runs it."""
+        return on_gpu(self.replica.precision, self.replica.gpu)
+
+    @cached_property
+    def half(self) -> Precision:
+        """16 bit (or wider, if the replica is) as the GPU runs it: what quantization leaves out."""
+        wide = self.form.weight_bytes >= 2.0
+        return self.form if wide else on_gpu("fp16", self.replica.gpu)
+
+    @property
+    def link(self) -> str:
+        """``nvlink`` or ``pcie``."""
+        own = self.replica.interconnect_bytes_per_s
+        nvlink = self.replica.gpu.nvlink_bytes_per_s
+        if own is None:
+            return "nvlink" if nvlink else "pcie"
+        return "nvlink" if nvlink and own > 0.5 * nvlink else "pcie"
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        """One direction, per GPU."""
+        gpu = self.replica.gpu
+        return self.replica.interconnect_bytes_per_s or gpu.nvlink_bytes_per_s or gpu.pcie_bytes_per_s
+
+    def gemm_s(self, gemm: work.Gemm, tokens: FloatArray) -> FloatArray:
+        """One linear layer."""
+        keep_wide = not gemm.quantized or self.form.experts_only
+        form = self.half if keep_wide else self.form
+        if gemm.name == "lm_head" and self.form.embeddings_too:
+            form = self.form
+        fit = self.profile.family("gemm", form.gemm)
+        return gemm_time_s(fit, self.replica.gpu, form, tokens, gemm.n, gemm.k)
+
+    def positionwise_s(self, tokens: FloatArray) -> FloatArray:
+        """All work that depends on the number of tokens alone: GEMMs, norms, experts, exchanges."""
+        model, tp = self.replica.model, self.replica.tensor_parallel_size
+        if model.kind == "vision":
+            return self._vision_s(tokens)
+        gemms = (*work.attention_gemms(model, tp), *work.mlp_gemms(model, tp))
+        layer = np.zeros_like(tokens)
+        for gemm in gemms:
+            layer += gemm.share * gemm.count * self.gemm_s(gemm, tokens)
+        if model.mla is not None:
+            layer += self._mla_up_s(tokens)
+        layer += self._elementwise_s(tokens) + self._experts_s(tokens)
+        layer += 2.0 * self._all_reduce_s(tokens)
+        return model.num_layers * layer + self._ends_s(tokens)
+
+    def _vision_s(self, images: FloatArray) -> FloatArray:
+        """A vision model's batch of images: its published FLOPs and weights as one roofline."""
+        gpu, model, fit = self.replica.gpu, self.replica.model, self.profile.family("gemm", self.form.gemm)
+        compute = images * work.flops_per_token(model) / (fit["eff_flops"] * peak_flops(gpu, self.form.compute))
+        weights = work.replica_weight_bytes(self.replica) / gpu.memory_bandwidth_bytes_per_s
+        return np.asarray(np.maximum(compute, weights / fit["eff_bandwidth"]) + 50 * fit["launch_s"])
+
+    def _mla_up_s(self, tokens: FloatArray) -> FloatArray:
+        """W_UK and W_UV of MLA: absorbed in decode, multiplied in prefill; the same FLOPs a token either way."""
+        tp, mla = self.replica.tensor_parallel_size, self.replica.model.mla
+        assert mla is not None
+        width = work.split(self.replica.model.num_attention_heads, tp) * (mla.qk_nope_head_dim + mla.v_head_dim)
+        return self.gemm_s(work.Gemm("kv_b", width, mla.kv_lora_rank), tokens)
+
+    def _elementwise_s(self, tokens: FloatArray) -> FloatArray:
+        gpu, model = self.replica.gpu, self.replica.model
+        fit = self.profile.family("elementwise")
+        moved = tokens * work.elementwise_bytes_per_token(model, self.replica.tensor_parallel_size)
+        traffic = moved / (fit["eff_bandwidth"] * gpu.memory_bandwidth_bytes_per_s)
+        return np.asarray(traffic + fit["num_kernels"] * fit["launch_s"])
+
+    def _experts_s(self, tokens: FloatArray) -> FloatArray:
+        model, replica = self.replica.model, self.replica
+        if model.moe is None:
+            return np.zeros_like(tokens)
+        ep, tp, dp = replica.expert_parallel_size, replica.tensor_parallel_size, replica.data_parallel_size
+        local = work.split(model.moe.num_experts, ep)
+        inter = work.split(model.moe.expert_intermediate_size, 1 if ep > 1 else tp)
+        experts = Experts(
+            model.moe.num_experts, local, model.moe.num_experts_per_token, model.hidden_size, inter,
+            model.num_mlp_matrices,
+        )  # fmt: skip
+        together = tokens * (dp if ep > 1 else 1)
+        time = experts_time_s(self.profile.family("moe", self.form.gemm), replica.gpu, self.form, experts, together)
+        if ep > 1 and dp > 1:
+            fit = self.profile.family("all_gather", self.link)
+            num_bytes = together * model.hidden_size * 2.0
+            time = time + 2.0 * all_gather_time_s(fit, self.link_bytes_per_s, dp * tp, num_bytes)
+        return time * work.num_moe_layers(model) / model.num_layers
+
+    def _all_reduce_s(self, tokens: FloatArray) -> FloatArray:
+        tp = self.replica.tensor_parallel_size
+        if tp < 2:
+            return np.zeros_like(tokens)
+        num_bytes = tokens * self.replica.model.hidden_size * 2.0
+        return all_reduce_time_s(self.profile.family("all_reduce", self.link), self.link_bytes_per_s, tp, num_bytes)
+
+    def _ends_s(self, tokens: FloatArray) -> FloatArray:
+        """Embedding lookup (and its all-reduce), hand-over between pipeline stages."""
+        replica = self.replica
+        num_bytes = tokens * replica.model.hidden_size * 2.0
+        time = 2.0 * num_bytes / replica.gpu.memory_bandwidth_bytes_per_s + self._all_reduce_s(tokens)
+        if replica.pipeline_parallel_size > 1:
+            fit = self.profile.family("send", self.link)
+            hops = replica.pipeline_parallel_size - 1
+            time = time + hops * send_time_s(fit, self.link_bytes_per_s, num_bytes)
+        return time
+
+    def sampled_s(self, num_sampled: FloatArray) -> FloatArray:
+        """Final norm, lm_head, gathering the logits, sampling (four passes over them in fp32)."""
+        replica, tp = self.replica, self.replica.tensor_parallel_size
+        head = work.lm_head(replica.model, tp)
+        if head is None:
+            return np.zeros_like(num_sampled)
+        logits = num_sampled * replica.model.vocab_size
+        fit = self.profile.family("elementwise")
+        passes = logits * 4.0 * 4.0 / (fit["eff_bandwidth"] * replica.gpu.memory_bandwidth_bytes_per_s)
+        time = self.gemm_s(head, num_sampled) + passes + fit["num_sampling_kernels"] * fit["launch_s"]
+        if tp > 1:
+            gather = self.profile.family("all_gather", self.link)
+            time = time + all_gather_time_s(gather, self.link_bytes_per_s, tp, 2.0 * logits)
+        return np.where(num_sampled > 0, time, 0.0)
+
+    def heads(self, window: int | None, absorbed: bool) -> Heads:
+        """Attention as one GPU runs it; ``absorbed``: MLA reads the latent vector as one KV head (decode)."""
+        model, tp = self.replica.model, self.replica.tensor_parallel_size
+        size = kv_cache_bytes(self.replica.kv_cache_dtype, model.dtype)
+        num_heads, causal = work.split(model.num_attention_heads, tp), model.kind == "decoder"
+        if model.mla is None:
+            kv, width = work.split(model.num_kv_heads, tp), model.head_dim
+            return Heads(num_heads, kv, width, width, 2 * width, size, window, causal)
+        mla = model.mla
+        latent = mla.kv_lora_rank + mla.qk_rope_head_dim
+        if absorbed:
+            return Heads(num_heads, 1, latent, mla.kv_lora_rank, latent, size, window, causal)
+        query = mla.qk_nope_head_dim + mla.qk_rope_head_dim
+        return Heads(num_heads, num_heads, query, mla.v_head_dim, query + mla.v_head_dim, 2.0, window, causal)
+
+    def prefill_s(self, tokens: FloatArray, mean_context: FloatArray) -> FloatArray:
+        """Prefill attention of all layers."""
+        if self.replica.model.kind == "vision":
+            return np.zeros_like(tokens)
+        fit = self.profile.family("prefill_attention", *self._variants())
+        return np.asarray(
+            sum(
+                count * prefill_time_s(fit, self.replica.gpu, self.heads(window, False), tokens, mean_context)
+                for window, count in work.layer_windows(self.replica.model)
+            )
+        )
+
+    def decode_s(self, batch: FloatArray, mean_context: FloatArray) -> FloatArray:
+        """Decode attention of all layers."""
+        if self.replica.model.kind != "decoder":
+            return np.zeros_like(batch)
+        fit = self.profile.family("decode_attention", *self._variants())
+        return np.asarray(
+            sum(
+                count * decode_time_s(fit, self.replica.gpu, self.heads(window, True), batch, mean_context)
+                for window, count in work.layer_windows(self.replica.model)
+            )
+        )
+
+    def _variants(self) -> tuple[str, ...]:
+        kv = "fp8" if kv_cache_bytes(self.replica.kv_cache_dtype, self.replica.model.dtype) == 1.0 else "bf16"
+        return (f"mla-{kv}", kv) if self.replica.model.mla else (kv,)
+
+
+@dataclass(frozen=True)
+class KernelStepModel:
+    """Step time of one replica, asked one shape at a time."""
+
+    kernels: KernelSums
+
+    def step_time_s(self, shape: StepShape) -> float:
+        """Seconds that the step takes; always > 0."""
+        tokens = float(shape.num_prefill_tokens + shape.num_decode)
+        one = np.ones(1)
+        time = self.kernels.positionwise_s(one * tokens) if tokens else np.zeros(1)
+        time = time + self.kernels.sampled_s(one * float(shape.num_sampled))
+        time = time + self.kernels.prefill_s(one * float(shape.num_prefill_tokens), one * shape.prefill_mean_context)
+        time = time + self.kernels.decode_s(one * float(shape.num_decode), one * shape.decode_mean_context)
+        overheads = _overheads(self.kernels)
+        sequences = shape.num_decode + (1 if shape.num_prefill_tokens else 0)
+        total = float(time[0]) + overheads["step_overhead_s"] + overheads["per_sequence_s"] * sequences
+        return max(total, 1e-9)
+
+
+OVERHEAD_KEYS = ("step_overhead_s", "per_sequence_s", "request_overhead_s", "output_overhead_s")
+
+
+def _overheads(kernels: KernelSums) -> dict[str, float]:
+    known = kernels.profile.overheads(kernels.replica.engine.framework)
+    return {key: float(known.get(key, 0.0)) for key in OVERHEAD_KEYS}
+
+
+def step_model(replica: Replica, profile: Profile) -> StepTimeModel:
+    """Answers how long a step of a replica takes, by a profile's kernels.
+
+    Raises:
+        InputError: the GPU cannot run the precision. MissingError: the profile lacks a kernel family.
+    """
+    precision(replica.precision)
+    return KernelStepModel(KernelSums(replica, profile))
+
+
+def _axis(last: float, start: float) -> FloatArray:
+    """0, start, 2 start, ... up to ``last``."""
+    num = max(2, int(np.ceil(np.log2(max(last, 2 * start) / start))) + 1)
+    points = start * 2.0 ** np.arange(num)
+    return np.concatenate([[0.0], points[points < last], [max(last, start)]])
+
+
+def _kernel_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
+    kernels = KernelSums(replica, profile)
+    tokens = np.arange(max_tokens + 1, dtype=np.float64)
+    positionwise = kernels.positionwise_s(np.maximum(tokens, 1.0))
+    reach = float(max(replica.engine.max_model_len or replica.model.max_position_embeddings, 4096))
+    c, n = _axis(max_tokens, 1.0), _axis(max_seqs, 1.0)
+    p, k = _axis(reach, 16.0), _axis(reach, 16.0)
+    prefill = kernels.prefill_s(*np.meshgrid(c, p, indexing="ij"))
+    decode = kernels.decode_s(*np.meshgrid(n, k, indexing="ij"))
+    overheads = _overheads(kernels)
+    return StepTable(
+        decode_tokens_s=positionwise,
+        mixed_tokens_s=positionwise,
+        sampled_s=kernels.sampled_s(np.arange(max_seqs + 1, dtype=np.float64)),
+        prefill_tokens_axis=c,
+        prefill_context_axis=p,
+        num_decode_axis=n,
+        decode_context_axis=k,
+        attention_s=prefill[:, :, None, None] + decode[None, None, :, :],
+        overhead_s=overheads["step_overhead_s"],
+        overhead_per_sequence_s=overheads["per_sequence_s"],
+        request_overhead_s=overheads["request_overhead_s"],
+        output_overhead_s=overheads["output_overhead_s"],
+    )
+
+
+def _llmservingsim_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
+    from calibrate.importers import llmservingsim  # type: ignore[attr-defined, unused-ignore]
+
+    table: StepTable = llmservingsim.step_table(replica, profile, max_tokens, max_seqs)
+    return table
+
+
+TABLE_BUILDERS: dict[str, TableBuilder] = {"kernels": _kernel_table, "llmservingsim": _llmservingsim_table}
+
+
+def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
+    """A replica's step time as arrays, for steps of up to ``max_tokens`` tokens and ``max_seqs`` sequences.
+
+    Raises:
+        InputError: unknown profile kind, or the GPU cannot run the precision. MissingError: a kernel family is missing.
+    """
+    builder = TABLE_BUILDERS.get(profile.kind)
+    if builder is None:
+        raise InputError(f"profile {profile.name} is of unknown kind {profile.kind!r}", remedy="update this program")
+    if replica.model.kind == "vision":
+        replica = replace(replica, kv_cache_dtype="auto")
+    return builder(replica, profile, max_tokens, max_seqs)
