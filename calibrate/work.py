@@ -7,7 +7,7 @@ Counts follow the architecture alone (Vaswani et al. 2017, arXiv 1706.03762; GQA
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,11 +207,12 @@ def expected_experts_hit(num_tokens: Number, num_experts: int, experts_per_token
     """
     if skew == 0.0:
         miss = 1.0 - experts_per_token / num_experts
-        return cast(Number, num_experts * (1.0 - miss**num_tokens))
+        hit: Number = num_experts * (1.0 - miss**num_tokens)
+        return hit
     weight = np.arange(1, num_experts + 1, dtype=np.float64) ** -skew
     pick = np.minimum(1.0, experts_per_token * weight / weight.sum())
     tokens = np.asarray(num_tokens, dtype=np.float64)[..., None]
-    return cast(Number, np.sum(1.0 - (1.0 - pick) ** tokens, axis=-1))
+    return np.asarray(np.sum(1.0 - (1.0 - pick) ** tokens, axis=-1))  # type: ignore[return-value]
 
 
 def attention_flops(model: Model, tokens: float, mean_context: float, tp: int = 1) -> float:
