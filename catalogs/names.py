@@ -15,9 +15,12 @@ def normalise(name: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str], num: int = 3) -> list[str]:
-    """The known names closest to ``name``, best first."""
+    """The known names closest to ``name``, best first; those that begin with it before all others."""
     by_key = {normalise(k): k for k in known}
-    return [by_key[k] for k in difflib.get_close_matches(normalise(name), by_key, n=num, cutoff=0.3)]
+    key = normalise(name)
+    family = [k for k in by_key if len(key) > 2 and k.startswith(key)]
+    close = difflib.get_close_matches(key, by_key, n=num + len(family), cutoff=0.3)
+    return [by_key[k] for k in [*family, *(k for k in close if k not in family)][:num]]
 
 
 def resolve(name: str, known: Iterable[str], kind: str, where: str = "") -> str:

@@ -1,0 +1,392 @@
+"""The catalogues in memory: GPUs, models, instances, prices and engine defaults, each read once, checked whole.
+
+Data lie beside this file as CSV and YAML with units in the column names, ``source`` and ``as_of`` on each row. Prices
+fetched from AWS (``plan prices refresh``) take the place of the catalogue's where they are newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import cast
+
+from catalogs.errors import InputError
+from catalogs.names import nearest, normalise, resolve
+from catalogs.schema import Engine, Gpu, Instance, Mla, Model, ModelKind, Moe, Price, Purchase
+from catalogs.tables import Row, read_table, scaled
+from catalogs.units import GB, GBIT_BYTES, GIB, MIB, TERA
+
+DATA = Path(__file__).parent
+PEAK_COLUMNS = {
+    "fp32": "fp32_tflops", "tf32": "tf32_tflops", "fp16": "fp16_tflops", "bf16": "bf16_tflops",
+    "fp8": "fp8_tflops", "int8": "int8_tops", "int4": "int4_tops", "fp4": "fp4_tflops",
+}  # fmt: skip
+PURCHASES: tuple[str, ...] = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
+CONFIDENCES = ("high", "medium", "low")
+ANY_REGION = "any"  # a seller with one price everywhere
+
+
+@cache
+def _gpu_rows() -> tuple[tuple[Gpu, tuple[str, ...]], ...]:
+    return tuple(read_table(DATA / "gpus.csv", _gpu, lambda pair: pair[0].name))
+
+
+@cache
+def gpus() -> Mapping[str, Gpu]:
+    """Every GPU by name, in the order of the file.
+
+    Raises:
+        InputError: a row is bad.
+    """
+    return MappingProxyType({gpu.name: gpu for gpu, _ in _gpu_rows()})
+
+
+@cache
+def models() -> Mapping[str, Model]:
+    """Every model by name, in the order of the file.
+
+    Raises:
+        InputError: a row is bad.
+    """
+    return MappingProxyType({m.name: m for m in read_table(DATA / "models.csv", _model, lambda m: m.name)})
+
+
+@cache
+def instances() -> Mapping[str, Instance]:
+    """Every instance that is for sale, by name, in the order of the file.
+
+    Raises:
+        InputError: a row is bad, or names a GPU that is not in ``gpus.csv``.
+    """
+    rows = read_table(DATA / "instances.csv", _instance, lambda i: i.name)
+    unknown = [f"{i.name} ({i.gpu})" for i in rows if i.gpu not in gpus()]
+    if unknown:
+        raise InputError(f"instances with an unknown GPU: {', '.join(unknown)}", where=str(DATA / "instances.csv"))
+    return MappingProxyType({i.name: i for i in rows})
+
+
+@cache
+def catalogue_prices() -> tuple[Price, ...]:
+    """The prices that come with the project, one for each instance, region and purchase form.
+
+    Raises:
+        InputError: a row is bad, or names an instance that is not in ``instances.csv``.
+    """
+    rows = read_table(DATA / "prices.csv", _price, lambda p: (p.instance, p.region, p.purchase))
+    unknown = sorted({p.instance for p in rows if p.instance not in instances()})
+    if unknown:
+        raise InputError(f"prices of unknown instances: {', '.join(unknown)}", where=str(DATA / "prices.csv"))
+    return tuple(rows)
+
+
+@cache
+def prices() -> tuple[Price, ...]:
+    """The best known prices, one for each instance, region and purchase form.
+
+    A combination that is absent is not known; it is never guessed.
+    """
+    return catalogue_prices()
+
+
+def find_gpu(name: str, where: str = "") -> Gpu:
+    """The GPU that ``name`` means; case, spaces and punctuation do not count, and vendors' long names are known.
+
+    Raises:
+        InputError: no GPU has this name; the message gives the nearest.
+    """
+    known = gpus()
+    alias = _gpu_aliases().get(normalise(name))
+    return known[alias or resolve(name, known, "GPU", where)]
+
+
+def find_model(name_or_path: str, where: str = "") -> Model:
+    """The model that is meant: a catalogue name, a Hugging Face id, or a path to a ``config.json`` or its folder.
+
+    Raises:
+        InputError: no model has this name (the message gives the nearest), or the config cannot be used.
+    """
+    path = Path(name_or_path).expanduser()
+    is_folder = path.is_dir() and (path / "config.json").is_file()
+    if name_or_path.endswith(".json") or is_folder:
+        from catalogs.hf_config import read_config
+
+        return read_config(path / "config.json" if is_folder else path)
+    by_key = _model_keys()
+    for key in _model_spellings(name_or_path):
+        if key in by_key:
+            return models()[by_key[key]]
+    close = nearest(name_or_path.rsplit("/", 1)[-1], models())
+    raise InputError(
+        f"unknown model {name_or_path!r}",
+        where=where,
+        why="a model's size and shape decide everything else",
+        remedy=f"did you mean {' or '.join(close)}? or give the path of a Hugging Face config.json"
+        if close
+        else "`plan catalog models` lists what is known; or give the path of a Hugging Face config.json",
+    )
+
+
+def find_instance(name: str, where: str = "") -> Instance:
+    """The instance that ``name`` means.
+
+    Raises:
+        InputError: no instance has this name; the message gives the nearest.
+    """
+    return instances()[resolve(name, instances(), "instance type", where)]
+
+
+@cache
+def regions() -> tuple[str, ...]:
+    """Every region with at least one price, sorted; ``any`` left out."""
+    return tuple(sorted({p.region for p in prices()} - {ANY_REGION}))
+
+
+def find_region(name: str, where: str = "") -> str:
+    """The region that ``name`` means.
+
+    Raises:
+        InputError: no price is known there; the message gives the nearest.
+    """
+    return resolve(name, regions(), "region", where)
+
+
+@cache
+def _price_index() -> Mapping[tuple[str, str, str], Price]:
+    return {(p.instance, p.region, p.purchase): p for p in prices()}
+
+
+def price_of(instance: str, region: str, purchase: str) -> Price | None:
+    """The best known price; a seller with one price everywhere counts in each region; ``None`` when not known."""
+    index = _price_index()
+    return index.get((instance, region, purchase)) or index.get((instance, ANY_REGION, purchase))
+
+
+def forget() -> None:
+    """Read every table afresh at the next call (after a refresh of prices, or in tests)."""
+    for cached in (_gpu_rows, gpus, models, instances, catalogue_prices, prices, regions, _price_index, _engines):
+        cached.cache_clear()
+    _gpu_aliases.cache_clear()
+    _model_keys.cache_clear()
+
+
+# Engines
+
+
+@cache
+def _engines() -> Mapping[str, Mapping[str, object]]:
+    import yaml
+
+    with (DATA / "engines.yaml").open(encoding="utf-8") as file:
+        return cast(Mapping[str, Mapping[str, object]], yaml.safe_load(file))
+
+
+def frameworks() -> tuple[str, ...]:
+    """The serving frameworks that are known."""
+    return tuple(_engines())
+
+
+def engine_defaults(framework: str, gpu: Gpu | None = None, where: str = "") -> Mapping[str, object]:
+    """A framework's own defaults under vLLM's names, for one GPU where they depend on it.
+
+    Returns:
+        ``max_num_seqs``, ``max_num_batched_tokens``, ``max_model_len``, ``block_size``, ``gpu_memory_utilization``,
+        ``enable_prefix_caching``, ``enable_chunked_prefill``, ``version``, ``source``, ``as_of``, ``notes``; ``None``
+        where the value follows from the model.
+
+    Raises:
+        InputError: the framework is not known.
+    """
+    entry = _engines()[resolve(framework, _engines(), "framework", where)]
+    merged = dict(cast(Mapping[str, object], entry["defaults"]))
+    if gpu is not None:
+        for tier in cast(list[dict[str, object]], entry["tiers"]):
+            if _tier_holds(tier, gpu):
+                merged |= {k: v for k, v in tier.items() if k in merged}
+                break
+    return merged | {k: entry.get(k, "") for k in ("version", "source", "as_of", "notes")}
+
+
+def _tier_holds(tier: Mapping[str, object], gpu: Gpu) -> bool:
+    memory_gib = gpu.memory_bytes / GIB
+    below, start, excluded = tier.get("memory_gib_below"), tier.get("memory_gib_from"), tier.get("not_gpu")
+    if isinstance(below, (int, float)) and memory_gib >= below:
+        return False
+    if isinstance(start, (int, float)) and memory_gib < start:
+        return False
+    return not (isinstance(excluded, str) and gpu.name.startswith(excluded))
+
+
+def resolve_engine(engine: Engine, model: Model, gpu: Gpu) -> Engine:
+    """The engine with every ``None`` filled by its framework's default; ``num_gpu_blocks`` stays for the memory model.
+
+    As vLLM does: a batch never holds more tokens than ``max_num_seqs`` x ``max_model_len``, and never more sequences
+    than tokens.
+
+    Raises:
+        InputError: the framework is not known.
+    """
+    framework = resolve(engine.framework, _engines(), "framework", "framework")
+    defaults = engine_defaults(framework, gpu)
+
+    def pick(name: str) -> object:
+        own = getattr(engine, name)
+        return defaults[name] if own is None else own
+
+    max_model_len = int(cast(int, pick("max_model_len") or model.max_position_embeddings or 1))
+    max_num_seqs = int(cast(int, pick("max_num_seqs")))
+    tokens = pick("max_num_batched_tokens")
+    most = max_num_seqs * max_model_len
+    max_num_batched_tokens = most if tokens is None else int(cast(int, tokens))
+    if engine.max_num_batched_tokens is None:
+        max_num_batched_tokens = min(max_num_batched_tokens, most)
+    if engine.max_num_seqs is None:
+        max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
+    return replace(
+        engine,
+        framework=framework,
+        version=str(pick("version")),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+        block_size=int(cast(int, pick("block_size"))),
+        gpu_memory_utilization=float(cast(float, pick("gpu_memory_utilization"))),
+        enable_prefix_caching=bool(pick("enable_prefix_caching")),
+        enable_chunked_prefill=bool(pick("enable_chunked_prefill")),
+    )
+
+
+# Rows to nouns
+
+
+def _gpu(row: Row) -> tuple[Gpu, tuple[str, ...]]:
+    peaks = {dtype: row.optional_number(column, minimum=0.1) for dtype, column in PEAK_COLUMNS.items()}
+    gpu = Gpu(
+        name=row.text("name"),
+        architecture=row.text("architecture"),
+        compute_capability=row.number("compute_capability", minimum=1),
+        num_sms=row.whole("num_sms", minimum=1),
+        peak_flops=MappingProxyType({dtype: peak * TERA for dtype, peak in peaks.items() if peak is not None}),
+        memory_bytes=row.number("memory_gib", minimum=1) * GIB,
+        memory_bandwidth_bytes_per_s=row.number("memory_bandwidth_gb_per_s", minimum=1) * GB,
+        l2_bytes=row.number("l2_mib", minimum=0.1) * MIB,
+        nvlink_bytes_per_s=scaled(row.optional_number("nvlink_gb_per_s_one_direction", minimum=1), GB),
+        pcie_bytes_per_s=row.number("pcie_gb_per_s_one_direction", minimum=1) * GB,
+        tdp_w=row.number("tdp_w", minimum=1),
+        source=row.text("source"),
+        as_of=row.day("as_of"),
+        confidence=row.text("confidence", allowed=CONFIDENCES),
+        notes=row.text("notes", required=False),
+    )
+    return gpu, tuple(a for a in row.text("aliases", required=False).split(";") if a)
+
+
+def _model(row: Row) -> Model:
+    kind = cast(ModelKind, row.text("kind", allowed=("decoder", "encoder", "vision")))
+    moe = None
+    if row.optional_whole("num_experts"):
+        moe = Moe(
+            row.whole("num_experts", minimum=1),
+            row.whole("num_experts_per_token", minimum=1),
+            row.whole("expert_intermediate_size", minimum=1),
+            row.whole("num_shared_experts"),
+            row.whole("shared_intermediate_size"),
+            row.whole("num_dense_layers"),
+        )
+    mla = None
+    if row.optional_whole("kv_lora_rank"):
+        mla = Mla(
+            row.whole("kv_lora_rank"),
+            row.optional_whole("q_lora_rank"),
+            row.whole("qk_nope_head_dim"),
+            row.whole("qk_rope_head_dim"),
+            row.whole("v_head_dim"),
+        )
+    least = 0 if kind == "vision" else 1
+    return Model(
+        name=row.text("name"),
+        kind=kind,
+        num_layers=row.whole("num_layers", minimum=1),
+        hidden_size=row.whole("hidden_size", minimum=1),
+        num_attention_heads=row.whole("num_attention_heads", minimum=least),
+        num_kv_heads=row.whole("num_kv_heads", minimum=least),
+        head_dim=row.whole("head_dim", minimum=least),
+        intermediate_size=row.whole("intermediate_size", minimum=least),
+        vocab_size=row.whole("vocab_size", minimum=least),
+        max_position_embeddings=row.whole("max_position_embeddings", minimum=least),
+        dtype=row.text("dtype", allowed=("fp32", "fp16", "bf16")),
+        tie_word_embeddings=row.flag("tie_word_embeddings"),
+        num_mlp_matrices=row.whole("num_mlp_matrices"),
+        qkv_bias=row.flag("qkv_bias"),
+        sliding_window=row.optional_whole("sliding_window"),
+        num_sliding_layers=row.optional_whole("num_sliding_layers") or 0,
+        moe=moe,
+        mla=mla,
+        num_parameters=scaled(row.optional_number("num_parameters_billion", minimum=1e-6), 1e9),
+        flops_per_item=scaled(row.optional_number("gflops_per_item", minimum=1e-6), 1e9),
+        quantization=row.text("quantization", required=False) or None,
+        hf_ids=tuple(i for i in row.text("hf_ids", required=False).split(";") if i),
+        source=row.text("source"),
+        as_of=row.day("as_of"),
+    )
+
+
+def _instance(row: Row) -> Instance:
+    return Instance(
+        name=row.text("name"),
+        cloud=row.text("cloud"),
+        gpu=row.text("gpu"),
+        num_gpus=row.whole("num_gpus", minimum=1),
+        gpu_fraction=row.number("gpu_fraction", minimum=0.01, maximum=1),
+        num_vcpus=row.optional_whole("num_vcpus"),
+        memory_bytes=scaled(row.optional_number("memory_gib"), GIB),
+        network_bytes_per_s=scaled(row.optional_number("network_gbit_per_s"), GBIT_BYTES),
+        local_nvme_bytes=scaled(row.optional_number("local_nvme_gb"), GB),
+        interconnect=row.text("interconnect", allowed=("nvlink", "nvswitch", "pcie", "none")),
+        interconnect_bytes_per_s=scaled(row.optional_number("interconnect_gb_per_s_one_direction", minimum=0.1), GB),
+        source=row.text("source"),
+        as_of=row.day("as_of"),
+        notes=row.text("notes", required=False),
+    )
+
+
+def _price(row: Row) -> Price:
+    return Price(
+        instance=row.text("instance"),
+        region=row.text("region"),
+        purchase=cast(Purchase, row.text("purchase", allowed=PURCHASES)),
+        usd_per_hour=row.number("usd_per_hour", minimum=1e-6),
+        source=row.text("source"),
+        as_of=row.day("as_of"),
+        confidence=row.text("confidence", allowed=CONFIDENCES),
+        notes=row.text("notes", required=False),
+    )
+
+
+# Other spellings
+
+
+@cache
+def _gpu_aliases() -> Mapping[str, str]:
+    return {normalise(alias): gpu.name for gpu, aliases in _gpu_rows() for alias in aliases}
+
+
+@cache
+def _model_keys() -> Mapping[str, str]:
+    keys: dict[str, str] = {}
+    for name, model in models().items():
+        for hf_id in model.hf_ids:
+            for spelling in (hf_id, hf_id.rsplit("/", 1)[-1]):
+                keys.setdefault(normalise(spelling), name)
+    return keys | {normalise(name): name for name in models()}
+
+
+def _model_spellings(name: str) -> list[str]:
+    """The name; without its organisation; without its tuning suffix, as in ``-Instruct``, ``-chat`` or ``-it``."""
+    import re
+
+    plain = name.strip().rsplit("/", 1)[-1]
+    bare = re.sub(r"([-_](instruct|chat|it|hf|base|pt))+$", "", plain, flags=re.IGNORECASE)
+    return [normalise(n) for n in (name, plain, bare)]
