@@ -11,14 +11,47 @@ from catalogs.schema import Engine
 from catalogs.tables import first_day
 from catalogs.units import GIB, TERA
 
-CONTRACT_GPUS = (
-    "T4 V100 A10G A10 L4 L40S A100-40GB A100-80GB A100-80GB-PCIe H100-PCIe H100-SXM H200 B200 B300 RTX4090 RTX-PRO-6000"
-).split()
-CONTRACT_MODELS = (
-    "llama-2-7b llama-2-70b llama-3.1-8b llama-3.1-70b llama-3.1-405b llama-3.3-70b qwen2.5-7b qwen3-8b qwen3-14b "
-    "qwen3-32b qwen3-30b-a3b mistral-7b mixtral-8x7b mixtral-8x22b gemma-3-27b phi-4 deepseek-v3 gpt-oss-20b "
-    "gpt-oss-120b bert-large resnet50"
-).split()
+CONTRACT_GPUS = [
+    "T4",
+    "V100",
+    "A10G",
+    "A10",
+    "L4",
+    "L40S",
+    "A100-40GB",
+    "A100-80GB",
+    "A100-80GB-PCIe",
+    "H100-PCIe",
+    "H100-SXM",
+    "H200",
+    "B200",
+    "B300",
+    "RTX4090",
+    "RTX-PRO-6000",
+]
+CONTRACT_MODELS = [
+    "llama-2-7b",
+    "llama-2-70b",
+    "llama-3.1-8b",
+    "llama-3.1-70b",
+    "llama-3.1-405b",
+    "llama-3.3-70b",
+    "qwen2.5-7b",
+    "qwen3-8b",
+    "qwen3-14b",
+    "qwen3-32b",
+    "qwen3-30b-a3b",
+    "mistral-7b",
+    "mixtral-8x7b",
+    "mixtral-8x22b",
+    "gemma-3-27b",
+    "phi-4",
+    "deepseek-v3",
+    "gpt-oss-20b",
+    "gpt-oss-120b",
+    "bert-large",
+    "resnet50",
+]
 
 
 def test_every_name_of_the_contract_is_known() -> None:
