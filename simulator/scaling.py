@@ -88,6 +88,7 @@ def _replay(
     num, start = len(arrival_s), float(arrival_s[0])
     mean_gap = (arrival_s[-1] - start) / max(1, num - 1)
     ends = np.append(arrival_s, arrival_s[-1] + mean_gap)  # a block lasts until the next one's first arrival
+    all_gaps = np.diff(ends)
     all_rows, all_times, all_copies, carry = [], [], [], 0.5
     for first, last in itertools.pairwise(edges):
         span = ends[last] - arrival_s[first]
@@ -99,7 +100,7 @@ def _replay(
             continue
         place = np.arange(count)
         rows = first + place % (last - first)
-        gaps = (ends[1:] - arrival_s)[rows]
+        gaps = all_gaps[rows]
         part = count % (last - first)
         if part and rank is not None:
             rows[-part:] = first + np.sort(np.argsort(rank[first:last], kind="stable")[:part])
