@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,13 @@ def lengths_of(spec: dict[str, Any], num: int = 50_000) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("spec", "cv"),
-    [({"process": "poisson"}, 1), ({"process": "gamma", "cv": 3}, 3), ({"process": "gamma", "cv": 0.3}, 0.3), ({"process": "constant"}, 0)],
-)  # fmt: skip
+    [
+        ({"process": "poisson"}, 1),
+        ({"process": "gamma", "cv": 3}, 3),
+        ({"process": "gamma", "cv": 0.3}, 0.3),
+        ({"process": "constant"}, 0),
+    ],
+)
 def test_renewal_processes_have_their_rate_and_cv(spec: dict[str, Any], cv: float) -> None:
     gaps = np.diff(times(**spec, rate_rps=20, num_requests=100_000))
     assert 1 / gaps.mean() == pytest.approx(20, rel=0.03)
@@ -96,7 +102,7 @@ def test_turns_of_a_conversation_share_all_that_was_said_before() -> None:
     turns = np.flatnonzero(requests.session == longest)
     assert requests.input_tokens[turns].tolist() == [100 + 120 * i for i in range(len(turns))]
     blocks = [requests.hash_ids[requests.hash_offsets[t] : requests.hash_offsets[t + 1]] for t in turns]
-    for earlier, later in zip(blocks[:-1], blocks[1:], strict=True):
+    for earlier, later in itertools.pairwise(blocks):
         assert later[: len(earlier)].tolist() == earlier.tolist()
     others = np.setdiff1d(requests.hash_ids, np.concatenate(blocks))
     assert len(others) + len(np.unique(np.concatenate(blocks))) == len(np.unique(requests.hash_ids))
