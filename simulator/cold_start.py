@@ -21,7 +21,7 @@ from catalogs.units import GB
 
 PARTS = ("instance_boot", "image_pull", "weight_load", "engine_start", "engine_warm_up", "graph_capture")
 MACHINE_PARTS = ("instance_boot", "image_pull")  # what a stopped machine in a warm pool has behind it
-IMAGE_BYTES = 8.0 * GB  # 20.2 GB for image and 8B weights in bf16 (BentoML), less files that need not be unpacked
+IMAGE_BYTES = 12.6 * GB  # vllm/vllm-openai:latest (github.com/vllm-project/vllm issue 27154, 2025-10-18)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LogNormal:
 @cache
 def measured(part: str) -> LogNormal:
     """The distribution of the published measurements of one part (seconds, or bytes a second)."""
-    with resources.files("catalogs").joinpath("boot_times.csv").open(encoding="utf-8", newline="") as file:
+    with resources.files("catalogs").joinpath("boot_times.csv").open(encoding="utf-8") as file:
         logs = np.array([math.log(float(r["value"])) for r in csv.DictReader(file) if r["part"] == part])
     return LogNormal(float(np.exp(logs.mean())), float(logs.std(ddof=1)) if len(logs) > 1 else 0.0)
 

@@ -56,7 +56,7 @@ class Availability:
     @property
     def end_s(self) -> float:
         """Where the path ends."""
-        return self.start_s + self.step_s * self.up.shape[1]
+        return self.start_s + self.step_s * int(self.up.shape[1])
 
     def is_up(self, zone: int, time_s: float) -> bool:
         """Whether a zone gives instances at an instant (the ends hold beyond the path)."""
@@ -71,7 +71,7 @@ class Availability:
 
 
 def _rows(name: str) -> list[dict[str, str]]:
-    with resources.files("catalogs").joinpath(name).open(encoding="utf-8", newline="") as file:
+    with resources.files("catalogs").joinpath(name).open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -100,7 +100,7 @@ def find_zones(names: Sequence[str], where: str = "") -> tuple[Zone, ...]:
             why="spot replicas would have nowhere to run",
             remedy=f"name zones or regions, e.g. {catalogue_zones()[0].region}",
         )
-    known = {z.name: (z,) for z in catalogue_zones()}
+    known: dict[str, tuple[Zone, ...]] = {z.name: (z,) for z in catalogue_zones()}
     for zone in catalogue_zones():
         known[zone.region] = tuple(z for z in catalogue_zones() if z.region == zone.region)
     found: dict[str, Zone] = {}

@@ -81,7 +81,8 @@ def _read_json(file: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.f
             where=str(file),
             remedy='{"metadata": {"gap_seconds": 195}, "data": [0, 1, ...]}',
         ) from None
-    return [file.stem.split("_")[0]], gap * np.arange(len(data)), data.reshape(-1, 1)
+    times: NDArray[np.float64] = gap * np.arange(len(data), dtype=float)
+    return [file.stem.split("_")[0]], times, data.reshape(-1, 1)
 
 
 def _read_csv(file: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
