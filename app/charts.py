@@ -27,7 +27,7 @@ Kind = Literal["line", "step", "area", "points", "bar"]
 
 @dataclass(frozen=True)
 class Series:
-    """One named set of points; ``area`` series stack in their order; bars stand at 1, 2, 3... under their ``labels``."""
+    """One named set of points; ``area`` series stack in their order; bars stand at 1, 2, 3... under ``labels``."""
 
     name: str
     x: Sequence[float]
