@@ -246,3 +246,14 @@ def _described(pieces: Iterable[Piece], class_names: Sequence[str]) -> dict[str,
     for piece in pieces:
         description.add(piece)
     return description.document(class_names)
+
+
+def arrivals_per_window(requests: Requests, num_windows: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The arrival rate over a workload's length.
+
+    Returns:
+        (num_windows,) starts of the windows in seconds, (num_windows,) requests per second in each.
+    """
+    end_s = float(requests.arrival_s[-1]) if len(requests) else 0.0
+    counts, edges = np.histogram(requests.arrival_s, bins=num_windows, range=(0.0, max(end_s, 1e-9)))
+    return edges[:-1], counts / np.diff(edges)

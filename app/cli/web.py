@@ -1,0 +1,59 @@
+"""`plan web`: serve the web app."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from catalogs.errors import InputError, MissingError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MAX_UPLOAD_MB = 200
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on.")
+@click.option("--port", default=8501, show_default=True, type=click.IntRange(1, 65535), help="Port to serve on.")
+def web(host: str, port: int) -> None:
+    """Serve the web app, on this machine alone unless --host says otherwise.
+
+    Elsewhere than on loopback a password is demanded: set it in PLAN_WEB_PASSWORD.
+
+    \b
+    Example:
+      plan web --port 8600
+    """
+    if importlib.util.find_spec("streamlit") is None or importlib.util.find_spec("plotly") is None:
+        raise MissingError("the web app's packages are not installed", remedy="pip install 'gpu-capacity-planner[web]'")
+    if host not in LOOPBACK:
+        if not os.environ.get("PLAN_WEB_PASSWORD"):
+            raise InputError(
+                f"{host} is reachable from other machines and no password is set", where="--host",
+                why="whoever reaches the app sees your traces, bills and plans",
+                remedy="export PLAN_WEB_PASSWORD=..., or leave --host out",
+            )  # fmt: skip
+        click.echo(
+            f"warning: serving on {host}: the password travels unencrypted; put TLS in front (a reverse proxy)",
+            err=True,
+        )
+    click.echo(f"the app: http://{'127.0.0.1' if host in LOOPBACK else host}:{port}", err=True)
+    script = Path(__file__).resolve().parent.parent / "web" / "main.py"
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(script), *server_flags(host, port)])
+
+
+def server_flags(host: str, port: int) -> list[str]:
+    """Streamlit's settings: no telemetry, no browser opened, bounded uploads, the theme of the app."""
+    from app.charts import PALETTE
+
+    settings: dict[str, object] = {
+        "server.address": host, "server.port": port, "server.headless": "true",
+        "server.maxUploadSize": MAX_UPLOAD_MB, "server.fileWatcherType": "none", "browser.gatherUsageStats": "false",
+        "client.toolbarMode": "minimal", "client.showErrorDetails": "none",
+        "theme.light.primaryColor": PALETTE[0], "theme.dark.primaryColor": PALETTE[4],
+        "theme.font": "sans-serif",
+    }  # fmt: skip
+    return [f"--{key}={value}" for key, value in settings.items()]

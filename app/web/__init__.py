@@ -1,0 +1,1 @@
+"""The web app: thin Streamlit pages over the packages; every number on them comes from there."""

@@ -1,0 +1,85 @@
+"""Long work outside the script thread: it survives a page change, shows its progress and can be cancelled."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+Progress = Callable[[str, float], None]
+KEEP_FINISHED_S = 3600.0
+
+
+class Cancelled(Exception):
+    """The visitor stopped the job."""
+
+
+@dataclass
+class Job:
+    """One piece of work of one visitor."""
+
+    job_id: str
+    title: str
+    future: Future[Any] | None = None
+    text: str = "waiting for its turn"
+    share: float = 0.0
+    started_at_s: float = field(default_factory=time.monotonic)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def done(self) -> bool:
+        """Whether it ended: well, badly or cancelled."""
+        return self.future is not None and self.future.done()
+
+    def cancel(self) -> None:
+        """Ask it to stop; it does at its next progress report."""
+        self._stop.set()
+        if self.future is not None:
+            self.future.cancel()
+
+    def report(self, text: str, share: float) -> None:
+        """What the work calls: what is being done and the share done.
+
+        Raises:
+            Cancelled: the visitor stopped the job.
+        """
+        if self._stop.is_set():
+            raise Cancelled
+        self.text, self.share = text, min(1.0, max(0.0, share))
+
+
+class Jobs:
+    """The jobs of all visitors, each found by its own unguessable id; two run at a time."""
+
+    def __init__(self, max_workers: int = 2) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=max_workers, thread_name_prefix="job")
+        self._jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()
+
+    def start(self, title: str, work: Callable[[Progress], Any]) -> Job:
+        """Begin ``work(progress)``; its result or exception is in ``job.future``."""
+        job = Job(uuid.uuid4().hex, title)
+        with self._lock:
+            self._forget_old()
+            self._jobs[job.job_id] = job
+        job.future = self._pool.submit(_run, job, work)
+        return job
+
+    def find(self, job_id: str | None) -> Job | None:
+        """The job of this id, while it is kept."""
+        with self._lock:
+            return self._jobs.get(job_id or "")
+
+    def _forget_old(self) -> None:
+        now = time.monotonic()
+        for job_id in [j.job_id for j in self._jobs.values() if j.done and now - j.started_at_s > KEEP_FINISHED_S]:
+            del self._jobs[job_id]
+
+
+def _run(job: Job, work: Callable[[Progress], Any]) -> Any:
+    job.report("starting", 0.0)
+    return work(job.report)

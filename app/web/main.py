@@ -1,0 +1,48 @@
+"""The app's entry: the door (a password where one is set), then the pages."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from pathlib import Path
+
+import streamlit as st
+
+PAGES = Path(__file__).resolve().parent / "pages"
+# file, title, icon; the order is the order of the menu
+MENU: tuple[tuple[str, str, str], ...] = (
+    ("start", "Start", ":material/home:"),
+    ("workload", "Workload", ":material/show_chart:"),
+    ("recommend", "Recommend", ":material/shopping_cart:"),
+    ("simulate", "Simulate", ":material/timer:"),
+    ("spend", "Spend and commitments", ":material/payments:"),
+    ("calibration", "Calibration", ":material/tune:"),
+    ("advise", "Advise", ":material/stairs:"),
+    ("runs", "Runs and compare", ":material/history:"),
+    ("export", "Export and reports", ":material/ios_share:"),
+)
+
+
+def door() -> bool:
+    """Whether the visitor may enter: always on loopback, else with the password of PLAN_WEB_PASSWORD."""
+    wanted = os.environ.get("PLAN_WEB_PASSWORD")
+    if not wanted or st.session_state.get("entered"):
+        return True
+    st.title("GPU capacity planner")
+    given = st.text_input("Password", type="password")
+    if given and hmac.compare_digest(given.encode(), wanted.encode()):
+        st.session_state["entered"] = True
+        st.rerun()
+    elif given:
+        st.error("That is not the password.")
+    return False
+
+
+st.set_page_config(page_title="GPU capacity planner", page_icon=":material/dns:", layout="wide")
+if door():
+    pages = [
+        st.Page(PAGES / f"{file}.py", title=title, icon=icon, url_path=file, default=file == "start")
+        for file, title, icon in MENU
+        if (PAGES / f"{file}.py").exists()
+    ]
+    st.navigation(pages).run()

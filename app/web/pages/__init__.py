@@ -1,0 +1,1 @@
+"""The pages, a file each; `app.web.main` lists them."""

@@ -1,0 +1,124 @@
+"""What every page has: the equivalent command, downloads, errors in words, a job's progress."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from app.charts import Limit, Series
+from app.web.jobs import Cancelled, Job, Jobs
+from app.web.style import figure
+from catalogs.errors import PlanError
+
+
+@st.cache_resource
+def jobs() -> Jobs:
+    """The jobs of this server."""
+    return Jobs()
+
+
+def heading(title: str, lead: str) -> None:
+    """A page's title and the sentence that says what it is for."""
+    st.title(title)
+    st.caption(lead)
+
+
+def command(text: str) -> None:
+    """The `plan` command that gives the same result."""
+    with st.expander("The same as a command"):
+        st.code(text, language="bash")
+
+
+def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str) -> None:
+    """A table with its download; names come from users, so nothing in it is read as HTML or a formula."""
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    st.dataframe(frame, hide_index=True, width="stretch")
+    out = io.StringIO()
+    frame.map(_no_formula).to_csv(out, index=False)
+    st.download_button(f"Download {name}.csv", out.getvalue(), f"{name}.csv", "text/csv", key=f"download-{name}")
+
+
+def chart(
+    name: str, alternative: str, series: Sequence[Series], x_label: str, y_label: str, *, log_x: bool = False,
+    log_y: bool = False, limits: Sequence[Limit] = (),
+) -> None:  # fmt: skip
+    """A chart, its text alternative and the download of its points."""
+    st.plotly_chart(
+        figure(series, x_label, y_label, log_x=log_x, log_y=log_y, limits=limits), width="stretch", key=f"chart-{name}"
+    )
+    st.caption(alternative)
+    frames = [pd.DataFrame({"series": s.name, x_label: list(s.x), y_label: list(s.y)}) for s in series]
+    points = pd.concat(frames) if frames else pd.DataFrame(columns=["series", x_label, y_label])
+    st.download_button(
+        "Download the points (CSV)", points.to_csv(index=False), f"{name}.csv", "text/csv", key=f"points-{name}"
+    )
+
+
+def error(problem: BaseException) -> None:
+    """An error in words: what, where, why and what would work."""
+    if isinstance(problem, PlanError):
+        where = f"**{_plain(problem.where)}**: " if problem.where else ""
+        lines = [where + _plain(problem.what)]
+        lines += [f"Why it matters: {_plain(problem.why)}"] if problem.why else []
+        lines += [f"Try: {_plain(problem.remedy)}"] if problem.remedy else []
+        st.error("\n\n".join(lines))
+    else:
+        st.error(f"A fault of ours: {type(problem).__name__}. The server's log has the details.")
+
+
+def begin(slot: str, title: str, work: Any) -> None:
+    """Start a job of this visitor under a name; an earlier one of that name is cancelled."""
+    before = jobs().find(st.session_state.get(f"job-{slot}"))
+    if before is not None and not before.done:
+        before.cancel()
+    st.session_state[f"job-{slot}"] = jobs().start(title, work).job_id
+
+
+def outcome(slot: str) -> Any | None:
+    """The result of the visitor's job of this name; None while there is none. Progress and errors are shown."""
+    job = jobs().find(st.session_state.get(f"job-{slot}"))
+    if job is None:
+        return None
+    if not job.done:
+        _progress(job, slot)
+        return None
+    assert job.future is not None
+    if job.future.cancelled():
+        st.info("Stopped. Nothing was kept.")
+        return None
+    problem = job.future.exception()
+    if isinstance(problem, Cancelled):
+        st.info("Stopped. Nothing was kept.")
+        return None
+    if problem is not None:
+        error(problem)
+        return None
+    return job.future.result()
+
+
+def _progress(job: Job, slot: str) -> None:
+    @st.fragment(run_every=0.4)
+    def watch() -> None:
+        if job.done:
+            st.rerun()
+        st.progress(job.share, text=f"{job.title}: {job.text}")
+        if st.button("Stop", key=f"stop-{slot}"):
+            job.cancel()
+
+    watch()
+
+
+def _plain(text: str) -> str:
+    """Text as it is: Markdown's signs lose their meaning."""
+    for sign in "\\`*_{}[]<>#|~$:":
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
+def _no_formula(value: object) -> object:
+    """A cell that a spreadsheet would run as a formula gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "@", "-", "\t") else value
