@@ -14,7 +14,7 @@ Progress = Callable[[str, float], None]
 KEEP_FINISHED_S = 3600.0
 
 
-class Cancelled(Exception):
+class CancelledError(Exception):
     """The visitor stopped the job."""
 
 
@@ -45,10 +45,10 @@ class Job:
         """What the work calls: what is being done and the share done.
 
         Raises:
-            Cancelled: the visitor stopped the job.
+            CancelledError: the visitor stopped the job.
         """
         if self._stop.is_set():
-            raise Cancelled
+            raise CancelledError
         self.text, self.share = text, min(1.0, max(0.0, share))
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from app.charts import Limit, Series
-from app.web.jobs import Cancelled, Job, Jobs
+from app.web.jobs import CancelledError, Job, Jobs
 from app.web.style import figure
 from catalogs.errors import PlanError
 
@@ -91,7 +91,7 @@ def outcome(slot: str) -> Any | None:
         st.info("Stopped. Nothing was kept.")
         return None
     problem = job.future.exception()
-    if isinstance(problem, Cancelled):
+    if isinstance(problem, CancelledError):
         st.info("Stopped. Nothing was kept.")
         return None
     if problem is not None:

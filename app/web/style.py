@@ -44,9 +44,13 @@ def figure(
             annotation_position="top left",
         )  # fmt: skip
     found.update_layout(
-        margin={"l": 10, "r": 10, "t": 10, "b": 10}, height=320, hovermode="x unified", legend={"orientation": "h", "y": -0.3},
-        xaxis_title=x_label, yaxis_title=y_label,
-    )  # fmt: skip
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        height=320,
+        hovermode="x unified",
+        legend={"orientation": "h", "y": -0.3},
+        xaxis_title=x_label,
+        yaxis_title=y_label,
+    )
     found.update_xaxes(type="log" if log_x else None, automargin=True)
     found.update_yaxes(type="log" if log_y else None, automargin=True, rangemode="tozero" if not log_y else "normal")
     return found
