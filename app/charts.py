@@ -9,7 +9,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Literal
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 # One colour a meaning, everywhere; chosen to stay apart for colour-blind readers (Okabe and Ito, 2008).
 PURCHASE_COLOURS: Mapping[str, str] = {
@@ -23,6 +25,7 @@ MEANING_COLOURS: Mapping[str, str] = {
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#b8a800")
 
 Kind = Literal["line", "step", "area", "points", "bar"]
+Values = Sequence[float] | NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class Series:
     """One named set of points; ``area`` series stack in their order; bars stand at 1, 2, 3... under ``labels``."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Values
+    y: Values
     kind: Kind = "line"
     colour: str | None = None
     labels: Sequence[str] = field(default_factory=tuple)
