@@ -1,0 +1,127 @@
+"""`plan doctor`: what is installed, which profiles and prices are fresh, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+from app.cli.output import Table, emit, format_option
+
+CORE = ("simpy", "numpy", "scipy", "pandas", "pyarrow", "boto3", "pydantic", "click", "rich", "pyyaml", "numba")
+EXTRAS = {
+    "calibrate": (("torch",), "measure this machine's kernels (`plan calibrate run`)"),
+    "web": (("streamlit", "plotly"), "the web app (`plan web`)"),
+    "ray": (("ray",), "sweeps on a Ray cluster (`plan sweep --engine ray`)"),
+}
+
+
+@click.command()
+@format_option
+def doctor(form: str) -> None:
+    """What is installed, fresh or missing, and how to get it.
+
+    \b
+    Example:
+      plan doctor
+    """
+    packages = _packages()
+    document: dict[str, Any] = {
+        "schema_version": 1,
+        "python": sys.version.split()[0],
+        "packages": packages,
+        "gpu": _gpu(),
+        "profiles": _profiles(),
+        "prices": _prices(),
+        "runs": _runs(),
+        "accuracy": _accuracy(),
+    }
+    emit(form, document, _tables(document), _notes(document))
+
+
+def _packages() -> list[dict[str, Any]]:
+    def found(name: str, extra: str | None) -> dict[str, Any]:
+        try:
+            installed: str | None = version(name)
+        except PackageNotFoundError:
+            installed = None
+        get = None if installed else f"pip install 'gpu-capacity-planner[{extra}]'" if extra else f"pip install {name}"
+        return {"package": name, "version": installed, "extra": extra, "get": get}
+
+    return [*[found(n, None) for n in CORE], *[found(n, e) for e, (names, _) in EXTRAS.items() for n in names]]
+
+
+def _gpu() -> str | None:
+    """The GPU that the driver names, if any."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    try:
+        done = subprocess.run(
+            [program, "--query-gpu=name,memory.total", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
+
+
+def _profiles() -> list[dict[str, Any]]:
+    from calibrate.profiles import shipped_profiles
+
+    return [{"profile": p.name, "gpu": p.gpu, "source": p.source, "as_of": p.as_of} for p in shipped_profiles().values()]
+
+
+def _prices() -> list[dict[str, Any]]:
+    """Newest and oldest date of the prices by purchase form."""
+    from catalogs.load import prices
+
+    dates: dict[str, list[str]] = {}
+    for price in prices():
+        dates.setdefault(price.purchase, []).append(price.as_of)
+    return [
+        {"purchase": form, "prices": len(d), "oldest": min(d), "newest": max(d)} for form, d in sorted(dates.items())
+    ]
+
+
+def _runs() -> dict[str, Any]:
+    from app.runs import data_dir, list_runs
+
+    return {"folder": str(data_dir()), "runs": len(list_runs())}
+
+
+def _accuracy() -> list[dict[str, Any]]:
+    """The measured errors of the shipped profiles, as in docs/validation.md."""
+    import json
+    from importlib.resources import files
+
+    path = files("calibrate") / "accuracy.json"
+    if not path.is_file():
+        return []
+    rows = json.loads(path.read_text())
+    return rows if isinstance(rows, list) else list(rows.get("rows", []))
+
+
+def _tables(document: dict[str, Any]) -> list[Table]:
+    def table(title: str, rows: list[dict[str, Any]]) -> Table:
+        columns = list(rows[0]) if rows else ["nothing"]
+        return Table(title, columns, [[row.get(c) for c in columns] for row in rows])
+
+    titles = {"packages": "Packages", "profiles": "Profiles", "prices": "Prices", "accuracy": "Measured accuracy"}
+    return [table(title, document[key]) for key, title in titles.items() if document[key]]
+
+
+def _notes(document: dict[str, Any]) -> list[str]:
+    missing = {p["extra"] for p in document["packages"] if p["version"] is None and p["extra"]}
+    notes = [f"Not installed: [{extra}], for {EXTRAS[extra][1]}." for extra in sorted(missing)]
+    notes.append(
+        f"GPU: {document['gpu']}. `plan calibrate run` measures it."
+        if document["gpu"]
+        else "No GPU here: plans rest on the shipped profiles; `plan calibrate run` measures a GPU where there is one."
+    )
+    notes.append(f"Runs: {document['runs']['runs']} in {document['runs']['folder']}.")
+    return notes
