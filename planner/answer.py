@@ -1,0 +1,120 @@
+"""The answer's form: the contract's JSON, built from a solved model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from catalogs.units import SECONDS_PER_HOUR
+from planner import cost
+from planner.candidates import Candidate
+from planner.fleet_model import FleetModel, Option
+from planner.milp import Solution
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the purchase list.
+
+    Attributes:
+        option: what is bought.
+        candidate: what it runs.
+        counts: (T,) machines in each period, in the expected scenario (the first).
+        rate_rps: (T, S) what it serves.
+    """
+
+    option: Option
+    candidate: Candidate
+    counts: NDArray[np.int64]
+    rate_rps: NDArray[np.float64]
+    usd_per_hour: float
+
+
+def purchase_lines(model: FleetModel, solution: Solution, candidates: Mapping[str, Candidate]) -> list[Line]:
+    """The lines with at least one machine, dearest first; counts and routing are those of the first scenario."""
+    lines = []
+    weight = model.weight
+    for j, option in enumerate(model.options):
+        committed = solution.committed[j] * model.active[j]
+        counts = np.round(committed + solution.held[j, 0]).astype(np.int64)
+        if not counts.any():
+            continue
+        served = solution.routed[j, 0, :, 0, :] * model.demand[0]
+        usd = float((counts * weight).sum() * option.usd_per_hour)
+        if option.kind == "spot":
+            usd *= sum(s.probability * s.spot_up for s in model.states)
+        lines.append(Line(option, candidates[option.config], counts, served, usd))
+    return sorted(lines, key=lambda line: (-line.usd_per_hour, line.option.name))
+
+
+def line_document(line: Line, periods: Sequence[str] = ()) -> dict[str, Any]:
+    """A line as the contract has it."""
+    c = line.candidate
+    return {
+        "instance_type": c.instance_type,
+        "gpu": c.gpu,
+        "gpus_per_replica": c.gpus_per_replica,
+        "tensor_parallel_size": c.tensor_parallel_size,
+        "precision": c.precision,
+        "framework": c.framework,
+        "purchase": line.option.purchase,
+        "instances": [int(n) for n in line.counts],
+        "usd_per_hour": round(line.usd_per_hour, 6),
+        "replicas_per_instance": c.replicas_per_instance,
+        "usd_per_instance_hour": line.option.usd_per_hour,
+        "requests_per_s": [round(float(r), 6) for r in line.rate_rps.sum(1)],
+        "share_by_size": _shares(line),
+        "setting": c.setting,
+        "quality_score": c.score,
+        "price_source": _price_source(line),
+    }
+
+
+def _shares(line: Line) -> list[float]:
+    total = line.rate_rps.sum()
+    return [round(float(x), 6) for x in line.rate_rps.sum(0) / total] if total > 0 else []
+
+
+def _price_source(line: Line) -> str:
+    offer = line.candidate.offers.get(line.option.purchase)
+    return f"{offer.source} ({offer.as_of})" if offer else ""
+
+
+def plan_document(lines: Sequence[Line], usd_per_hour: float, rates: tuple[float, float]) -> dict[str, Any]:
+    """The ``plan`` section.
+
+    Args:
+        lines: the purchase list.
+        usd_per_hour: expected cost.
+        rates: mean requests and output tokens a second.
+    """
+    requests_per_s, tokens_per_s = rates
+    return {
+        "lines": [line_document(line) for line in lines],
+        "usd_per_hour": round(usd_per_hour, 6),
+        "usd_per_month": round(cost.usd_per_month(usd_per_hour), 2),
+        "usd_per_million_output_tokens": cost.usd_per_million_tokens(usd_per_hour, tokens_per_s),
+        "usd_per_thousand_requests": cost.usd_per_thousand_requests(usd_per_hour, requests_per_s),
+        "requests_per_s": requests_per_s,
+        "output_tokens_per_s": tokens_per_s,
+        "requests_per_hour": requests_per_s * SECONDS_PER_HOUR,
+    }
+
+
+def summary(lines: Sequence[Line]) -> str:
+    """The purchase list in a phrase: ``3-4 x g6e.xlarge (L40S, fp8, spot) + 1 x p5.4xlarge (H100-SXM, bf16)``."""
+    parts = []
+    for line in lines:
+        low, high = int(line.counts.min()), int(line.counts.max())
+        count = f"{low}" if low == high else f"{low}-{high}"
+        form = "" if line.option.purchase == "on_demand" else f", {line.option.purchase}"
+        c = line.candidate
+        tp = f", tp{c.tensor_parallel_size}" if c.tensor_parallel_size > 1 else ""
+        parts.append(f"{count} x {c.instance_type} ({c.gpu}{tp}, {c.precision}{form})")
+    return " + ".join(parts) or "nothing"

@@ -1,0 +1,163 @@
+"""What the optimizer chooses from and must satisfy: options to buy, demand to serve, limits to keep.
+
+Indices used everywhere: j option, o scenario of demand, t period, k state of the spot zones, s size bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+Kind = Literal["committed", "on_demand", "spot"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing that can be bought: a machine with a configuration, in a purchase form.
+
+    Attributes:
+        name: unique.
+        instance, config, purchase: what it is, for the answer.
+        kind: ``committed`` (one count for the whole horizon, decided before demand is seen), ``on_demand`` (a count
+            for each period and scenario), ``spot`` (the same, and lost with its zones).
+        usd_per_hour: of one machine while it is held.
+        load: (S,) share of one machine that one request a second of a bucket takes; inf: it cannot serve the bucket.
+        max_count: machines at most; None: no limit.
+        active: (T,) periods in which a commitment holds; None: all. It is paid for in these.
+        start_hours: hours paid for and not used at each start (boot).
+    """
+
+    name: str
+    instance: str
+    config: str
+    purchase: str
+    kind: Kind
+    usd_per_hour: float
+    load: FloatArray
+    max_count: int | None = None
+    active: BoolArray | None = None
+    start_hours: float = 0.0
+
+
+@dataclass(frozen=True)
+class State:
+    """A state of the spot zones within a period."""
+
+    probability: float
+    spot_up: float = 1.0  # share of the spot machines that run
+    fallback: bool = True  # replacements bought on demand are serving already
+
+
+@dataclass(frozen=True)
+class Quota:
+    """At most ``limit`` of ``sum(weight * machines)`` at any time, over some options."""
+
+    name: str
+    weights: Mapping[str, float]  # option name: weight (machines, or vCPUs)
+    limit: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the plan must keep, each None where it is not asked for."""
+
+    budget_usd_per_hour: float | None = None
+    spot_max_share: float | None = None  # of the requests of each period
+    availability: float | None = None  # expected share of requests served
+    max_added_per_period: int | None = None  # machines of one option
+    max_removed_per_period: int | None = None
+    min_run_periods: int = 1
+    quotas: tuple[Quota, ...] = ()
+    cvar_weight: float = 0.0  # objective: (1 - w) * expected cost + w * CVaR
+    cvar_alpha: float = 0.9
+
+
+@dataclass(frozen=True)
+class FleetModel:
+    """The whole model.
+
+    Attributes:
+        options: what can be bought.
+        demand: (O, T, S) requests a second.
+        hours: (T,) relative length of each period; normalised to sum 1.
+        probability: (O,) of the scenarios; sums to 1.
+        states: of the spot zones, the same in every period; probabilities sum to 1.
+        limits: what must hold.
+        cyclic: the last period is followed by the first (a week that repeats).
+    """
+
+    options: tuple[Option, ...]
+    demand: FloatArray
+    hours: FloatArray = field(default_factory=lambda: np.ones(1))
+    probability: FloatArray = field(default_factory=lambda: np.ones(1))
+    states: tuple[State, ...] = (State(1.0),)
+    limits: Limits = Limits()
+    cyclic: bool = False
+
+    @property
+    def weight(self) -> FloatArray:
+        """(T,) share of time of each period."""
+        return np.asarray(self.hours / self.hours.sum())
+
+    @property
+    def load(self) -> FloatArray:
+        """(J, S) load of one request a second."""
+        return np.array([o.load for o in self.options], dtype=float).reshape(len(self.options), self.demand.shape[2])
+
+    @property
+    def usd_per_hour(self) -> FloatArray:
+        """(J,)"""
+        return np.array([o.usd_per_hour for o in self.options], dtype=float)
+
+    def is_kind(self, kind: Kind) -> BoolArray:
+        """(J,)"""
+        return np.array([o.kind == kind for o in self.options], dtype=bool)
+
+    @property
+    def active(self) -> BoolArray:
+        """(J, T) periods in which each option can be held."""
+        num = self.demand.shape[1]
+        rows = [np.ones(num, bool) if o.active is None else o.active for o in self.options]
+        return np.array(rows, dtype=bool).reshape(len(self.options), num)
+
+    def with_options(self, options: Sequence[Option]) -> FleetModel:
+        """The same model with other options."""
+        return replace(self, options=tuple(options))
+
+
+def undominated(options: Sequence[Option], quotas: Sequence[Quota] = ()) -> list[Option]:
+    """The options that an optimum can need: no other of their kind costs no more and carries no more load per request.
+
+    Exact: whatever a dominated option does in a plan, its dominator does at no more cost. An option that a count,
+    a quota or a time window limits never dominates one that it cannot replace.
+    """
+    limited = {name for q in quotas for name in q.weights}
+    kept: list[Option] = []
+    order = sorted(range(len(options)), key=lambda i: (options[i].usd_per_hour, float(np.sum(options[i].load)), i))
+    by_kind: dict[tuple[object, ...], list[Option]] = {}
+    for i in order:
+        option = options[i]
+        window = None if option.active is None else option.active.tobytes()
+        group = by_kind.setdefault((option.kind, window, option.start_hours), [])
+        if any(_dominates(better, option, limited) for better in group):
+            continue
+        group.append(option)
+        kept.append(option)
+    position = {id(o): i for i, o in enumerate(options)}
+    return sorted(kept, key=lambda o: position[id(o)])
+
+
+def _dominates(better: Option, worse: Option, limited: set[str]) -> bool:
+    if better.name in limited and not (worse.name in limited and better.instance == worse.instance):
+        return False
+    if better.max_count is not None and better.instance != worse.instance:
+        return False
+    if better.max_count is not None and (worse.max_count is None or worse.max_count > better.max_count):
+        return False
+    return better.usd_per_hour <= worse.usd_per_hour and bool(np.all(better.load <= worse.load))

@@ -1,0 +1,201 @@
+"""A mixed-integer linear program as arrays: add variables, add rows, solve with HiGHS; status, bound and gap stay apart."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+OPTIMAL, TIME_LIMIT, INFEASIBLE, UNBOUNDED = 0, 1, 2, 3  # scipy.optimize.milp's own codes
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the solver said: ``values`` is None where it found no solution; ``bound`` is a lower bound of the optimum."""
+
+    status: int
+    values: FloatArray | None
+    objective: float | None
+    bound: float
+    gap: float | None
+
+
+@dataclass
+class Program:
+    """Minimise cost @ x with row_low <= A x <= row_high, low <= x <= high, some x integer.
+
+    Columns are handed out as index arrays of any shape; -1 in an index array means "no such variable".
+    """
+
+    num_columns: int = 0
+    num_rows: int = 0
+    _cost: list[FloatArray] = field(default_factory=list)
+    _low: list[FloatArray] = field(default_factory=list)
+    _high: list[FloatArray] = field(default_factory=list)
+    _integer: list[NDArray[np.bool_]] = field(default_factory=list)
+    _entries: list[tuple[IntArray, IntArray, FloatArray]] = field(default_factory=list)
+    _row_low: list[FloatArray] = field(default_factory=list)
+    _row_high: list[FloatArray] = field(default_factory=list)
+    families: list[tuple[str, int, int]] = field(default_factory=list)  # (name, first row, rows)
+
+    def columns(
+        self, exists: NDArray[np.bool_], cost: ArrayLike = 0.0, high: ArrayLike = np.inf, integer: bool = False
+    ) -> IntArray:
+        """New variables >= 0 where ``exists``; returns their indices in its shape, -1 elsewhere."""
+        index = np.full(exists.shape, -1, dtype=np.int64)
+        count = int(exists.sum())
+        index[exists] = self.num_columns + np.arange(count)
+        self._cost.append(np.broadcast_to(np.asarray(cost, float), exists.shape)[exists])
+        self._low.append(np.zeros(count))
+        self._high.append(np.broadcast_to(np.asarray(high, float), exists.shape)[exists])
+        self._integer.append(np.full(count, integer))
+        self.num_columns += count
+        return index
+
+    def rows(
+        self,
+        name: str,
+        terms: Sequence[tuple[IntArray, ArrayLike]],
+        low: ArrayLike,
+        high: ArrayLike,
+        shape: tuple[int, ...],
+    ) -> None:
+        """New rows of ``shape``; each term is (column indices, coefficients), both broadcast to shape + summed axes.
+
+        Rows without any variable are dropped, unless 0 breaks their limits: such a row stays, and cannot be met.
+        """
+        num = int(np.prod(shape, dtype=np.int64))
+        row_ids, cols, values = [], [], []
+        for index, coefficient in terms:
+            coef = np.asarray(coefficient, float)
+            if index.ndim == len(shape):
+                index = index[..., None]
+                coef = coef[..., None] if coef.ndim else coef
+            full_shape = shape + index.shape[len(shape) :]
+            full = np.broadcast_to(index, full_shape).reshape(num, -1)
+            coef = np.broadcast_to(coef, full_shape).reshape(num, -1)
+            keep = (full >= 0) & (coef != 0)
+            row_ids.append(np.nonzero(keep)[0])
+            cols.append(full[keep])
+            values.append(coef[keep])
+        ids = np.concatenate(row_ids)
+        lows = np.broadcast_to(np.asarray(low, float), shape).reshape(num)
+        highs = np.broadcast_to(np.asarray(high, float), shape).reshape(num)
+        needed = np.zeros(num, dtype=bool)
+        needed[ids] = True
+        needed |= (lows > 0) | (highs < 0)
+        renumbered = np.cumsum(needed) - 1 + self.num_rows
+        self._entries.append((renumbered[ids], np.concatenate(cols), np.concatenate(values)))
+        self._row_low.append(lows[needed])
+        self._row_high.append(highs[needed])
+        self.families.append((name, self.num_rows, int(needed.sum())))
+        self.num_rows += int(needed.sum())
+
+    def add_cost(self, index: IntArray, cost: ArrayLike) -> None:
+        """Add to the cost of columns."""
+        total = np.concatenate(self._cost)
+        keep = index >= 0
+        np.add.at(total, index[keep], np.broadcast_to(np.asarray(cost, float), index.shape)[keep])
+        self._cost = [total]
+
+    def limit(self, index: IntArray, high: ArrayLike) -> None:
+        """Lower the upper bounds of columns."""
+        highs = np.concatenate(self._high)
+        keep = index >= 0
+        highs[index[keep]] = np.minimum(highs[index[keep]], np.broadcast_to(np.asarray(high, float), index.shape)[keep])
+        self._high = [highs]
+
+    @property
+    def cost(self) -> FloatArray:
+        """(columns,) cost vector."""
+        return np.concatenate(self._cost) if self._cost else np.zeros(0)
+
+    @property
+    def bounds(self) -> tuple[FloatArray, FloatArray]:
+        """(columns,) lower and upper bounds."""
+        return np.concatenate(self._low), np.concatenate(self._high)
+
+    @property
+    def integer(self) -> NDArray[np.bool_]:
+        """(columns,) which are integer."""
+        return np.concatenate(self._integer) if self._integer else np.zeros(0, bool)
+
+    @property
+    def row_bounds(self) -> tuple[FloatArray, FloatArray]:
+        """(rows,) lower and upper limits."""
+        return np.concatenate(self._row_low), np.concatenate(self._row_high)
+
+    def matrix(self) -> Any:
+        """The rows as a scipy CSR matrix."""
+        from scipy.sparse import csr_matrix
+
+        rows = np.concatenate([e[0] for e in self._entries])
+        cols = np.concatenate([e[1] for e in self._entries])
+        values = np.concatenate([e[2] for e in self._entries])
+        return csr_matrix((values, (rows, cols)), shape=(self.num_rows, self.num_columns))
+
+    def solve(self, gap: float = 1e-3, time_limit_s: float = 60.0, relax: bool = False) -> Result:
+        """Solve with HiGHS; ``relax`` drops integrality.
+
+        Returns:
+            status, the best solution found (None if none), a proven lower bound, and the relative gap between them.
+        """
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        if self.num_columns == 0:
+            lows, highs = self.row_bounds
+            met = not ((lows > 0) | (highs < 0)).any()
+            return Result(OPTIMAL, np.zeros(0), 0.0, 0.0, 0.0) if met else Result(INFEASIBLE, None, None, 0.0, None)
+        low, high = self.bounds
+        row_low, row_high = self.row_bounds
+        integrality = np.zeros(self.num_columns) if relax else self.integer.astype(float)
+        with _quiet_stdout():
+            found = milp(
+                self.cost,
+                integrality=integrality,
+                bounds=Bounds(low, high),
+                constraints=LinearConstraint(self.matrix(), row_low, row_high),
+                options={"mip_rel_gap": gap, "time_limit": time_limit_s, "presolve": True},
+            )
+        status = int(found.status)
+        if found.x is None:
+            bound = found.get("mip_dual_bound")
+            finite = bound is not None and np.isfinite(bound)
+            return Result(status, None, None, float(bound) if finite else 0.0, None)
+        objective = float(found.fun)
+        bound = found.get("mip_dual_bound")
+        lower = objective if bound is None or relax else min(float(bound), objective)
+        return Result(status, np.asarray(found.x), objective, lower, relative_gap(objective, lower))
+
+
+@contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """HiGHS prints some debugging lines straight to file descriptor 1; there they would spoil a JSON answer."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # no standard output at all
+        yield
+        return
+    try:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1)
+        os.close(sink)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def relative_gap(objective: float, bound: float) -> float:
+    """(objective - bound) / objective; 0 where both are 0."""
+    return 0.0 if objective - bound <= 1e-12 else (objective - bound) / max(abs(objective), 1e-12)
