@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from catalogs.errors import InputError
 from catalogs.names import nearest
 from simulator.workload import Requests
+from simulator.workload_spec import read_buckets
 
 FloatArray = NDArray[np.float64]
 TABLE_COLUMNS = ("gpu", "precision", "input_tokens", "output_tokens", "max_rps")
-BUCKET_COLUMNS = ("input_tokens", "output_tokens", "rate_rps")
 Size = tuple[float, float]  # input tokens, output tokens
 
 
@@ -76,18 +76,16 @@ def read_capacity_table(path: Path) -> list[TableEntry]:
     return list(found.values())
 
 
-def read_buckets(path: Path, scale: float = 1.0) -> Buckets:
-    """Rows ``input_tokens,output_tokens,rate_rps``.
+def read_demand(path: Path, scale: float = 1.0) -> Buckets:
+    """Rows ``input_tokens,output_tokens,rate_rps``; rows of one size are added up.
 
     Raises:
         InputError: as for the capacity table; or no demand at all.
     """
     sizes: dict[Size, float] = {}
-    for where, row in _rows(path, BUCKET_COLUMNS):
-        size = (_number(row, "input_tokens", where, 1), _number(row, "output_tokens", where, 0))
-        sizes[size] = sizes.get(size, 0.0) + _number(row, "rate_rps", where, 0) * scale
-    if not sum(sizes.values()) > 0:
-        raise InputError("asks for nothing: every rate is 0", where=str(path), remedy="give a rate_rps above 0")
+    for input_tokens, output_tokens, rate in read_buckets(path):
+        size = (float(input_tokens), float(output_tokens))
+        sizes[size] = sizes.get(size, 0.0) + rate * scale
     return Buckets(tuple(sizes), np.array(list(sizes.values())))
 
 
@@ -114,7 +112,7 @@ def buckets_of(requests: Requests, entries: Sequence[TableEntry], duration_s: fl
 def loads(entry: TableEntry, sizes: Sequence[Size]) -> FloatArray:
     """(S,) share of one replica that one request a second takes; inf where the table has a gap or a rate of 0."""
     rates = np.array([entry.max_rps.get(size, 0.0) for size in sizes])
-    return np.divide(1.0, rates, out=np.full(len(sizes), np.inf), where=rates > 0)
+    return np.asarray(np.divide(1.0, rates, out=np.full(len(sizes), np.inf), where=rates > 0))
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:

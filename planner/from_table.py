@@ -11,7 +11,7 @@ from catalogs.errors import GateError, InputError, MissingError
 from planner import alternatives
 from planner.answer import SCHEMA_VERSION, plan_document, purchase_lines
 from planner.candidates import Candidate, Offer
-from planner.capacity_table import Buckets, TableEntry, buckets_of, loads, read_buckets, read_capacity_table
+from planner.capacity_table import Buckets, TableEntry, buckets_of, loads, read_capacity_table, read_demand
 from planner.fleet_model import FleetModel, Limits, Option, Quota
 from planner.milp import solve
 from planner.problem import Problem
@@ -69,10 +69,10 @@ def recommend_from_table(problem: Problem, progress: Callable[[str, float], None
 def _demand(problem: Problem, entries: list[TableEntry]) -> Buckets:
     workload = problem.workload
     if workload.buckets is not None:
-        return read_buckets(workload.buckets, workload.scale)
-    from planner.demand import read_workload
+        return read_demand(workload.buckets, workload.scale)
+    from simulator.workload_spec import load_workload
 
-    requests = read_workload(problem)
+    requests = load_workload(workload, problem.seed)
     return buckets_of(requests, entries, float(requests.arrival_s[-1] - requests.arrival_s[0]) or 1.0)
 
 
@@ -119,9 +119,16 @@ def _from_catalogue(problem: Problem, entry: TableEntry) -> list[Candidate]:
         if offers:
             found.append(
                 Candidate(
-                    instance.name, gpu.name, instance.num_gpus, 1, 1, entry.precision, problem.candidates.frameworks[0],
-                    None, offers,
-                )  # fmt: skip
+                    instance.name,
+                    gpu.name,
+                    instance.num_gpus,
+                    1,
+                    1,
+                    entry.precision,
+                    problem.candidates.frameworks[0],
+                    None,
+                    offers,
+                )
             )
     if not found:
         raise MissingError(
@@ -190,5 +197,5 @@ def _check_every_size(model: FleetModel, demand: Buckets, problem: Problem) -> N
 
 def _why_not_verified(problem: Problem, entries: list[TableEntry]) -> str:
     if problem.workload.buckets is not None:
-        return "the demand is given as rates by size, without arrivals, and capacities come from your table: nothing to simulate"
+        return "the demand is rates by size, without arrivals, and capacities come from your table: nothing to simulate"
     return "capacities come from your table, which the simulator does not know: the plan is not simulated"

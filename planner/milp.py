@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from planner.fleet_model import FleetModel
 from planner.program import INFEASIBLE, IntArray, Program, Result, relative_gap
@@ -97,8 +97,8 @@ def _variables(model: FleetModel, program: Program) -> Columns:
     active = model.active[:, None, :]
     most = np.array([COUNT_LIMIT if o.max_count is None else o.max_count for o in model.options])
     serves = np.isfinite(model.load)
-    useful = (serves[:, None, None, :] & (model.demand > 0)[None]).any(3)  # (J, O, T)
-    y = program.columns(committed & useful.any((1, 2)), 0.0, most, integer=True)
+    useful = np.asarray((serves[:, None, None, :] & (model.demand > 0)[None]).any(axis=3))  # (J, O, T)
+    y = program.columns(committed & useful.reshape(len(committed), -1).any(axis=1), 0.0, most, integer=True)
     held = (spot | on_demand)[:, None, None] & active & np.broadcast_to(useful, shape)
     n = program.columns(held, 0.0, most[:, None, None], integer=True)
     down = np.array([s.fallback and s.spot_up < 1 for s in model.states])
@@ -255,7 +255,7 @@ def _objective(model: FleetModel, program: Program, c: Columns) -> None:
         program.add_cost(c.tail[:1], w)
         program.add_cost(c.tail[1:], w * model.probability / (1 - limits.cvar_alpha))
         eta = np.broadcast_to(c.tail[:1], (scenarios,))
-        rows = [*by_scenario, (c.tail[1:], -1.0), (eta, -1.0)]
+        rows: list[tuple[IntArray, ArrayLike]] = [*by_scenario, (c.tail[1:], -1.0), (eta, -1.0)]
         program.rows("tail cost", rows, -np.inf, 0.0, (scenarios,))
     if limits.budget_usd_per_hour is not None:
         flat = [
@@ -300,7 +300,9 @@ def _solution(model: FleetModel, c: Columns, result: Result, gap: float) -> Solu
         usd += float((exact[index] * price * chance).sum())
     achieved = relative_gap(result.objective, result.bound)
     return Solution(
-        *counts,
+        counts[0],
+        counts[1],
+        counts[2],
         np.clip(padded[c.routed], 0.0, 1.0),
         np.clip(padded[c.unserved], 0.0, 1.0),
         usd,

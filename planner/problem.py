@@ -5,40 +5,20 @@ Every key has one meaning, given in its description; an unknown key is refused w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from catalogs.errors import InputError
 from catalogs.yaml_source import Located, Strict, check, read_yaml
+from simulator.scenario import parse_slos
 from simulator.workload import Slo
+from simulator.workload_spec import WorkloadSpec
 
 PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
-_SLO_KEY = re.compile(r"^(ttft|tpot|e2e)_p(\d{1,2}(?:\.\d+)?)_s$")
-
-
-class Workload(Strict):
-    """What is asked of the fleet."""
-
-    trace: Path | None = Field(None, description="requests: arrival_s,input_tokens,output_tokens; other forms too")
-    buckets: Path | None = Field(None, description="demand by size: input_tokens,output_tokens,rate_rps")
-    arrivals: dict[str, Any] | None = Field(None, description="a synthetic load, as in a scenario")
-    input_tokens: dict[str, Any] | None = Field(None, description="lengths of a synthetic load")
-    output_tokens: dict[str, Any] | None = Field(None, description="lengths of a synthetic load")
-    scale: float = Field(1.0, gt=0, allow_inf_nan=False, description="factor on the request rate")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Workload:
-        given = [n for n in ("trace", "buckets", "arrivals") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise ValueError(f"needs exactly one of trace, buckets, arrivals; given: {', '.join(given) or 'none'}")
-        if self.arrivals is not None and (self.input_tokens is None or self.output_tokens is None):
-            raise ValueError("arrivals needs input_tokens and output_tokens beside it")
-        return self
 
 
 class Candidates(Strict):
@@ -108,7 +88,9 @@ class Time(Strict):
     demand: Path | None = Field(None, description="rates by hour: hour,rate_rps[,request_class], shapes from workload")
     headroom: float = Field(0.0, ge=0, le=5, description="capacity kept free, as a share of the demand")
     growth: float = Field(0.0, gt=-1, le=100, description="of the demand over the horizon's year, planned for its end")
-    scenarios: list[Scenario] = Field([Scenario()], min_length=1, description="futures and their probabilities")
+    scenarios: list[Scenario] = Field(
+        [Scenario(name="", scale=1.0, probability=1.0)], min_length=1, description="futures and their probabilities"
+    )
     max_added_per_hour: int | None = Field(None, ge=1)
     max_removed_per_hour: int | None = Field(None, ge=1)
     min_run_hours: int = Field(1, ge=1, le=168)
@@ -157,8 +139,8 @@ class Problem(Strict):
     """The input of ``plan recommend``."""
 
     model: str = Field(description="a catalogue name, a Hugging Face id, or a path to a config.json")
-    workload: Workload
-    slo: dict[str, float | dict[str, float]] = Field(description="{ttft_p95_s: 1.0, ...}; or by request class")
+    workload: WorkloadSpec
+    slo: dict[str, Any] = Field(description="{ttft_p95_s: 1.0, ...}; or by request class")
     region: str = "us-east-1"
     candidates: Candidates = Candidates()  # type: ignore[call-arg]
     quality: Quality = Quality()  # type: ignore[call-arg]
@@ -179,14 +161,8 @@ class Problem(Strict):
     @field_validator("slo")
     @classmethod
     def _slo_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if not value:
-            raise ValueError("no limit given: what latency must the fleet keep?")
-        for key, limit in value.items():
-            for name, number in limit.items() if isinstance(limit, dict) else [(key, limit)]:
-                if not _SLO_KEY.match(name):
-                    raise ValueError(f"{name!r} is not of the form ttft_p95_s, tpot_p50_s, e2e_p99_s")
-                if not 0 < number < 1e6:
-                    raise ValueError(f"{name}: {number!r} s is no limit that can be kept; it must be above 0")
+        if not parse_slos(value):
+            raise ValueError("no limit given: what latency must the fleet keep? ttft_p95_s: 1.0")
         return value
 
     @field_validator("quotas")
@@ -200,18 +176,10 @@ class Problem(Strict):
     @property
     def slos(self) -> tuple[Slo, ...]:
         """Every promised latency."""
-        found = []
-        for key, limit in self.slo.items():
-            inner: Mapping[str, float] = limit if isinstance(limit, dict) else {key: limit}
-            for name, seconds in inner.items():
-                match = _SLO_KEY.match(name)
-                assert match is not None
-                found.append(Slo(match[1], float(match[2]), seconds, key if isinstance(limit, dict) else None))
-        return tuple(found)
+        return parse_slos(self.slo)
 
 
-_PATHS = (("workload", "trace"), ("workload", "buckets"), ("time", "demand"), ("quality", "results"),
-          ("capacity_table",), ("prices",))  # fmt: skip
+PATH_KEYS = frozenset({"trace", "buckets", "file", "demand", "results", "capacity_table", "prices"})
 
 
 def read_problem(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Problem:
@@ -226,9 +194,7 @@ def read_problem(path: str | Path, overrides: Mapping[str, Any] | None = None) -
     located = read_yaml(path)
     if not isinstance(located.data, dict):
         return check(located, Problem)  # says that keys are needed
-    document = dict(located.data)
-    for route in _PATHS:
-        _anchor(document, route, Path(path).parent)
+    document = _anchored(located.data, Path(path).parent)
     model = document.get("model")
     if isinstance(model, str) and model.endswith(".json") and not Path(model).is_absolute():
         document["model"] = str(Path(path).parent / model)
@@ -256,13 +222,11 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _anchor(document: dict[str, Any], route: tuple[str, ...], folder: Path) -> None:
-    at: Any = document
-    for name in route[:-1]:
-        if not isinstance(at, dict) or not isinstance(at.get(name), dict):
-            return
-        at[name] = dict(at[name])
-        at = at[name]
-    value = at.get(route[-1]) if isinstance(at, dict) else None
-    if isinstance(value, str) and not Path(value).expanduser().is_absolute():
-        at[route[-1]] = str(folder / value)
+def _anchored(value: Any, folder: Path) -> Any:
+    """The same nested settings with every file name that is not absolute placed in ``folder``."""
+    if isinstance(value, Mapping):
+        return {
+            k: str(folder / v) if k in PATH_KEYS and isinstance(v, str) else _anchored(v, folder)
+            for k, v in value.items()
+        }
+    return [_anchored(v, folder) for v in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""A mixed-integer linear program as arrays: add variables, add rows, solve with HiGHS; status, bound and gap stay apart."""
+"""A mixed-integer linear program as arrays, solved by HiGHS; status, bound and gap stay apart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIMAL, TIME_LIMIT, INFEASIBLE, UNBOUNDED = 0, 1, 2, 3  # scipy.optimize.milp's
 
 @dataclass(frozen=True)
 class Result:
-    """What the solver said: ``values`` is None where it found no solution; ``bound`` is a lower bound of the optimum."""
+    """What the solver said: ``values`` is None where it found none; ``bound`` is a lower bound of the optimum."""
 
     status: int
     values: FloatArray | None
@@ -161,20 +161,23 @@ class Program:
         with _quiet_stdout():
             found = milp(
                 self.cost,
-                integrality=integrality,
+                integrality=integrality,  # type: ignore[arg-type]
                 bounds=Bounds(low, high),
                 constraints=LinearConstraint(self.matrix(), row_low, row_high),
                 options={"mip_rel_gap": gap, "time_limit": time_limit_s, "presolve": True},
             )
         status = int(found.status)
         if found.x is None:
-            bound = found.get("mip_dual_bound")
-            finite = bound is not None and np.isfinite(bound)
-            return Result(status, None, None, float(bound) if finite else 0.0, None)
-        objective = float(found.fun)
-        bound = found.get("mip_dual_bound")
-        lower = objective if bound is None or relax else min(float(bound), objective)
+            bound = _finite(found.get("mip_dual_bound"))
+            return Result(status, None, None, 0.0 if bound is None else bound, None)
+        objective = float(found.fun or 0.0)
+        bound = _finite(found.get("mip_dual_bound"))
+        lower = objective if bound is None or relax else min(bound, objective)
         return Result(status, np.asarray(found.x), objective, lower, relative_gap(objective, lower))
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if value is not None and np.isfinite(value) else None
 
 
 @contextmanager

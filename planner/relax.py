@@ -74,10 +74,10 @@ def _relaxations(model: FleetModel) -> list[Relaxation]:
     limits, found = model.limits, []
     if limits.budget_usd_per_hour is not None:
         found.append(Relaxation("the budget", lambda x: replace(x, budget_usd_per_hour=None), _budget_needed))
-    for quota in limits.quotas:
-        found.append(
-            Relaxation(f"the quota of {quota.limit:g} {quota.name}", _lift_quota(quota.name), _quota_needed(quota))
-        )
+    found += [
+        Relaxation(f"the quota of {quota.limit:g} {quota.name}", _lift_quota(quota.name), _quota_needed(quota))
+        for quota in limits.quotas
+    ]
     if limits.spot_max_share is not None:
         found.append(
             Relaxation("spot.max_share", lambda x: replace(x, spot_max_share=None), lambda _m: "spot.max_share: 1")

@@ -23,9 +23,8 @@ from app.cli.output import Table, emit, format_option, progress_bar
 @click.option("--min-score", type=float, help="Share of the unquantized model's score that must remain.")
 @click.option("--budget", type=float, help="USD a month at most.")
 @click.option("--seed", type=int, help="Same inputs and seed, same answer.")
-@click.option("--certificate", type=click.Path(dir_okay=False, path_type=Path), help="Write a proof of the optimum.")
 @format_option
-def recommend(config: Path | None, certificate: Path | None, form: str, **flags: Any) -> None:
+def recommend(config: Path | None, form: str, **flags: Any) -> None:
     """The cheapest fleet that keeps the latency promise, verified by simulation.
 
     Settings come from a plan file, from flags, or both (flags win).
@@ -41,14 +40,6 @@ def recommend(config: Path | None, certificate: Path | None, form: str, **flags:
     problem = read_problem(config, settings) if config else problem_from(settings)
     with progress_bar("planning") as progress:
         answer = answer_problem(problem, progress)
-    proof = answer.pop("_certificate", None)
-    if certificate is not None:
-        from catalogs.errors import MissingError
-        from planner.certificate import write_certificate
-
-        if proof is None:
-            raise MissingError("this plan has no certificate", where="--certificate")
-        write_certificate(proof, certificate)
     answer["run"] = _save(problem, answer)
     emit(form, answer, tables(answer), notes(answer))
 
@@ -88,8 +79,10 @@ def _save(problem: Any, answer: dict[str, Any]) -> str:
 
     inputs = problem.model_dump(mode="json")
     workload = problem.workload
-    paths = {"trace": workload.trace, "buckets": workload.buckets, "capacity_table": problem.capacity_table,
-             "prices": problem.prices, "demand": problem.time.demand, "quality_results": problem.quality.results}  # fmt: skip
+    paths = {
+        "trace": workload.trace, "buckets": workload.buckets, "capacity_table": problem.capacity_table,
+        "prices": problem.prices, "demand": problem.time.demand, "quality_results": problem.quality.results,
+    }  # fmt: skip
     files = {role: Path(path) for role, path in paths.items() if path is not None}
     title = f"{problem.model}: ${answer['plan']['usd_per_hour']:,.2f}/h"
     return save_run("recommend", inputs, answer, title=title, files=files)
@@ -103,10 +96,16 @@ def tables(answer: dict[str, Any]) -> list[Table]:
         low, high = min(line["instances"]), max(line["instances"])
         shown.append(
             [
-                line["instance_type"], f"{low}" if low == high else f"{low}-{high}", line["gpu"],
-                line["tensor_parallel_size"], line["precision"], line["framework"], line["purchase"],
-                sum(line["requests_per_s"]) / max(1, len(line["requests_per_s"])), line["usd_per_hour"],
-            ]  # fmt: skip
+                line["instance_type"],
+                f"{low}" if low == high else f"{low}-{high}",
+                line["gpu"],
+                line["tensor_parallel_size"],
+                line["precision"],
+                line["framework"],
+                line["purchase"],
+                sum(line["requests_per_s"]) / max(1, len(line["requests_per_s"])),
+                line["usd_per_hour"],
+            ]
         )
     columns = ["instance type", "instances", "GPU", "TP", "precision", "framework", "purchase", "requests/s", "USD/h"]
     title = f"Plan: ${plan['usd_per_hour']:,.2f} an hour, ${plan['usd_per_month']:,.0f} a month"
@@ -121,9 +120,7 @@ def tables(answer: dict[str, Any]) -> list[Table]:
     others = [[a["label"], a["usd_per_hour"], a["why_not"]] for a in answer["alternatives"]]
     if others:
         out.append(Table("Why not the others", ["alternative", "USD/h", "why not"], others))
-    for extra in answer.get("tables", []):
-        out.append(Table(extra["title"], extra["columns"], extra["rows"]))
-    return out
+    return out + [Table(t["title"], t["columns"], t["rows"]) for t in answer.get("tables", [])]
 
 
 def notes(answer: dict[str, Any]) -> list[str]:

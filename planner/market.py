@@ -1,0 +1,145 @@
+"""What is for sale: instances with a GPU, and their prices in a region by purchase form, a user's own first."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from catalogs.errors import InputError, MissingError
+from catalogs.load import find_gpu, find_instance, find_region, instances, price_of, prices
+from catalogs.names import nearest
+from catalogs.schema import Instance
+from planner.candidates import Offer
+from planner.problem import PURCHASES, Problem
+
+TERM_YEARS = {"reserved_1yr": 1.0, "reserved_3yr": 3.0}
+
+
+def instances_with(gpu: str) -> list[Instance]:
+    """Instances whose GPUs are whole ones of this kind."""
+    return [i for i in instances().values() if i.gpu == gpu and i.gpu_fraction >= 1 and i.num_gpus >= 1]
+
+
+def offers_of(problem: Problem, instance: str, *, all_forms: bool = False) -> dict[str, Offer]:
+    """Offers of an instance in the problem's region, in the purchase forms that the problem allows.
+
+    Args:
+        all_forms: also those that it does not allow, for comparison.
+    """
+    own = user_prices(problem.prices) if problem.prices else {}
+    forms = PURCHASES if all_forms else problem.candidates.purchase
+    found: dict[str, Offer] = {}
+    for purchase in forms:
+        mine = own.get((instance, problem.region, purchase)) or own.get((instance, "", purchase))
+        if mine is not None:
+            found[purchase] = _discounted(problem, purchase, mine)
+            continue
+        price = price_of(instance, problem.region, purchase)
+        if price is not None and price.region == problem.region:
+            offer = Offer(price.usd_per_hour, price.source, price.as_of, price.confidence)
+            found[purchase] = _discounted(problem, purchase, offer)
+    return found
+
+
+def _discounted(problem: Problem, purchase: str, offer: Offer) -> Offer:
+    """A commitment paid upfront costs its discounted hourly rate; the catalogue's rates are all upfront."""
+    years = TERM_YEARS.get(purchase)
+    if years is None:
+        return offer
+    from catalogs.units import HOURS_PER_YEAR
+    from planner.cost import discounted_usd_per_hour
+
+    upfront = offer.usd_per_hour * HOURS_PER_YEAR * years
+    usd = discounted_usd_per_hour(upfront, 0.0, years, problem.commitments.discount_rate)
+    return Offer(usd, offer.source, offer.as_of, offer.confidence, upfront)
+
+
+@cache
+def user_prices(path: Path) -> Mapping[tuple[str, str, str], Offer]:
+    """A user's own prices: ``instance_type,region,purchase,usd_per_hour``; an empty region means any.
+
+    Raises:
+        InputError: unreadable, a missing column, an unknown instance or purchase form, a price that is no number.
+    """
+    found: dict[tuple[str, str, str], Offer] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as source:
+            reader = csv.DictReader(source)
+            for column in ("instance_type", "purchase", "usd_per_hour"):
+                if column not in (reader.fieldnames or ()):
+                    raise InputError(f"has no column {column!r}", where=f"{path}:1")
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                instance = find_instance(row["instance_type"].strip(), where).name
+                purchase = row["purchase"].strip()
+                if purchase not in PURCHASES:
+                    raise InputError(
+                        f"unknown purchase form {purchase!r}", where=where, remedy=f"one of {', '.join(PURCHASES)}"
+                    )
+                usd = _price(row["usd_per_hour"], where)
+                region = (row.get("region") or "").strip()
+                found[(instance, region, purchase)] = Offer(usd, f"your prices ({path.name})", "")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot be read: {error}", where=str(path)) from error
+    return found
+
+
+def _price(text: str, where: str) -> float:
+    try:
+        usd = float(text)
+    except ValueError:
+        usd = -1.0
+    if not 0 <= usd < 1e6:
+        raise InputError(f"usd_per_hour is {text!r}: needs a number of 0 or more", where=where)
+    return usd
+
+
+def region_of(problem: Problem) -> str:
+    """The problem's region as the price catalogue spells it.
+
+    Raises:
+        InputError: no price is known there; the message names the nearest region.
+    """
+    try:
+        return find_region(problem.region, "region")
+    except InputError:
+        if problem.prices and any(r in ("", problem.region) for _, r, _ in user_prices(problem.prices)):
+            return problem.region
+        raise
+
+
+def wanted_instances(problem: Problem) -> list[Instance]:
+    """The instance types that the problem's candidates name, with at least one offer.
+
+    Raises:
+        InputError: an unknown GPU or instance type. MissingError: none of them has a price in the region.
+    """
+    chosen = problem.candidates
+    names = None if chosen.gpus == "all" else {find_gpu(g, "candidates.gpus").name for g in chosen.gpus}
+    types = (
+        None if chosen.instances == "all" else {find_instance(i, "candidates.instances").name for i in chosen.instances}
+    )
+    pool = [
+        i
+        for i in instances().values()
+        if i.gpu_fraction >= 1 and (names is None or i.gpu in names) and (types is None or i.name in types)
+    ]
+    priced = [i for i in pool if offers_of(problem, i.name)]
+    if not priced:
+        forms = ", ".join(problem.candidates.purchase)
+        elsewhere = sorted({p.region for p in prices() if p.instance in {i.name for i in pool}})
+        close = nearest(problem.region, elsewhere, num=3)
+        raise MissingError(
+            f"no {forms} price in {problem.region} for {_some([i.name for i in pool])}",
+            where="region",
+            why="a price that is not known is not guessed",
+            remedy="plan prices refresh gets them from AWS; or `prices:` a CSV of your own"
+            + (f"; prices are known in {', '.join(close)}" if close else ""),
+        )
+    return priced
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "any instance"
