@@ -1,0 +1,88 @@
+"""Activation memory of a step: the most that is alive at once, by token chunk, and with recomputation.
+
+Inference frees each layer's tensors when the next needs them; the peak is the widest point of one
+layer, or the sampler.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from calibrate.work import activation_bytes_per_token
+from catalogs.schema import Model
+
+LOGITS_COPIES_FP32 = 3.0  # fp32 logits, probabilities, and the exponential noise of the sampler
+SAMPLER_BUFFER_ROWS = 128  # rows of the top-k/top-p kernel's fp32 buffer, one for each program it launches
+VISION_BYTES_PER_IMAGE = 2.0 * (3 * 224 * 224 + 2 * 64 * 112 * 112)  # stem's input and output at 224 x 224, 16 bit
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The most activation memory that is alive at once on one GPU, in bytes.
+
+    Attributes:
+        layer_bytes: in the widest layer.
+        sampler_bytes: while logits are turned into tokens.
+        kept_bytes: kept from layer to layer when activations must survive the step (gradients, hidden-state outputs).
+        compute_factor: work of the step over the same step without recomputation.
+    """
+
+    layer_bytes: float
+    sampler_bytes: float
+    kept_bytes: float = 0.0
+    compute_factor: float = 1.0
+
+    @property
+    def peak_bytes(self) -> float:
+        """The larger of the two moments, above what is kept."""
+        return self.kept_bytes + max(self.layer_bytes, self.sampler_bytes)
+
+
+def layer_activation_bytes(model: Model, num_tokens: int, tp: int = 1, chunk_tokens: int | None = None) -> float:
+    """Bytes alive at the widest point of one layer, 16-bit activations.
+
+    The residual and the hidden states (2 x hidden_size) stay for all tokens; the widest inner tensors (gate, up and
+    their product; or Q, K, V and the attention output; or the experts' rows) only for the tokens of a chunk.
+    """
+    if model.kind == "vision":
+        return VISION_BYTES_PER_IMAGE * num_tokens
+    outer = 2.0 * 2 * model.hidden_size
+    inner = activation_bytes_per_token(model, tp) - outer
+    return outer * num_tokens + inner * min(num_tokens, chunk_tokens or num_tokens)
+
+
+def sampler_bytes(model: Model, num_sampled: int) -> float:
+    """Bytes alive while ``num_sampled`` sequences are sampled: 16-bit logits, fp32 copies, the kernel's buffer."""
+    if model.kind != "decoder":
+        return 0.0
+    rows = num_sampled * (2.0 + 4.0 * LOGITS_COPIES_FP32) + SAMPLER_BUFFER_ROWS * 4.0
+    return model.vocab_size * rows + 2.0 * model.hidden_size * num_sampled
+
+
+def activation_peak(
+    model: Model,
+    num_tokens: int,
+    num_sampled: int,
+    tp: int = 1,
+    chunk_tokens: int | None = None,
+    checkpoint_layers: int | None = None,
+) -> Activations:
+    """Activation memory of one step on one GPU.
+
+    Args:
+        model: the network.
+        num_tokens: tokens of the step (images, for vision).
+        num_sampled: sequences sampled.
+        tp: tensor_parallel_size.
+        chunk_tokens: the inner tensors are computed for so many tokens at a time; the weights are read once a chunk.
+        checkpoint_layers: when activations must be kept, only the input of every so-manieth layer is, and the layers
+            between are computed again (Chen et al., arXiv 1604.06174, section 4). None: nothing is kept.
+    """
+    layer = layer_activation_bytes(model, num_tokens, tp, chunk_tokens)
+    sampler = sampler_bytes(model, num_sampled) + 2.0 * model.hidden_size * num_tokens * (model.kind == "decoder")
+    if checkpoint_layers is None:
+        return Activations(layer, sampler)
+    every = max(1, min(checkpoint_layers, model.num_layers))
+    inputs = math.ceil(model.num_layers / every) * 2.0 * model.hidden_size * num_tokens
+    return Activations(layer, sampler, inputs + (every - 1) * layer, 1.0 if every == 1 else 2.0)

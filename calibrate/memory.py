@@ -1,0 +1,340 @@
+"""What one GPU's memory holds when it serves: weights, activations, the CUDA context, and the KV blocks that remain.
+
+The accounts follow vLLM's: of ``gpu_memory_utilization`` times the device's memory, it takes away the weights, the peak
+that a profiling step reaches above them, and what CUDA and NCCL take beside PyTorch; whole KV blocks fill the rest.
+All bytes are those of one GPU, the fullest of the replica.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from calibrate.activations import Activations, activation_peak
+from calibrate.precisions import precision, support
+from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes
+from catalogs.errors import InputError
+from catalogs.load import gpus, resolve_engine
+from catalogs.schema import Engine, Model, Replica
+from catalogs.units import GIB
+
+if TYPE_CHECKING:
+    from calibrate.profiles import Profile
+
+# CUDA context and loaded kernels of a serving process: 0.41 to 0.63 GiB in start-up logs of vLLM ("free memory on
+# device" before the weights are loaded), on 24 GB and 80 GB cards.
+CONTEXT_BYTES = 0.5 * GIB
+# What CUDA takes during the profiling step beside PyTorch, on one GPU: 0.06 to 0.09 GiB in vLLM's start-up logs.
+NON_TORCH_BYTES = 0.07 * GIB
+# NCCL's buffers and the custom all-reduce's, once a replica spans GPUs: 0.3 GiB in vLLM's start-up logs at TP 2.
+NCCL_BYTES = 0.27 * GIB
+# Transient of compiling and autotuning inside the profiling step, which is counted into its peak: what the one run
+# whose KV blocks are known (vLLM 0.19.0, RTX 4090, Llama-3.1-8B, 2,588 blocks) leaves after all computed parts.
+COMPILE_TRANSIENT_BYTES = 583.4e6
+# CUDA graphs of about 50 batch sizes; 0.2 to 0.7 GiB in vLLM's start-up logs. Outside the budget before vLLM 0.21.
+GRAPH_BYTES = 0.5 * GIB
+GRAPHS_IN_BUDGET_SINCE = (0, 21)
+MIN_KV_TOKENS = 1024  # below this a replica cannot serve one ordinary request
+SLIDING_REFERENCE_TOKENS = 2048  # context at which sliding-window layers' share of the KV is taken
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """One part of a GPU's memory.
+
+    Attributes:
+        name: what it is.
+        num_bytes: its size.
+        source: computed, measured, data sheet or assumed.
+        note: what it rests on.
+    """
+
+    name: str
+    num_bytes: float
+    source: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How one GPU's memory is used.
+
+    Attributes:
+        parts: all of the device's memory, in order; they add up to ``device_bytes``.
+        device_bytes: the device's memory.
+        kv_cache_bytes: memory in KV blocks.
+        kv_bytes_per_token: KV bytes of one token on this GPU.
+        block_size: tokens in a block.
+        num_gpu_blocks: whole blocks; of one data-parallel rank.
+        max_model_len: longest sequence that is served.
+        max_batch_size: for models without a KV cache: items that fit at once (0 for decoders).
+        notes: what was reduced or assumed.
+    """
+
+    parts: tuple[MemoryPart, ...]
+    device_bytes: float
+    kv_cache_bytes: float
+    kv_bytes_per_token: float
+    block_size: int
+    num_gpu_blocks: int
+    max_model_len: int
+    max_batch_size: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_kv_tokens(self) -> int:
+        """Tokens that the KV blocks hold."""
+        return self.num_gpu_blocks * self.block_size
+
+    @property
+    def weight_bytes(self) -> float:
+        """All weights on the GPU."""
+        return sum(p.num_bytes for p in self.parts if p.name.startswith("weights"))
+
+    def part(self, name: str) -> float:
+        """Bytes of the part of that name; 0 when there is none."""
+        return sum(p.num_bytes for p in self.parts if p.name == name)
+
+
+def memory_plan(replica: Replica, profile: Profile | None = None) -> MemoryPlan:
+    """The memory of the replica's fullest GPU, and its KV blocks.
+
+    Args:
+        replica: model, GPU, parallelism, precision and engine; settings left ``None`` take the framework's defaults.
+        profile: one whose ``memory`` section was measured replaces the assumed CUDA, NCCL and compile bytes.
+
+    Raises:
+        InputError: the model does not fit; the remedy is the smallest change that would.
+    """
+    replica = _resolved(replica)
+    _check_split(replica)
+    plan = _account(replica, _reserves(profile))
+    problem = _shortage(replica, plan)
+    if problem:
+        raise InputError(
+            f"{replica.model.name} in {replica.precision} does not fit {_where(replica)}: {problem}",
+            why="a GPU must hold its share of the weights, one step's activations and some KV cache",
+            remedy=_smallest_change(replica, _reserves(profile)),
+        )
+    return plan
+
+
+def fits(replica: Replica) -> bool:
+    """Whether the replica's GPUs hold it; also False when its heads or layers cannot be split so."""
+    try:
+        memory_plan(replica)
+    except InputError:
+        return False
+    return True
+
+
+def _check_split(replica: Replica) -> None:
+    """Raises InputError when the heads or layers cannot be divided so."""
+    model, tp, pp = replica.model, replica.tensor_parallel_size, replica.pipeline_parallel_size
+    if model.kind == "decoder" and model.num_attention_heads % tp:
+        fitting = [n for n in (1, 2, 4, 8) if model.num_attention_heads % n == 0]
+        raise InputError(
+            f"tensor_parallel_size {tp} does not divide {model.name}'s {model.num_attention_heads} attention heads",
+            why="each GPU computes whole heads",
+            remedy=f"tensor_parallel_size {' or '.join(map(str, fitting))}",
+        )
+    if model.kind != "vision" and pp > model.num_layers:
+        raise InputError(
+            f"pipeline_parallel_size {pp} exceeds {model.name}'s {model.num_layers} layers",
+            why="each stage computes whole layers",
+            remedy=f"pipeline_parallel_size {model.num_layers} or less",
+        )
+
+
+def _resolved(replica: Replica) -> Replica:
+    return replace(replica, engine=resolve_engine(replica.engine, replica.model, replica.gpu))
+
+
+def _reserves(profile: Profile | None) -> dict[str, float]:
+    """Bytes that no formula gives, from a profile that measured them, else as assumed above."""
+    assumed = {
+        "cuda_context": CONTEXT_BYTES,
+        "non_torch": NON_TORCH_BYTES,
+        "nccl": NCCL_BYTES,
+        "compile_transient": COMPILE_TRANSIENT_BYTES,
+        "cuda_graphs": GRAPH_BYTES,
+    }
+    measured = getattr(profile, "memory", None) or {}
+    return assumed | {f"{k}": float(v) for k, v in measured.items() if k in assumed}
+
+
+def _account(replica: Replica, reserves: Mapping[str, float]) -> MemoryPlan:
+    """The accounts without judging them; KV may come out negative."""
+    model, gpu, engine = replica.model, replica.gpu, replica.engine
+    weights = replica_weight_bytes(replica)
+    tables = embedding_parameters(model) / replica.tensor_parallel_size * embedding_bytes(precision(replica.precision))
+    peak, what = _peak(replica)
+    eager = engine.enforce_eager or engine.framework == "onnxruntime" or model.kind != "decoder"
+    graphs = 0.0 if eager else reserves["cuda_graphs"]
+    nccl = reserves["nccl"] if replica.num_gpus > 1 else 0.0
+    transient = 0.0 if eager or engine.framework == "tensorrt-llm" else reserves["compile_transient"]
+    used = [
+        MemoryPart("weights: layers", weights - tables, "computed", f"this GPU's share, stored in {replica.precision}"),
+        MemoryPart("weights: embedding and head", tables, "computed", "split over tensor parallelism"),
+        MemoryPart("rotary table", _rotary_bytes(replica), "computed", "max_position_embeddings x head_dim, 16 bit"),
+        MemoryPart("activations", peak.peak_bytes, "computed", what),
+        MemoryPart("compiling", transient, "measured", "transient inside vLLM's profiling step, from one known run"),
+        MemoryPart("NCCL and CUDA modules", reserves["non_torch"] + nccl, "assumed", "vLLM start-up logs"),
+    ]  # fmt: skip
+    context = MemoryPart("CUDA context", reserves["cuda_context"], "assumed", "vLLM start-up logs")
+    graph_part = MemoryPart("CUDA graphs", graphs, "assumed", "vLLM start-up logs")
+    held = sum(p.num_bytes for p in used)
+    outside = context.num_bytes + graphs
+    utilization = engine.gpu_memory_utilization or 0.9
+    if engine.framework == "tensorrt-llm":  # a share of what is free once the engine is loaded
+        room = utilization * (gpu.memory_bytes - held - outside)
+    else:
+        inside = graphs if _graphs_in_budget(engine) else 0.0
+        room = min(utilization * gpu.memory_bytes - held - inside, gpu.memory_bytes - held - outside)
+    return _with_kv(replica, (*used, graph_part, context), room)
+
+
+def _with_kv(replica: Replica, parts: tuple[MemoryPart, ...], room: float) -> MemoryPlan:
+    engine, model, device = replica.engine, replica.model, replica.gpu.memory_bytes
+    if model.kind != "decoder":
+        per_item = activation_peak(model, _tokens_per_item(model, engine), 0).layer_bytes
+        batch = int(max(0.0, room + _activation_bytes(parts)) // per_item)
+        return MemoryPlan((*parts, _unused(parts, device)), device, 0.0, 0.0, 1, 0, _max_len(replica), batch)
+    block_size = engine.block_size or 16
+    token = _kv_bytes_per_token(replica)
+    blocks = engine.num_gpu_blocks if engine.num_gpu_blocks is not None else math.floor(room / (token * block_size))
+    kv = max(0, blocks) * token * block_size
+    notes = [] if engine.num_gpu_blocks is None else ["num_gpu_blocks as given, not derived"]
+    max_len, asked = _max_len(replica), engine.max_model_len
+    if asked is None and 0 < blocks * block_size < max_len:
+        notes.append(
+            f"max_model_len reduced from {max_len:,} to {blocks * block_size:,}: "
+            "the KV cache holds no longer sequence, and vLLM refuses to start otherwise"
+        )
+        max_len = blocks * block_size
+    all_parts = (*parts, MemoryPart("KV cache", kv, "computed", f"{blocks:,} blocks of {block_size} tokens"))
+    return MemoryPlan(
+        (*all_parts, _unused(all_parts, device)), device, kv, token, block_size, blocks, max_len, 0, tuple(notes)
+    )
+
+
+def _activation_bytes(parts: tuple[MemoryPart, ...]) -> float:
+    return sum(p.num_bytes for p in parts if p.name == "activations")
+
+
+def _unused(parts: tuple[MemoryPart, ...], device_bytes: float) -> MemoryPart:
+    left = device_bytes - sum(p.num_bytes for p in parts)
+    return MemoryPart("unused", left, "computed", "beyond gpu_memory_utilization, and less than a block")
+
+
+def _peak(replica: Replica) -> tuple[Activations, str]:
+    """Peak of the profiling step (one item, for models without a KV cache), and what that step is."""
+    engine, model, tp = replica.engine, replica.model, replica.tensor_parallel_size
+    chunk, keep = engine.options.get("activation_chunk_tokens"), engine.options.get("activation_checkpoint_layers")
+    chunk_tokens, checkpoint = (None if x is None else int(str(x)) for x in (chunk, keep))
+    if model.kind != "decoder":
+        tokens, seqs, what = _tokens_per_item(model, engine), 0, "one item"
+    else:
+        tokens = engine.max_num_batched_tokens or 2048
+        seqs = min(engine.max_num_seqs or 256, tokens)
+        what = f"one step of {tokens:,} tokens, {seqs:,} sequences sampled"
+    return activation_peak(model, tokens, seqs, tp, chunk_tokens, checkpoint), what
+
+
+def _tokens_per_item(model: Model, engine: Engine) -> int:
+    return 1 if model.kind == "vision" else min(engine.max_model_len or 512, model.max_position_embeddings or 512)
+
+
+def _rotary_bytes(replica: Replica) -> float:
+    model = replica.model
+    if model.kind != "decoder":
+        return 0.0
+    width = model.mla.qk_rope_head_dim if model.mla else model.head_dim
+    return 2.0 * model.max_position_embeddings * width
+
+
+def _max_len(replica: Replica) -> int:
+    return replica.engine.max_model_len or replica.model.max_position_embeddings
+
+
+def _kv_bytes_per_token(replica: Replica) -> float:
+    """KV bytes of a token on this GPU; sliding-window layers count by the window's share of an ordinary context."""
+    context = min(SLIDING_REFERENCE_TOKENS, _max_len(replica))
+    tp, pp = replica.tensor_parallel_size, replica.pipeline_parallel_size
+    return kv_bytes_per_sequence(replica.model, context, replica.kv_cache_dtype, tp, pp) / context
+
+
+def _graphs_in_budget(engine: Engine) -> bool:
+    if engine.framework != "vllm" or not engine.version:
+        return engine.framework in ("sglang", "tgi")
+    digits = [int("".join(c for c in part if c.isdigit()) or 0) for part in engine.version.split(".")[:2]]
+    return tuple(digits) >= GRAPHS_IN_BUDGET_SINCE
+
+
+def _shortage(replica: Replica, plan: MemoryPlan) -> str:
+    """What is short, in words; empty when the replica fits."""
+    gib, engine = 1 / GIB, replica.engine
+    if replica.model.kind != "decoder":
+        if plan.max_batch_size >= 1:
+            return ""
+        return f"weights take {plan.weight_bytes * gib:.1f} GiB of {plan.device_bytes * gib:.1f}"
+    needed = min(engine.max_model_len or MIN_KV_TOKENS, replica.model.max_position_embeddings)
+    if plan.num_kv_tokens >= needed and plan.num_gpu_blocks > 0:
+        return ""
+    beside = plan.device_bytes - plan.part("KV cache") - plan.part("unused")
+    short = f"weights, activations and reserves take {beside * gib:.1f} of {plan.device_bytes * gib:.1f} GiB per GPU, "
+    left = max(0, plan.num_kv_tokens)
+    asked = f"max_model_len {needed:,} needs" if engine.max_model_len else "one request needs"
+    return short + f"KV for {left:,} tokens remains and {asked} {needed:,}"
+
+
+def _where(replica: Replica) -> str:
+    sizes = ((replica.tensor_parallel_size, "tensor"), (replica.pipeline_parallel_size, "pipeline"))
+    split = ", ".join(f"{label}_parallel_size {n}" for n, label in sizes if n > 1)
+    return f"{replica.num_gpus} x {replica.gpu.name}" + (f" ({split})" if split else "")
+
+
+def _smallest_change(replica: Replica, reserves: Mapping[str, float]) -> str:
+    """The first change, from the least to the most invasive, with which the replica fits."""
+    for text, candidate in _changes(replica):
+        try:
+            changed = _resolved(candidate)
+            _check_split(changed)
+            plan = _account(changed, reserves)
+        except InputError:
+            continue
+        if not _shortage(changed, plan):
+            return text.format(max_len=plan.num_kv_tokens)
+    return "no change to one replica of up to 8 such GPUs makes it fit; split it over nodes (pipeline_parallel_size)"
+
+
+def _changes(replica: Replica) -> list[tuple[str, Replica]]:
+    """Changes to try, least first: a shorter context, an FP8 KV cache, more GPUs, lower precision, a bigger GPU."""
+    gpu, tp = replica.gpu, replica.tensor_parallel_size
+    changes: list[tuple[str, Replica]] = []
+    if replica.engine.max_model_len:
+        changes.append(("max_model_len {max_len}", replica.with_engine(max_model_len=None)))
+    if replica.kv_cache_dtype.lower() in ("auto", "bf16", "fp16") and "fp8" in gpu.peak_flops:
+        changes.append(("kv_cache_dtype fp8", replace(replica, kv_cache_dtype="fp8")))
+    higher = [n for n in (2, 4, 8) if n > tp]
+    changes += [(f"tensor_parallel_size {n}", replace(replica, tensor_parallel_size=n)) for n in higher]
+    lower = _lower_precisions(replica)
+    changes += [(f"precision {p}", replace(replica, precision=p)) for p in lower]
+    changes += [
+        (f"precision {p} with tensor_parallel_size {n}", replace(replica, precision=p, tensor_parallel_size=n))
+        for n in higher
+        for p in lower
+    ]
+    bigger = sorted((g for g in gpus().values() if g.memory_bytes > gpu.memory_bytes), key=lambda g: g.memory_bytes)
+    changes += [(f"a bigger GPU: {g.name}", replace(replica, gpu=g)) for g in bigger]
+    return changes
+
+
+def _lower_precisions(replica: Replica) -> list[str]:
+    now = precision(replica.precision).weight_bytes
+    offered = ("fp8", "int8", "int4-awq")
+    return [
+        p for p in offered if precision(p).weight_bytes < now and support(p, replica.gpu) in ("native", "weight_only")
+    ]
