@@ -1,0 +1,283 @@
+"""Where a step's time goes, where it stands against the roofline, and which resource holds it back.
+
+Each part of a step (linear layers, attention, exchanges between GPUs, engine) is put to the resource that bounds it:
+compute, memory bandwidth, interconnect or launch overhead. The resource with the largest share is the bottleneck; when
+the KV cache cannot hold the batch asked for, it is memory capacity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibrate import work
+from calibrate.collectives import all_reduce_time_s
+from calibrate.memory import MemoryPlan
+from calibrate.precisions import kv_cache_bytes
+from calibrate.profiles import Profile
+from calibrate.roofline import gemm_bytes, gemm_flops, peak_flops
+from calibrate.step import StepShape
+from calibrate.step_time import KernelSums, step_table
+from catalogs.schema import Replica
+
+RESOURCES = ("compute", "memory bandwidth", "interconnect", "launch overhead")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a step on one GPU.
+
+    Attributes:
+        name: weights (linear layers), KV (decode attention), prefill attention, collectives, other, overhead.
+        seconds: its time.
+        flops, num_bytes: arithmetic and DRAM traffic of it.
+        resource: what bounds it.
+    """
+
+    name: str
+    seconds: float
+    flops: float
+    num_bytes: float
+    resource: str
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """A step taken apart.
+
+    Attributes:
+        parts: by kind of work; their seconds add up to ``seconds``.
+        seconds: the step's time.
+        peak_flops: the GPU's, in the type of its arithmetic. bandwidth_bytes_per_s: the GPU's.
+    """
+
+    parts: tuple[Part, ...]
+    seconds: float
+    peak_flops: float
+    bandwidth_bytes_per_s: float
+
+    @property
+    def flops(self) -> float:
+        """Arithmetic of the step on one GPU."""
+        return sum(p.flops for p in self.parts)
+
+    @property
+    def num_bytes(self) -> float:
+        """DRAM traffic of the step on one GPU."""
+        return sum(p.num_bytes for p in self.parts)
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs a byte of DRAM traffic."""
+        return self.flops / self.num_bytes if self.num_bytes else 0.0
+
+    @property
+    def ridge(self) -> float:
+        """FLOPs a byte above which the GPU is bound by compute."""
+        return self.peak_flops / self.bandwidth_bytes_per_s
+
+    @property
+    def mfu(self) -> float:
+        """Share of the peak arithmetic rate that the step reaches."""
+        return self.flops / self.seconds / self.peak_flops
+
+    @property
+    def mbu(self) -> float:
+        """Share of the peak memory bandwidth that the step reaches."""
+        return self.num_bytes / self.seconds / self.bandwidth_bytes_per_s
+
+    def share(self, resource: str) -> float:
+        """Share of the step's time that a resource bounds."""
+        return sum(p.seconds for p in self.parts if p.resource == resource) / self.seconds
+
+    @property
+    def bottleneck(self) -> str:
+        """The resource that bounds most of the step."""
+        return max(RESOURCES, key=self.share)
+
+
+def step_cost(replica: Replica, profile: Profile, shape: StepShape) -> StepCost:
+    """A step taken apart into the parts that bound it.
+
+    Raises:
+        InputError: the GPU cannot run the precision. MissingError: the profile lacks a kernel family.
+    """
+    parts = _kernel_parts(replica, profile, shape) if profile.kind == "kernels" else _table_parts(replica, profile, shape)
+    parts = [p for p in parts if p.seconds > 0.0]
+    peak = peak_flops(replica.gpu, KernelSums(replica, profile).form.compute)
+    total = sum(p.seconds for p in parts)
+    return StepCost(tuple(parts), total, peak, replica.gpu.memory_bandwidth_bytes_per_s)
+
+
+def prefill_shape(num_tokens: int, prompt_tokens: int) -> StepShape:
+    """A step of whole prompts: ``num_tokens`` in all, each prompt ``prompt_tokens`` long."""
+    sampled = max(1, num_tokens // max(1, prompt_tokens))
+    return StepShape(num_tokens, min(num_tokens, prompt_tokens) / 2.0, 0, 0.0, sampled)
+
+
+def decode_shape(batch: int, context: float) -> StepShape:
+    """A step in which ``batch`` sequences of ``context`` tokens each get one more."""
+    return StepShape(0, 0.0, batch, context, batch)
+
+
+def _kernel_parts(replica: Replica, profile: Profile, shape: StepShape) -> list[Part]:
+    kernels, model = KernelSums(replica, profile), replica.model
+    tokens = float(shape.num_prefill_tokens + shape.num_decode)
+    one = np.ones(1)
+    positionwise = float(kernels.positionwise_s(one * tokens)[0]) if tokens else 0.0
+    exchange = _collectives_s(kernels, tokens)
+    linear = list(_linear_parts(kernels, tokens))
+    linear_s = min(sum(p.seconds for p in linear), positionwise - exchange)
+    other = positionwise - exchange - linear_s
+    moved = tokens * work.elementwise_bytes_per_token(model, replica.tensor_parallel_size) * model.num_layers
+    parts = [*linear, Part("collectives", exchange, 0.0, 0.0, "interconnect")]
+    parts.append(Part("norms, routing, exchange of experts", other, 0.0, moved, _bound(replica, 0.0, moved, other)))
+    parts += _attention_parts(kernels, shape)
+    sampled = float(kernels.sampled_s(one * float(shape.num_sampled))[0])
+    head = work.lm_head(model, replica.tensor_parallel_size)
+    if head is not None:
+        size, flops = 2.0 * head.n * head.k, float(gemm_flops(shape.num_sampled, head.n, head.k))
+        parts.append(Part("head and sampling", sampled, flops, size, _bound(replica, flops, size, sampled)))
+    parts.append(Part("engine overhead", _overhead_s(kernels, shape), 0.0, 0.0, "launch overhead"))
+    return parts
+
+
+def _linear_parts(kernels: KernelSums, tokens: float) -> Iterable[Part]:
+    """The linear layers, one part for each resource that bounds some of them; experts count by the weights they read."""
+    replica, model = kernels.replica, kernels.replica.model
+    tp = replica.tensor_parallel_size
+    if model.kind == "vision":
+        flops, size = tokens * work.flops_per_token(model), work.replica_weight_bytes(replica)
+        seconds = float(kernels.positionwise_s(np.ones(1) * tokens)[0])
+        yield Part("weights", seconds, flops, size, _bound(replica, flops, size, seconds))
+        return
+    sums: dict[str, list[float]] = {r: [0.0, 0.0, 0.0] for r in RESOURCES}
+    for gemm in (*work.attention_gemms(model, tp), *work.mlp_gemms(model, tp)):
+        count = gemm.share * gemm.count * model.num_layers
+        seconds = float(kernels.gemm_s(gemm, np.ones(1) * tokens)[0])
+        flops, size = float(gemm_flops(tokens, gemm.n, gemm.k)), float(gemm_bytes(kernels.form, tokens, gemm.n, gemm.k))
+        for i, value in enumerate((seconds, flops, size)):
+            sums[_bound(replica, flops, size, seconds)][i] += count * value
+    for resource, (seconds, flops, size) in sums.items():
+        yield Part("weights", seconds, flops, size, resource)
+    if model.moe is not None:
+        yield _experts_part(kernels, tokens)
+
+
+def _experts_part(kernels: KernelSums, tokens: float) -> Part:
+    replica, model = kernels.replica, kernels.replica.model
+    assert model.moe is not None
+    over = max(replica.tensor_parallel_size, replica.expert_parallel_size)
+    layers, each = work.num_moe_layers(model), work.expert_parameters(model)
+    hit = float(work.expected_experts_hit(tokens, model.moe.num_experts, model.moe.num_experts_per_token))
+    size = layers * hit * each * kernels.form.weight_bytes / over
+    flops = layers * 2.0 * tokens * model.moe.num_experts_per_token * each / over
+    whole = float(kernels.positionwise_s(np.ones(1) * tokens)[0])
+    dense = sum(
+        g.share * g.count * float(kernels.gemm_s(g, np.ones(1) * tokens)[0])
+        for g in (*work.attention_gemms(model, replica.tensor_parallel_size), *work.mlp_gemms(model, over))
+    )
+    floor = max(flops / peak_flops(replica.gpu, kernels.form.compute), size / replica.gpu.memory_bandwidth_bytes_per_s)
+    seconds = max(0.0, min(whole - dense * model.num_layers - _collectives_s(kernels, tokens), 2.0 * floor))
+    return Part("experts", seconds, flops, size, _bound(replica, flops, size, seconds))
+
+
+def _attention_parts(kernels: KernelSums, shape: StepShape) -> list[Part]:
+    replica, model, one = kernels.replica, kernels.replica.model, np.ones(1)
+    tp, tokens, context = replica.tensor_parallel_size, float(shape.num_prefill_tokens), shape.prefill_mean_context
+    prefill = float(kernels.prefill_s(one * tokens, one * context)[0])
+    windows = work.layer_windows(model) if model.kind != "vision" else ()
+    flops = sum(n * work.attention_flops(model, tokens, min(context, float(w or np.inf)), tp) for w, n in windows)
+    parts = [Part("prefill attention", prefill, flops, 0.0, "compute")]
+    if model.kind == "decoder" and shape.num_decode:
+        seconds = float(kernels.decode_s(one * float(shape.num_decode), one * shape.decode_mean_context)[0])
+        each = work.kv_bytes_per_sequence(model, shape.decode_mean_context, replica.kv_cache_dtype, tp)
+        size = shape.num_decode * each
+        flops = sum(
+            n * work.attention_flops(model, shape.num_decode, min(shape.decode_mean_context, float(w or np.inf)), tp)
+            for w, n in windows
+        )
+        parts.append(Part("KV cache (decode attention)", seconds, flops, size, _bound(replica, 0.0, size, seconds)))
+    return parts
+
+
+def _table_parts(replica: Replica, profile: Profile, shape: StepShape) -> list[Part]:
+    """Parts of a step whose time stands in tables of one model."""
+    tokens = shape.num_prefill_tokens + shape.num_decode
+    table = step_table(replica, profile, max(tokens, 1), max(1, shape.num_decode, shape.num_sampled))
+    column = table.mixed_tokens_s if shape.num_prefill_tokens else table.decode_tokens_s
+    size, flops = work.replica_weight_bytes(replica), tokens * work.flops_per_token(replica.model)
+    flops /= replica.tensor_parallel_size * replica.pipeline_parallel_size
+    seconds = float(column[tokens])
+    kv = shape.num_decode * shape.decode_mean_context * work.kv_bytes_per_token(
+        replica.model, replica.kv_cache_dtype, replica.tensor_parallel_size
+    )  # fmt: skip
+    attention = _interpolate(table, shape)
+    return [
+        Part("weights", seconds, flops, size, _bound(replica, flops, size, seconds)),
+        Part("attention", attention, 0.0, kv, _bound(replica, 0.0, kv, attention)),
+        Part("head and sampling", float(table.sampled_s[shape.num_sampled]), 0.0, 0.0, "launch overhead"),
+        Part("engine overhead", table.overhead_s + table.overhead_per_sequence_s * shape.num_decode, 0.0, 0.0,
+             "launch overhead"),
+    ]  # fmt: skip
+
+
+def _interpolate(table: object, shape: StepShape) -> float:
+    from scipy.interpolate import RegularGridInterpolator
+
+    axes = tuple(
+        getattr(table, f"{name}_axis") for name in ("prefill_tokens", "prefill_context", "num_decode", "decode_context")
+    )
+    at = (shape.num_prefill_tokens, shape.prefill_mean_context, shape.num_decode, shape.decode_mean_context)
+    clipped = [min(max(x, axis[0]), axis[-1]) for x, axis in zip(at, axes, strict=True)]
+    return float(RegularGridInterpolator(axes, table.attention_s)(clipped)[0])  # type: ignore[attr-defined]
+
+
+def _collectives_s(kernels: KernelSums, tokens: float) -> float:
+    """All-reduces of a step: two a layer and one after the embedding."""
+    replica, tp = kernels.replica, kernels.replica.tensor_parallel_size
+    if tp < 2 or not tokens or replica.model.kind == "vision":
+        return 0.0
+    num_bytes = np.ones(1) * tokens * replica.model.hidden_size * 2.0
+    fit = kernels.profile.family("all_reduce", kernels.link)
+    return float((2 * replica.model.num_layers + 1) * all_reduce_time_s(fit, kernels.link_bytes_per_s, tp, num_bytes)[0])
+
+
+def _overhead_s(kernels: KernelSums, shape: StepShape) -> float:
+    known = kernels.profile.overheads(kernels.replica.engine.framework)
+    sequences = shape.num_decode + (1 if shape.num_prefill_tokens else 0)
+    return float(known.get("step_overhead_s", 0.0)) + float(known.get("per_sequence_s", 0.0)) * sequences
+
+
+def _bound(replica: Replica, flops: float, num_bytes: float, seconds: float) -> str:
+    """The resource that bounds a part: its data-sheet floor's, or launching when the floor is under a third of it."""
+    compute = flops / peak_flops(replica.gpu, "bf16")
+    traffic = num_bytes / replica.gpu.memory_bandwidth_bytes_per_s
+    if seconds > 3.0 * max(compute, traffic):
+        return "launch overhead"
+    return "compute" if compute > traffic else "memory bandwidth"
+
+
+def explain_bottleneck(cost: StepCost, plan: MemoryPlan, replica: Replica, batch: int, context: float) -> tuple[str, str]:
+    """The bottleneck's name, and the sentence with the numbers that say so."""
+    needed = batch * context
+    if replica.model.kind == "decoder" and needed > plan.num_kv_tokens:
+        size = kv_cache_bytes(replica.kv_cache_dtype, replica.model.dtype)
+        return "memory capacity", (
+            f"{batch:,} sequences of {context:,.0f} tokens need KV for {needed:,.0f} tokens and the cache holds "
+            f"{plan.num_kv_tokens:,} ({plan.kv_bytes_per_token / 1024:.0f} KiB a token, {size:g} bytes a value): "
+            f"{int(plan.num_kv_tokens // max(1.0, context)):,} sequences run at once"
+        )
+    name = cost.bottleneck
+    share = f"{cost.share(name):.0%} of the step's {cost.seconds * 1e3:.2f} ms"
+    numbers = {
+        "compute": f"{cost.flops / 1e12:.2f} TFLOP a GPU at {cost.mfu:.0%} of {cost.peak_flops / 1e12:.0f} TFLOP/s",
+        "memory bandwidth": f"{cost.num_bytes / 1e9:.2f} GB a GPU at {cost.mbu:.0%} of "
+        f"{cost.bandwidth_bytes_per_s / 1e9:,.0f} GB/s",
+        "interconnect": "all-reduces between the GPUs of the replica",
+        "launch overhead": "kernel launches and the engine's own work between steps",
+    }
+    at = f"{cost.intensity:.0f} FLOP/byte against a ridge of {cost.ridge:.0f}"
+    return name, f"{share}: {numbers[name]}; {at}"
