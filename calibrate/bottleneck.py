@@ -104,7 +104,9 @@ def step_cost(replica: Replica, profile: Profile, shape: StepShape) -> StepCost:
     Raises:
         InputError: the GPU cannot run the precision. MissingError: the profile lacks a kernel family.
     """
-    parts = _kernel_parts(replica, profile, shape) if profile.kind == "kernels" else _table_parts(replica, profile, shape)
+    parts = (
+        _kernel_parts(replica, profile, shape) if profile.kind == "kernels" else _table_parts(replica, profile, shape)
+    )
     parts = [p for p in parts if p.seconds > 0.0]
     peak = peak_flops(replica.gpu, KernelSums(replica, profile).form.compute)
     total = sum(p.seconds for p in parts)
@@ -145,7 +147,7 @@ def _kernel_parts(replica: Replica, profile: Profile, shape: StepShape) -> list[
 
 
 def _linear_parts(kernels: KernelSums, tokens: float) -> Iterable[Part]:
-    """The linear layers, one part for each resource that bounds some of them; experts count by the weights they read."""
+    """The linear layers, one part for each resource that bounds some of them; experts by the weights they read."""
     replica, model = kernels.replica, kernels.replica.model
     tp = replica.tensor_parallel_size
     if model.kind == "vision":
@@ -242,7 +244,9 @@ def _collectives_s(kernels: KernelSums, tokens: float) -> float:
         return 0.0
     num_bytes = np.ones(1) * tokens * replica.model.hidden_size * 2.0
     fit = kernels.profile.family("all_reduce", kernels.link)
-    return float((2 * replica.model.num_layers + 1) * all_reduce_time_s(fit, kernels.link_bytes_per_s, tp, num_bytes)[0])
+    return float(
+        (2 * replica.model.num_layers + 1) * all_reduce_time_s(fit, kernels.link_bytes_per_s, tp, num_bytes)[0]
+    )
 
 
 def _overhead_s(kernels: KernelSums, shape: StepShape) -> float:
@@ -260,7 +264,9 @@ def _bound(replica: Replica, flops: float, num_bytes: float, seconds: float) -> 
     return "compute" if compute > traffic else "memory bandwidth"
 
 
-def explain_bottleneck(cost: StepCost, plan: MemoryPlan, replica: Replica, batch: int, context: float) -> tuple[str, str]:
+def explain_bottleneck(
+    cost: StepCost, plan: MemoryPlan, replica: Replica, batch: int, context: float
+) -> tuple[str, str]:
     """The bottleneck's name, and the sentence with the numbers that say so."""
     needed = batch * context
     if replica.model.kind == "decoder" and needed > plan.num_kv_tokens:

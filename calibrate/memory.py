@@ -207,8 +207,8 @@ def _with_kv(replica: Replica, parts: tuple[MemoryPart, ...], room: float) -> Me
     blocks = engine.num_gpu_blocks if engine.num_gpu_blocks is not None else math.floor(room / (token * block_size))
     kv = max(0, blocks) * token * block_size
     notes = [] if engine.num_gpu_blocks is None else ["num_gpu_blocks as given, not derived"]
-    max_len, asked = _max_len(replica), engine.max_model_len
-    if asked is None and 0 < blocks * block_size < max_len:
+    max_len = _max_len(replica)
+    if not _length_is_asked(replica) and 0 < blocks * block_size < max_len:
         notes.append(
             f"max_model_len reduced from {max_len:,} to {blocks * block_size:,}: "
             "the KV cache holds no longer sequence, and vLLM refuses to start otherwise"
@@ -259,6 +259,12 @@ def _max_len(replica: Replica) -> int:
     return replica.engine.max_model_len or replica.model.max_position_embeddings
 
 
+def _length_is_asked(replica: Replica) -> bool:
+    """Whether max_model_len was chosen, rather than being the model's own (resolved engines hold that)."""
+    asked = replica.engine.max_model_len
+    return asked is not None and asked < replica.model.max_position_embeddings
+
+
 def _kv_bytes_per_token(replica: Replica) -> float:
     """KV bytes of a token on this GPU; sliding-window layers count by the window's share of an ordinary context."""
     context = min(SLIDING_REFERENCE_TOKENS, _max_len(replica))
@@ -275,18 +281,19 @@ def _graphs_in_budget(engine: Engine) -> bool:
 
 def _shortage(replica: Replica, plan: MemoryPlan) -> str:
     """What is short, in words; empty when the replica fits."""
-    gib, engine = 1 / GIB, replica.engine
+    gib = 1 / GIB
     if replica.model.kind != "decoder":
         if plan.max_batch_size >= 1:
             return ""
         return f"weights take {plan.weight_bytes * gib:.1f} GiB of {plan.device_bytes * gib:.1f}"
-    needed = min(engine.max_model_len or MIN_KV_TOKENS, replica.model.max_position_embeddings)
+    asked = _length_is_asked(replica)
+    needed = min(_max_len(replica) if asked else MIN_KV_TOKENS, replica.model.max_position_embeddings)
     if plan.num_kv_tokens >= needed and plan.num_gpu_blocks > 0:
         return ""
     beside = plan.device_bytes - plan.part("KV cache") - plan.part("unused")
     short = f"weights, activations and reserves take {beside * gib:.1f} of {plan.device_bytes * gib:.1f} GiB per GPU, "
     left = max(0, plan.num_kv_tokens)
-    asked = f"max_model_len {needed:,} needs" if engine.max_model_len else "one request needs"
+    asked = f"max_model_len {needed:,} needs" if asked else "one request needs"
     return short + f"KV for {left:,} tokens remains and {asked} {needed:,}"
 
 
@@ -314,7 +321,7 @@ def _changes(replica: Replica) -> list[tuple[str, Replica]]:
     """Changes to try, least first: a shorter context, an FP8 KV cache, more GPUs, lower precision, a bigger GPU."""
     gpu, tp = replica.gpu, replica.tensor_parallel_size
     changes: list[tuple[str, Replica]] = []
-    if replica.engine.max_model_len:
+    if _length_is_asked(replica):
         changes.append(("max_model_len {max_len}", replica.with_engine(max_model_len=None)))
     if replica.kv_cache_dtype.lower() in ("auto", "bf16", "fp16") and "fp8" in gpu.peak_flops:
         changes.append(("kv_cache_dtype fp8", replace(replica, kv_cache_dtype="fp8")))

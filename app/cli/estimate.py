@@ -23,17 +23,23 @@ if TYPE_CHECKING:
 @click.option("--tp", "--tensor-parallel-size", "tp", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--pp", "--pipeline-parallel-size", "pp", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--ep", "--expert-parallel-size", "ep", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--precision", default=None, help="bf16, fp8, int4-awq ...; default: what the GPU runs natively in 16 bit.")
+@click.option(
+    "--precision", default=None, help="bf16, fp8, int4-awq ...; default: what the GPU runs natively in 16 bit."
+)
 @click.option("--kv-cache-dtype", default="auto", show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Sequences (or images) at once.")
-@click.option("--context", type=click.IntRange(1), default=None, help="Tokens in a sequence; default 2048, encoders 384.")
+@click.option(
+    "--context", type=click.IntRange(1), default=None, help="Tokens in a sequence; default 2048, encoders 384."
+)
 @click.option("--framework", default=None, help="vllm, tensorrt-llm, tgi, sglang, onnxruntime.")
 @click.option("--max-num-seqs", type=click.IntRange(1), default=None)
 @click.option("--max-num-batched-tokens", type=click.IntRange(1), default=None)
 @click.option("--max-model-len", type=click.IntRange(1), default=None)
 @click.option("--gpu-memory-utilization", type=click.FloatRange(0, 1, min_open=True), default=None)
 @click.option("--profile", "profile_name", default=None, help="A profile file or name; default: the best shipped one.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write the roofline as SVG.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write the roofline as SVG."
+)
 @format_option
 def estimate(**flags: Any) -> None:
     """Does MODEL fit a GPU? Memory by part, KV tokens, step time by part, roofline, bottleneck.
