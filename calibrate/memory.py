@@ -293,8 +293,8 @@ def _shortage(replica: Replica, plan: MemoryPlan) -> str:
     beside = plan.device_bytes - plan.part("KV cache") - plan.part("unused")
     short = f"weights, activations and reserves take {beside * gib:.1f} of {plan.device_bytes * gib:.1f} GiB per GPU, "
     left = max(0, plan.num_kv_tokens)
-    asked = f"max_model_len {needed:,} needs" if asked else "one request needs"
-    return short + f"KV for {left:,} tokens remains and {asked} {needed:,}"
+    want = f"max_model_len {needed:,} needs" if asked else "one request needs"
+    return short + f"KV for {left:,} tokens remains and {want} {needed:,}"
 
 
 def _where(replica: Replica) -> str:

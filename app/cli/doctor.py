@@ -73,7 +73,9 @@ def _gpu() -> str | None:
 def _profiles() -> list[dict[str, Any]]:
     from calibrate.profiles import shipped_profiles
 
-    return [{"profile": p.name, "gpu": p.gpu, "source": p.source, "as_of": p.as_of} for p in shipped_profiles().values()]
+    return [
+        {"profile": p.name, "gpu": p.gpu, "source": p.source, "as_of": p.as_of} for p in shipped_profiles().values()
+    ]
 
 
 def _prices() -> list[dict[str, Any]]:
