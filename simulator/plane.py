@@ -1,0 +1,317 @@
+"""The data plane: replicas behind a router, moved forward in compiled code between a control plane's events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.step import StepTable
+from catalogs.errors import InputError
+from simulator import feed, loop, routing, step_eval
+from simulator.records import FAILED, Records
+from simulator.workload import Requests
+
+POLICIES = {"continuous": loop.CONTINUOUS, "prefill_first": loop.PREFILL_FIRST}
+
+
+@dataclass(frozen=True)
+class ReplicaSpec:
+    """What the engine needs to know of one replica; settings are vLLM's, by their names.
+
+    Attributes:
+        step_table: how long steps take.
+        num_gpu_blocks: KV blocks as vLLM logs them; one of them is its null block and never used.
+        policy: ``continuous`` (vLLM V1: running requests first, chunks fill the budget) or ``prefill_first``
+            (TGI, vLLM V0: a step computes prompts or decodes, prompts first).
+        async_scheduling: a step is decided while the one before it runs (vLLM's default since 0.14).
+        name: for people.
+    """
+
+    step_table: StepTable
+    num_gpu_blocks: int
+    block_size: int = 16
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    max_model_len: int = 131072
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    policy: str = "continuous"
+    async_scheduling: bool = True
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for field in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+            if getattr(self, field) < 1:
+                raise InputError(f"{field} is {getattr(self, field)}", where=field, remedy="a number of at least 1")
+        if self.num_gpu_blocks < 2:
+            raise InputError(
+                f"num_gpu_blocks is {self.num_gpu_blocks}",
+                where="num_gpu_blocks",
+                why="one block is the null block, and a request needs at least one more",
+                remedy="a larger GPU, a smaller model or a lower precision",
+            )
+        if self.max_num_seqs > self.max_num_batched_tokens:
+            raise InputError(
+                f"max_num_seqs {self.max_num_seqs} exceeds max_num_batched_tokens {self.max_num_batched_tokens}",
+                where="engine",
+                why="vLLM refuses this: each running sequence needs a token a step",
+                remedy=f"max_num_batched_tokens of at least {self.max_num_seqs}",
+            )
+        if self.policy not in POLICIES:
+            raise InputError(f"no policy {self.policy!r}", where="policy", remedy=" or ".join(POLICIES))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The replicas at one instant.
+
+    Attributes:
+        at_s: the instant.
+        num_running, num_waiting: (r,) requests.
+        kv_share: (r,) share of KV blocks in use, 0 to 1.
+        alive: (r,) 1 where the router sends requests.
+        iterations: (r,) steps so far.
+        busy_s: (r,) time in steps so far (of steps that were decided before the instant).
+        num_completed: requests that have ended.
+    """
+
+    at_s: float
+    num_running: NDArray[np.int64]
+    num_waiting: NDArray[np.int64]
+    kv_share: NDArray[np.float64]
+    alive: NDArray[np.int64]
+    iterations: NDArray[np.int64]
+    busy_s: NDArray[np.float64]
+    num_completed: int
+
+
+class Plane:
+    """Replicas that serve requests; a control plane moves it forward and changes it between moves.
+
+    Example:
+        >>> plane = Plane(requests, [spec, spec], router="least_loaded")     # doctest: +SKIP
+        >>> plane.advance(60.0); plane.snapshot().num_waiting                # doctest: +SKIP
+        >>> new = plane.add(spec); plane.drain(0); plane.advance(120.0)      # doctest: +SKIP
+        >>> records = plane.finish()                                         # doctest: +SKIP
+
+    Args:
+        requests: the workload.
+        replicas: those that stand at the start; more can be added.
+        router: one of ``routing.ROUTERS``.
+        seed: of the router.
+        options: what else the router knows.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        replicas: Sequence[ReplicaSpec],
+        router: str = "round_robin",
+        seed: int = 0,
+        options: routing.RouterOptions | None = None,
+    ) -> None:
+        if len(replicas) == 0:
+            raise InputError("no replica", where="fleet", remedy="a count of at least 1")
+        self.requests = requests
+        self.specs = list(replicas)
+        self.now_s = 0.0
+        self._feed = feed.new_feed(len(requests), requests.concurrency)
+        self._tables: list[StepTable] = []
+        self._world = self._new_world()
+        self._router = routing.new_router(
+            router, len(self.specs), _router_keys(requests, router), options or routing.RouterOptions(), seed
+        )
+
+    def advance(self, until_s: float) -> None:
+        """Deliver all requests and make all decisions before ``until_s``."""
+        feed.advance(self._world, self._feed, self._router, float(until_s))
+        self.now_s = max(self.now_s, until_s)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do."""
+        return bool(
+            self._feed.cursor[0] >= self._feed.limit[0]
+            and self._feed.num_heap[0] == 0
+            and (self._world.replicas["next_s"] == np.inf).all()
+        )
+
+    def add(self, spec: ReplicaSpec, weight: float = 1.0) -> int:
+        """Start a replica at ``now_s``, ready to serve; returns its index."""
+        self.specs.append(spec)
+        world = self._world
+        rows = np.zeros(1, loop.REPLICA)
+        _set_up(rows[0], spec, self._table_of(spec))
+        rows["inflight_s"] = rows["idle_since_s"] = self.now_s
+        self._world = world._replace(
+            tables=step_eval.pack_tables(self._tables),
+            replicas=np.concatenate([world.replicas, rows]),
+            crossing=_with_row(world.crossing, spec.block_size, 0),
+            running=_with_row(world.running, spec.max_num_seqs, -1),
+        )
+        self._router = routing.with_replica(self._router, weight)
+        return len(self.specs) - 1
+
+    def drain(self, replica: int) -> None:
+        """Send it no more requests; it finishes those that it has."""
+        self._router.alive[replica] = 0
+
+    def resume(self, replica: int) -> None:
+        """Send it requests again."""
+        self._router.alive[replica] = 1
+
+    def kill(self, replica: int) -> NDArray[np.int64]:
+        """Stop it at ``now_s``; returns the requests that it had not ended, for ``send_again`` or ``fail``."""
+        self.drain(replica)
+        rows = self._world.requests
+        mine = rows["replica"] == replica
+        ended = (rows["phase"] == loop.DONE) | ((rows["phase"] == loop.FINISHING) & (rows["end_s"] <= self.now_s))
+        rows["phase"][mine & ended] = loop.DONE
+        lost = np.flatnonzero(mine & ~ended)
+        for name in ("scheduled_s", "first_token_s", "finish_s"):
+            rows[name][lost] = np.nan
+        for name in ("next", "segment_next", "segment_prev", "replica"):
+            rows[name][lost] = -1
+        for name in ("phase", "generated", "computed", "plain_before", "kept"):
+            rows[name][lost] = 0
+        rows["status"][lost] = loop.UNDECIDED
+        row = self._world.replicas[replica]
+        kept = {name: row[name] for name in ("iterations", "preemptions", "busy_s", "prefix_queries", "prefix_hits")}
+        row["inflight_s"] = row["idle_since_s"] = min(row["inflight_s"], self.now_s)
+        for name in ("num_running", "num_decode", "sum_context", "num_finishing", "num_waiting", "steps"):
+            row[name] = 0
+        _set_up(row, self.specs[replica], int(row["table"]))
+        for name, value in kept.items():
+            row[name] = value
+        self._world.crossing[replica] = 0
+        return lost
+
+    def send_again(self, requests: NDArray[np.int64], at_s: float) -> None:
+        """Requests that a ``kill`` returned come again, from their first token, at ``at_s``."""
+        self._feed = feed.with_room(self._feed, len(requests))
+        for i in requests:
+            feed.push(self._feed, max(at_s, self.now_s), int(i))
+
+    def fail(self, requests: NDArray[np.int64]) -> None:
+        """Requests that a ``kill`` returned are given up."""
+        self._world.requests["status"][requests] = FAILED
+        self._world.requests["phase"][requests] = loop.DONE
+
+    def set_speed(self, replica: int, factor: float) -> None:
+        """Multiply its step times by ``1 / factor`` from its next decision on (0.5: half as fast)."""
+        if not factor > 0:
+            raise InputError(f"speed factor {factor}", where="set_speed", remedy="a factor above 0, or kill")
+        self._world.replicas["speed"][replica] = 1.0 / factor
+
+    def snapshot(self) -> Snapshot:
+        """The replicas as they are at the instant of the last ``advance``."""
+        rows = self._world.replicas
+        return Snapshot(
+            at_s=self.now_s,
+            num_running=rows["num_running"].copy(),
+            num_waiting=rows["num_waiting"].copy(),
+            kv_share=1.0 - rows["free"] / rows["num_blocks"],
+            alive=self._router.alive.copy(),
+            iterations=rows["iterations"].copy(),
+            busy_s=rows["busy_s"].copy(),
+            num_completed=int(np.count_nonzero(self._world.requests["finish_s"] < self.now_s)),
+        )
+
+    def finish(self) -> Records:
+        """Run until nothing is left to do."""
+        self.advance(np.inf)
+        return self.records()
+
+    def records(self) -> Records:
+        """What has happened so far; requests that have not ended are counted as failed."""
+        rows, replicas = self._world.requests, self._world.replicas
+        status = np.where(rows["status"] == loop.UNDECIDED, FAILED, rows["status"]).astype(np.int8)
+        return Records(
+            arrival_s=rows["arrival_s"].copy(),
+            scheduled_s=rows["scheduled_s"].copy(),
+            first_token_s=rows["first_token_s"].copy(),
+            finish_s=rows["finish_s"].copy(),
+            replica=rows["replica"].copy(),
+            status=status,
+            num_cached_tokens=rows["num_cached_tokens"].copy(),
+            num_preemptions=rows["num_preemptions"].copy(),
+            iterations=replicas["iterations"].copy(),
+            preemptions=replicas["preemptions"].copy(),
+            busy_s=replicas["busy_s"].copy(),
+            prefix_queries=replicas["prefix_queries"].copy(),
+            prefix_hits=replicas["prefix_hits"].copy(),
+            num_gpu_blocks=np.array([s.num_gpu_blocks for s in self.specs], np.int64),
+            end_s=float(np.max(replicas["inflight_s"], initial=0.0)),
+        )
+
+    def _table_of(self, spec: ReplicaSpec) -> int:
+        for place, table in enumerate(self._tables):
+            if table is spec.step_table:
+                return place
+        self._tables.append(spec.step_table)
+        return len(self._tables) - 1
+
+    def _new_world(self) -> loop.World:
+        """Empty replicas and requests that no one has seen."""
+        requests, num_replicas = self.requests, len(self.specs)
+        replicas = np.zeros(num_replicas, loop.REPLICA)
+        for row, spec in zip(replicas, self.specs, strict=True):
+            _set_up(row, spec, self._table_of(spec))
+        rows = np.zeros(len(requests), loop.REQUEST)
+        rows["input"] = requests.input_tokens
+        rows["output"] = requests.output_tokens
+        rows["arrival_s"] = requests.arrival_s if requests.concurrency is None else 0.0
+        for name in ("scheduled_s", "first_token_s", "finish_s"):
+            rows[name] = np.nan
+        for name in ("next", "segment_next", "segment_prev", "replica"):
+            rows[name] = -1
+        rows["status"] = loop.UNDECIDED
+        return loop.World(
+            step_eval.pack_tables(self._tables),
+            replicas,
+            rows,
+            crossing=np.zeros((num_replicas, max(s.block_size for s in self.specs)), np.int64),
+            running=np.full((num_replicas, max(s.max_num_seqs for s in self.specs)), -1, np.int64),
+            ended=np.zeros(0 if requests.concurrency is None else len(requests), np.int64),
+            num_ended=np.zeros(1, np.int64),
+        )
+
+
+def _with_row(array: NDArray[np.int64], columns: int, fill: int) -> NDArray[np.int64]:
+    """One more row, and as many columns as it needs."""
+    grown = np.full((len(array) + 1, max(array.shape[1], columns)), fill, np.int64)
+    grown[:-1, : array.shape[1]] = array
+    return grown
+
+
+def _set_up(row: np.void, spec: ReplicaSpec, table: int) -> None:
+    """Write one replica's settings and empty state."""
+    row["table"] = table
+    row["num_blocks"] = row["free"] = row["plain_after"] = spec.num_gpu_blocks - 1
+    row["block_size"] = spec.block_size
+    row["max_num_seqs"] = spec.max_num_seqs
+    row["max_tokens"] = spec.max_num_batched_tokens
+    row["max_model_len"] = spec.max_model_len
+    row["prefix_caching"] = spec.enable_prefix_caching
+    row["chunked"] = spec.enable_chunked_prefill
+    row["asynchronous"] = spec.async_scheduling
+    row["policy"] = POLICIES[spec.policy]
+    row["next_s"] = np.inf
+    row["speed"] = 1.0
+    row["next_done"] = loop.FAR
+    for name in ("prefilling", "head", "tail", "first", "last"):
+        row[name] = -1
+
+
+def _router_keys(requests: Requests, router: str) -> NDArray[np.int64]:
+    """What affinity looks at: a request's session, or its first prefix block; -1 where it has none."""
+    keys = np.full(len(requests), -1, np.int64)
+    if router == "session_affinity" and requests.session is not None:
+        return np.asarray(requests.session, np.int64)
+    if router == "prefix_affinity" and requests.hash_offsets is not None and requests.hash_ids is not None:
+        has = requests.hash_offsets[1:] > requests.hash_offsets[:-1]
+        keys[has] = requests.hash_ids[requests.hash_offsets[:-1][has]]
+    return keys

@@ -1,0 +1,217 @@
+"""Step times in the compiled loop: one step's time, and many equal decode steps in closed form.
+
+All tables of a fleet lie in one flat array, so that replicas of different kinds share one compiled loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.step import StepTable
+from simulator.compiled import inner
+
+# columns of ``Tables.places``
+DECODE, NUM_DECODE_ROWS, MIXED, NUM_MIXED_ROWS, SAMPLED, NUM_SAMPLED_ROWS = range(6)
+AXIS = 6  # then (offset, length) of the axes C, P, D, K
+ATTENTION = 14
+# columns of ``Tables.overhead``
+STEP_S, SEQUENCE_S, REQUEST_S, OUTPUT_S = range(4)
+
+
+class Tables(NamedTuple):
+    """Step tables laid end to end.
+
+    Attributes:
+        data: all arrays of all tables, flat.
+        places: (tables, 15) offsets into ``data`` and lengths.
+        overhead: (tables, 4) seconds: per step, per sequence of a step, before a request's queue, after its step.
+    """
+
+    data: NDArray[np.float64]
+    places: NDArray[np.int64]
+    overhead: NDArray[np.float64]
+
+
+def pack_tables(tables: Sequence[StepTable]) -> Tables:
+    """Lay step tables end to end."""
+    parts: list[NDArray[np.float64]] = []
+    size = 0
+    index = np.zeros((len(tables), 15), np.int64)
+
+    def put(array: NDArray[np.float64]) -> int:
+        nonlocal size
+        flat = np.ascontiguousarray(array, np.float64).ravel()
+        parts.append(flat)
+        size += flat.size
+        return size - flat.size
+
+    for row, table in zip(index, tables, strict=True):
+        arrays = (table.decode_tokens_s, table.mixed_tokens_s, table.sampled_s)
+        axes = (table.prefill_tokens_axis, table.prefill_context_axis, table.num_decode_axis, table.decode_context_axis)
+        for place, array in enumerate((*arrays, *axes)):
+            row[2 * place], row[2 * place + 1] = put(array), len(array)
+        row[ATTENTION] = put(table.attention_s)
+    overhead = np.array(
+        [[t.overhead_s, t.overhead_per_sequence_s, t.request_overhead_s, t.output_overhead_s] for t in tables],
+        np.float64,
+    )
+    return Tables(np.concatenate(parts), index, overhead)
+
+
+@inner
+def row_at(data: Any, offset: int, length: int, i: int) -> float:
+    """``data[offset + i]``; beyond the end the last difference is extended."""
+    if i < length:
+        return data[offset + i]  # type: ignore[no-any-return]
+    last = data[offset + length - 1]
+    return last + (last - data[offset + length - 2]) * (i - length + 1)  # type: ignore[no-any-return]
+
+
+@inner
+def cell_of(data: Any, offset: int, length: int, x: float) -> int:
+    """The cell of an axis that holds x; the outermost cells extend to infinity."""
+    low, high = 0, length - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if data[offset + middle] <= x:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@inner
+def share_in_cell(data: Any, offset: int, cell: int, x: float) -> float:
+    """Where x lies between a cell's two ends: 0 to 1, beyond where the cell is extended."""
+    low = data[offset + cell]
+    return (x - low) / (data[offset + cell + 1] - low)  # type: ignore[no-any-return]
+
+
+@inner
+def attention_at_node(tables: Any, table: int, c: int, p: int, d: int, k: int) -> float:
+    """Attention seconds at grid node (c, p, d, k)."""
+    ix = tables.places[table]
+    place = ((c * ix[AXIS + 3] + p) * ix[AXIS + 5] + d) * ix[AXIS + 7] + k
+    return tables.data[ix[ATTENTION] + place]  # type: ignore[no-any-return]
+
+
+@inner
+def attention_s(tables: Any, table: int, prefill: int, prefill_context: float, decode: int, context: float) -> float:
+    """Attention seconds of a step, by multilinear interpolation."""
+    data, ix = tables.data, tables.places[table]
+    c = cell_of(data, ix[AXIS], ix[AXIS + 1], prefill)
+    p = cell_of(data, ix[AXIS + 2], ix[AXIS + 3], prefill_context)
+    d = cell_of(data, ix[AXIS + 4], ix[AXIS + 5], decode)
+    k = cell_of(data, ix[AXIS + 6], ix[AXIS + 7], context)
+    wc = share_in_cell(data, ix[AXIS], c, prefill)
+    wp = share_in_cell(data, ix[AXIS + 2], p, prefill_context)
+    wd = share_in_cell(data, ix[AXIS + 4], d, decode)
+    wk = share_in_cell(data, ix[AXIS + 6], k, context)
+    total = 0.0
+    for i in range(2):
+        for j in range(2):
+            for m in range(2):
+                weight = (wc if i else 1 - wc) * (wp if j else 1 - wp) * (wd if m else 1 - wd)
+                if weight != 0.0:
+                    low = attention_at_node(tables, table, c + i, p + j, d + m, k)
+                    high = attention_at_node(tables, table, c + i, p + j, d + m, k + 1)
+                    total += weight * (low + (high - low) * wk)
+    return total
+
+
+@inner
+def step_s(
+    tables: Any, table: int, prefill: int, prefill_context: float, decode: int, context: float, sampled: int, seqs: int
+) -> float:
+    """Seconds of one step (see ``StepTable``)."""
+    data, ix, overhead = tables.data, tables.places[table], tables.overhead[table]
+    tokens = prefill + decode
+    if prefill > 0:
+        time = row_at(data, ix[MIXED], ix[NUM_MIXED_ROWS], tokens)
+    else:
+        time = row_at(data, ix[DECODE], ix[NUM_DECODE_ROWS], tokens)
+    time += row_at(data, ix[SAMPLED], ix[NUM_SAMPLED_ROWS], sampled)
+    time += attention_s(tables, table, prefill, prefill_context, decode, context)
+    return time + overhead[STEP_S] + overhead[SEQUENCE_S] * seqs  # type: ignore[no-any-return]
+
+
+@inner
+def decode_run(
+    tables: Any, table: int, speed: float, decode: int, context: float, most: int, limit_s: float
+) -> tuple[int, float, float]:
+    """Decode steps of one unchanging batch, whose mean context grows by one each step.
+
+    Within a cell of the context axis a step's time is linear, so that the time of many steps is an arithmetic series.
+
+    Args:
+        decode, context: sequences, and their mean context in the first step.
+        most: steps at most, > 0.
+        limit_s: stop after the first step whose end is at or beyond it.
+
+    Returns:
+        (steps, seconds of all steps, seconds of all but the last).
+    """
+    data, ix, overhead = tables.data, tables.places[table], tables.overhead[table]
+    base = row_at(data, ix[DECODE], ix[NUM_DECODE_ROWS], decode)
+    base += row_at(data, ix[SAMPLED], ix[NUM_SAMPLED_ROWS], decode)
+    base += overhead[STEP_S] + overhead[SEQUENCE_S] * decode
+    d = cell_of(data, ix[AXIS + 4], ix[AXIS + 5], decode)
+    wd = share_in_cell(data, ix[AXIS + 4], d, decode)
+    wc = share_in_cell(data, ix[AXIS], 0, 0.0)  # the axis starts at 0: 0
+    wp = share_in_cell(data, ix[AXIS + 2], 0, 0.0)
+    axis, last_cell = ix[AXIS + 6], ix[AXIS + 7] - 2
+    k = cell_of(data, axis, ix[AXIS + 7], context)
+    done, total = 0, 0.0
+    while True:
+        low = _decode_attention(tables, table, wc, wp, d, wd, k)
+        high = _decode_attention(tables, table, wc, wp, d, wd, k + 1)
+        x0, x1 = data[axis + k], data[axis + k + 1]
+        slope = (high - low) / (x1 - x0) * speed
+        first = (base + low) * speed + slope * (context + done - x0)
+        room = most - done
+        if k < last_cell:
+            room = min(room, max(1, int(np.floor(x1 - context - done)) + 1))
+        steps = _steps_until(first, slope, room, limit_s - total)
+        before = total + first * (steps - 1) + slope * (0.5 * (steps - 1) * (steps - 2))
+        total += first * steps + slope * (0.5 * steps * (steps - 1))
+        done += steps
+        if done >= most or total >= limit_s:
+            return done, total, before
+        k = min(k + 1, last_cell)
+        while k < last_cell and context + done > data[axis + k + 1]:
+            k += 1
+
+
+@inner
+def _decode_attention(tables: Any, table: int, wc: float, wp: float, d: int, wd: float, k: int) -> float:
+    total = 0.0
+    for i in range(2):
+        for j in range(2):
+            weight = (wc if i else 1 - wc) * (wp if j else 1 - wp)
+            if weight != 0.0:
+                low = attention_at_node(tables, table, i, j, d, k)
+                high = attention_at_node(tables, table, i, j, d + 1, k)
+                total += weight * (low + (high - low) * wd)
+    return total
+
+
+@inner
+def _steps_until(first: float, slope: float, room: int, limit_s: float) -> int:
+    """The smallest number of steps, up to ``room``, whose time (an arithmetic series) reaches ``limit_s``."""
+    if first * room + slope * (0.5 * room * (room - 1)) < limit_s:
+        return room
+    if slope == 0.0:
+        guess = limit_s / first
+    else:
+        b = first - 0.5 * slope
+        guess = 2.0 * limit_s / (b + np.sqrt(max(0.0, b * b + 2.0 * slope * limit_s)))
+    steps = min(room, max(1, int(np.ceil(guess))))
+    while steps > 1 and first * (steps - 1) + slope * (0.5 * (steps - 1) * (steps - 2)) >= limit_s:
+        steps -= 1
+    while steps < room and first * steps + slope * (0.5 * steps * (steps - 1)) < limit_s:
+        steps += 1
+    return steps
