@@ -86,9 +86,18 @@ def catalogue_prices() -> tuple[Price, ...]:
 def prices() -> tuple[Price, ...]:
     """The best known prices, one for each instance, region and purchase form.
 
-    A combination that is absent is not known; it is never guessed.
+    What ``plan prices refresh`` fetched stands where it is as new as the catalogue or newer; each price's ``source``
+    says so. A combination that is absent is not known; it is never guessed.
+
+    Raises:
+        InputError: a row is bad, or the store of fetched prices cannot be read.
     """
-    return catalogue_prices()
+    from catalogs.price_store import PriceStore, as_prices, merge
+
+    store = PriceStore()
+    if not store.exists():
+        return catalogue_prices()
+    return merge(catalogue_prices(), [p for p in as_prices(store.quotes()) if p.instance in instances()])
 
 
 def find_gpu(name: str, where: str = "") -> Gpu:
