@@ -77,8 +77,7 @@ def test_a_gpu_that_the_catalogue_does_not_know_is_fine_when_priced_and_refused_
     (melange / "capacity.csv").write_text(text.replace("A10G", "Groq-9"))
     assert recommend(problem(melange))["plan"]["usd_per_hour"] == pytest.approx(4.68)
     (melange / "capacity.csv").write_text(
-        "gpu,precision,input_tokens,output_tokens,max_rps\n"
-        + "".join(f"Groq-9,bf16,{i},{o},5\n" for i, o in SIZES)
+        "gpu,precision,input_tokens,output_tokens,max_rps\n" + "".join(f"Groq-9,bf16,{i},{o},5\n" for i, o in SIZES)
     )
     with pytest.raises(MissingError, match="no price for Groq-9"):
         recommend(problem(melange))
