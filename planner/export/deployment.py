@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from catalogs.load import find_model, instances
-
 from catalogs.errors import InputError
+from catalogs.load import find_model, instances
 
 
 @dataclass(frozen=True)
