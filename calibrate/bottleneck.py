@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibrate import work
+from calibrate import static_batches, work
 from calibrate.collectives import all_reduce_time_s
 from calibrate.memory import MemoryPlan
-from calibrate.precisions import kv_cache_bytes
+from calibrate.precisions import kv_cache_bytes, on_gpu
 from calibrate.profiles import Profile
 from calibrate.roofline import gemm_bytes, gemm_flops, peak_flops
 from calibrate.step import StepShape
@@ -126,6 +126,9 @@ def decode_shape(batch: int, context: float) -> StepShape:
 
 def _kernel_parts(replica: Replica, profile: Profile, shape: StepShape) -> list[Part]:
     kernels, model = KernelSums(replica, profile), replica.model
+    if model.kind != "decoder":
+        return [*_batch_parts(kernels, shape), Part("engine overhead", _overhead_s(kernels, shape), 0.0, 0.0,
+                "launch overhead")]  # fmt: skip
     tokens = float(shape.num_prefill_tokens + shape.num_decode)
     one = np.ones(1)
     positionwise = float(kernels.positionwise_s(one * tokens)[0]) if tokens else 0.0
@@ -150,11 +153,6 @@ def _linear_parts(kernels: KernelSums, tokens: float) -> Iterable[Part]:
     """The linear layers, one part for each resource that bounds some of them; experts by the weights they read."""
     replica, model = kernels.replica, kernels.replica.model
     tp = replica.tensor_parallel_size
-    if model.kind == "vision":
-        flops, size = tokens * work.flops_per_token(model), work.replica_weight_bytes(replica)
-        seconds = float(kernels.positionwise_s(np.ones(1) * tokens)[0])
-        yield Part("weights", seconds, flops, size, _bound(replica, flops, size, seconds))
-        return
     sums: dict[str, list[float]] = {r: [0.0, 0.0, 0.0] for r in RESOURCES}
     for gemm in (*work.attention_gemms(model, tp), *work.mlp_gemms(model, tp)):
         count = gemm.share * gemm.count * model.num_layers
@@ -166,6 +164,21 @@ def _linear_parts(kernels: KernelSums, tokens: float) -> Iterable[Part]:
         yield Part("weights", seconds, flops, size, resource)
     if model.moe is not None:
         yield _experts_part(kernels, tokens)
+
+
+def _batch_parts(kernels: KernelSums, shape: StepShape) -> list[Part]:
+    """A batch of an encoder or a vision model: its layers and, for encoders, attention."""
+    replica, model, one = kernels.replica, kernels.replica.model, np.ones(1)
+    items, context = float(shape.num_prefill_tokens), shape.prefill_mean_context
+    seconds = float(kernels.positionwise_s(one * items)[0])
+    flops = items * work.flops_per_token(model) / replica.tensor_parallel_size
+    size = static_batches.activation_bytes(replica, items) + work.replica_weight_bytes(replica)
+    parts = [Part("weights", seconds, flops, size, _bound(replica, flops, size, seconds))]
+    if model.kind == "encoder":
+        attention = float(kernels.prefill_s(one * items, one * context)[0])
+        work_done = model.num_layers * work.attention_flops(model, items, context, replica.tensor_parallel_size)
+        parts.append(Part("attention", attention, work_done, 0.0, "compute"))
+    return parts
 
 
 def _experts_part(kernels: KernelSums, tokens: float) -> Part:
@@ -240,7 +253,7 @@ def _interpolate(table: object, shape: StepShape) -> float:
 def _collectives_s(kernels: KernelSums, tokens: float) -> float:
     """All-reduces of a step: two a layer and one after the embedding."""
     replica, tp = kernels.replica, kernels.replica.tensor_parallel_size
-    if tp < 2 or not tokens or replica.model.kind == "vision":
+    if tp < 2 or not tokens or replica.model.kind != "decoder":
         return 0.0
     num_bytes = np.ones(1) * tokens * replica.model.hidden_size * 2.0
     fit = kernels.profile.family("all_reduce", kernels.link)
@@ -257,7 +270,7 @@ def _overhead_s(kernels: KernelSums, shape: StepShape) -> float:
 
 def _bound(replica: Replica, flops: float, num_bytes: float, seconds: float) -> str:
     """The resource that bounds a part: its data-sheet floor's, or launching when the floor is under a third of it."""
-    compute = flops / peak_flops(replica.gpu, "bf16")
+    compute = flops / peak_flops(replica.gpu, on_gpu(replica.precision, replica.gpu).compute)
     traffic = num_bytes / replica.gpu.memory_bandwidth_bytes_per_s
     if seconds > 3.0 * max(compute, traffic):
         return "launch overhead"

@@ -14,14 +14,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate import work
+from calibrate import static_batches, work
 from calibrate.attention import Heads, decode_time_s, prefill_time_s
 from calibrate.collectives import all_gather_time_s, all_reduce_time_s, send_time_s
 from calibrate.gemm import gemm_time_s
 from calibrate.moe import Experts, experts_time_s
 from calibrate.precisions import Precision, kv_cache_bytes, on_gpu, precision
 from calibrate.profiles import Profile
-from calibrate.roofline import peak_flops
 from calibrate.step import StepShape, StepTable, StepTimeModel
 from catalogs.errors import InputError
 from catalogs.schema import Replica
@@ -75,8 +74,8 @@ class KernelSums:
     def positionwise_s(self, tokens: FloatArray) -> FloatArray:
         """All work that depends on the number of tokens alone: GEMMs, norms, experts, exchanges."""
         model, tp = self.replica.model, self.replica.tensor_parallel_size
-        if model.kind == "vision":
-            return self._vision_s(tokens)
+        if model.kind != "decoder":
+            return static_batches.positionwise_s(self.replica, tokens, self.profile.families.get("static_batch"))
         gemms = (*work.attention_gemms(model, tp), *work.mlp_gemms(model, tp))
         layer = np.zeros_like(tokens)
         for gemm in gemms:
@@ -86,13 +85,6 @@ class KernelSums:
         layer += self._elementwise_s(tokens) + self._experts_s(tokens)
         layer += 2.0 * self._all_reduce_s(tokens)
         return model.num_layers * layer + self._ends_s(tokens)
-
-    def _vision_s(self, images: FloatArray) -> FloatArray:
-        """A vision model's batch of images: its published FLOPs and weights as one roofline."""
-        gpu, model, fit = self.replica.gpu, self.replica.model, self.profile.family("gemm", self.form.gemm)
-        compute = images * work.flops_per_token(model) / (fit["eff_flops"] * peak_flops(gpu, self.form.compute))
-        weights = work.replica_weight_bytes(self.replica) / gpu.memory_bandwidth_bytes_per_s
-        return np.asarray(np.maximum(compute, weights / fit["eff_bandwidth"]) + 50 * fit["launch_s"])
 
     def _mla_up_s(self, tokens: FloatArray) -> FloatArray:
         """W_UK and W_UV of MLA: absorbed in decode, multiplied in prefill; the same FLOPs a token either way."""
@@ -177,8 +169,9 @@ class KernelSums:
 
     def prefill_s(self, tokens: FloatArray, mean_context: FloatArray) -> FloatArray:
         """Prefill attention of all layers."""
-        if self.replica.model.kind == "vision":
-            return np.zeros_like(tokens)
+        if self.replica.model.kind != "decoder":
+            fit = self.profile.families.get("static_batch")
+            return static_batches.attention_s(self.replica, tokens, mean_context, fit)
         fit = self.profile.family("prefill_attention", *self._variants())
         return np.asarray(
             sum(
