@@ -38,7 +38,7 @@ def doctor(form: str) -> None:
         "profiles": _profiles(),
         "prices": _prices(),
         "runs": _runs(),
-        "accuracy": _accuracy(),
+        "accuracy": measured_accuracy(),
     }
     emit(form, document, _tables(document), _notes(document))
 
@@ -96,7 +96,7 @@ def _runs() -> dict[str, Any]:
     return {"folder": str(data_dir()), "runs": len(list_runs())}
 
 
-def _accuracy() -> list[dict[str, Any]]:
+def measured_accuracy() -> list[dict[str, Any]]:
     """The measured errors of the shipped profiles, as in docs/validation.md."""
     import json
     from importlib.resources import files

@@ -71,10 +71,9 @@ def form() -> dict[str, Any] | None:
 
 def work(settings: dict[str, Any], progress: Any) -> dict[str, Any]:
     """Plan, keep the run, and return the answer."""
+    from app.cli.recommend import save
     from planner.problem import problem_from
     from planner.recommend import recommend
-
-    from app.cli.recommend import save
 
     problem = problem_from(settings)
     answer = recommend(problem, progress)
