@@ -40,7 +40,7 @@ def recommend(config: Path | None, form: str, **flags: Any) -> None:
     problem = read_problem(config, settings) if config else problem_from(settings)
     with progress_bar("planning") as progress:
         answer = answer_problem(problem, progress)
-    answer["run"] = _save(problem, answer)
+    answer["run"] = save(problem, answer)
     emit(form, answer, tables(answer), notes(answer))
 
 
@@ -73,7 +73,7 @@ def _settings(flags: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _save(problem: Any, answer: dict[str, Any]) -> str:
+def save(problem: Any, answer: dict[str, Any]) -> str:
     """Keep the run; returns its id."""
     from app.runs import save_run
 

@@ -38,7 +38,7 @@ def door() -> bool:
     return False
 
 
-st.set_page_config(page_title="GPU capacity planner", page_icon=":material/dns:", layout="wide")
+st.set_page_config(page_title="GPU capacity planner", page_icon=str(PAGES.parent / "icon.svg"), layout="wide")
 if door():
     pages = [
         st.Page(PAGES / f"{file}.py", title=title, icon=icon, url_path=file, default=file == "start")

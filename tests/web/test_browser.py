@@ -9,7 +9,7 @@ import pytest
 from tests.web.conftest import Visit
 
 pytestmark = [pytest.mark.browser]
-PAGES = ("", "workload", "recommend", "simulate", "spend", "calibration", "advise", "runs", "export")
+PAGES = ("", "workload", "recommend", "calibration", "runs", "export")
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light"},
     "dark": {"color_scheme": "dark"},

@@ -74,12 +74,12 @@ def show_roofline(replica: Replica, batch: int, context: int) -> None:
     context = min(context, plan.max_model_len or context)
     cost = step_cost(replica, profile, decode_shape(batch, context))
     bottleneck, why = explain_bottleneck(cost, plan, replica, batch, float(context))
-    a, b, c, d = st.columns(4)
+    a, b, c = st.columns(3)
     a.metric("Step (ms)", f"{1e3 * cost.seconds:.2f}")
     b.metric("Output tokens a second", f"{batch / cost.seconds:,.0f}")
     c.metric("KV tokens that fit", f"{plan.num_kv_tokens:,}")
-    d.metric("Bottleneck", bottleneck)
-    st.caption(f"{why} Profile: {profile.name} ({profile.source}).")
+    st.markdown(f"**Bottleneck: {bottleneck}.** {why}.")
+    st.caption(f"Profile: {profile.name} ({profile.source}).")
     x = np.geomspace(min(0.5, cost.intensity / 4), 4 * max(cost.ridge, cost.intensity), 60)
     roof = np.minimum(cost.peak_flops, x * cost.bandwidth_bytes_per_s) / 1e12
     points = [
