@@ -84,3 +84,10 @@ def take_cached_blocks(w: Any, r: int, i: int, count: int) -> None:
     w.requests[i].kept -= count
     w.replicas[r].free -= count
     _unlink(w, r, i)
+
+
+@inner
+def forget(w: Any, r: int, i: int) -> None:
+    """A request that will not come back: what its free blocks hold is of no use."""
+    if w.requests[i].kept > 0:
+        _unlink(w, r, i)

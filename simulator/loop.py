@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator import kv_cache, step_eval
-from simulator.compiled import inner
+from simulator.compiled import entry, inner
 from simulator.records import COMPLETED, REJECTED
 
 I64 = NDArray[np.int64]
@@ -532,3 +532,44 @@ def _admit(w: Any, r: int, i: int, now: float, hit: int) -> None:
             me.prefix_hits += hit * bs
     else:
         w.requests[i].stall_s += now
+
+
+@entry
+def cancel(w: Any, i: int) -> bool:
+    """Take a waiting or running request out; False where it is in no replica or its last token is in flight."""
+    phase, r = w.requests[i].phase, w.requests[i].replica
+    if r < 0 or phase in (UNSEEN, DONE, FINISHING):
+        return False
+    me = w.replicas[r]
+    if phase == WAITING:
+        before, at = -1, me.head
+        while at >= 0 and at != i:
+            before, at = at, w.requests[at].next
+        if at < 0:
+            return False
+        after = w.requests[i].next
+        if before >= 0:
+            w.requests[before].next = after
+        else:
+            me.head = after
+        if after < 0:
+            me.tail = before
+        me.num_waiting -= 1
+        kv_cache.forget(w, r, i)
+    else:
+        if phase == DECODING:
+            stop_decoding(w, r, i)
+        kept = 0
+        for place in range(me.num_running):
+            if w.running[r, place] != i:
+                w.running[r, kept] = w.running[r, place]
+                kept += 1
+        me.num_running = kept
+        give_back(w, r, i, False)
+        if me.prefilling == i:
+            me.prefilling = -1
+    w.requests[i].phase = UNSEEN
+    w.requests[i].next = -1
+    w.requests[i].generated = 0
+    w.requests[i].computed = 0
+    return True

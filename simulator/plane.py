@@ -200,6 +200,16 @@ class Plane:
         self._world.requests["status"][requests] = FAILED
         self._world.requests["phase"][requests] = loop.DONE
 
+    def cancel(self, request: int) -> bool:
+        """Take a request out of its replica at ``now_s``, as if it had never come; False if it is in none or ended."""
+        if not loop.cancel(self._world, request):
+            return False
+        row = self._world.requests[request]
+        row["scheduled_s"] = row["first_token_s"] = row["finish_s"] = np.nan
+        row["replica"] = -1
+        row["status"] = loop.UNDECIDED
+        return True
+
     def set_speed(self, replica: int, factor: float) -> None:
         """Multiply its step times by ``1 / factor`` from its next decision on (0.5: half as fast)."""
         if not factor > 0:

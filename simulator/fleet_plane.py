@@ -1,0 +1,127 @@
+"""The engine behind the control plane's seam: slots that are filled, drained, killed and filled again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator import feed
+from simulator.data_plane import Load, Outcome
+from simulator.plane import Plane, ReplicaSpec
+from simulator.routing import RouterOptions
+from simulator.workload import Requests
+
+HUNG = 1e-12  # speed of a replica that hangs
+
+
+class EnginePlane:
+    """``DataPlane`` on the compiled engine.
+
+    Args:
+        requests: an open load, sorted by arrival.
+        kinds: the kinds of replica.
+        router, seed, options: as for ``Plane``.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        kinds: Sequence[ReplicaSpec],
+        router: str = "least_loaded",
+        seed: int = 0,
+        options: RouterOptions | None = None,
+    ) -> None:
+        self._kinds = list(kinds)
+        self._plane = Plane(requests, [kinds[0]], router, seed, options)
+        self._plane.drain(0)
+        self._feed.limit[0] = 0
+        self._free: dict[int, list[int]] = {0: [0]}
+        self._kind_of = [0]
+        self._busy_at_start = [0.0]
+        rows = self._plane._world.requests
+        self.outcome = Outcome(
+            rows["scheduled_s"],
+            rows["first_token_s"],
+            rows["finish_s"],
+            rows["replica"],
+            rows["status"],
+            rows["num_cached_tokens"],
+            rows["num_preemptions"],
+        )
+
+    @property
+    def _feed(self) -> feed.Feed:
+        return self._plane._feed
+
+    @property
+    def _rows(self) -> Any:
+        return self._plane._world.replicas
+
+    def add(self, kind: int) -> int:
+        """Fill a free slot of that kind, or a new one."""
+        free = self._free.get(kind, [])
+        if free:
+            slot = free.pop()
+            self._plane.resume(slot)
+        else:
+            slot = self._plane.add(self._kinds[kind])
+            self._kind_of.append(kind)
+            self._busy_at_start.append(0.0)
+        row = self._rows[slot]
+        row["inflight_s"] = row["idle_since_s"] = self._plane.now_s
+        self._busy_at_start[slot] = float(row["busy_s"])
+        return slot
+
+    def drain(self, slot: int) -> None:
+        """No more requests for it."""
+        self._plane.drain(slot)
+
+    def is_empty(self, slot: int) -> bool:
+        """Whether it holds no request."""
+        row = self._rows[slot]
+        return bool(row["num_running"] == 0 and row["num_waiting"] == 0)
+
+    def remove(self, slot: int) -> None:
+        """Free an empty slot."""
+        assert self.is_empty(slot)
+        self.kill(slot)
+
+    def kill(self, slot: int) -> NDArray[np.int64]:
+        """Free a slot and say what it held."""
+        lost = self._plane.kill(slot)
+        self._free.setdefault(self._kind_of[slot], []).append(slot)
+        return lost
+
+    def set_speed(self, slot: int, factor: float) -> None:
+        """Slower, hung, or well again."""
+        self._plane.set_speed(slot, HUNG if factor == np.inf else 1.0 / factor)
+
+    def open_until(self, index: int) -> None:
+        """Let all requests below ``index`` come at their own arrival (later, if that has passed)."""
+        self._feed.limit[0] = index
+
+    def send(self, ids: NDArray[np.int64], at_s: NDArray[np.float64]) -> None:
+        """Route requests at given instants."""
+        self._plane._feed = feed.with_room(self._feed, len(ids))
+        for i, at in zip(ids.tolist(), at_s.tolist(), strict=True):
+            feed.push(self._feed, at, i)
+
+    def cancel(self, i: int) -> bool:
+        """Take a request out of its replica."""
+        return self._plane.cancel(i)
+
+    def advance(self, until_s: float) -> None:
+        """Deliver and serve up to an instant."""
+        self._plane.advance(until_s)
+
+    def load(self) -> Load:
+        """How the slots stand."""
+        rows = self._rows
+        over = np.maximum(0.0, rows["inflight_s"] - self._plane.now_s)  # of the step in flight
+        busy = np.maximum(0.0, rows["busy_s"] - np.array(self._busy_at_start) - over)
+        return Load(
+            rows["num_running"].copy(), rows["num_waiting"].copy(), 1.0 - rows["free"] / rows["num_blocks"], busy
+        )
