@@ -90,7 +90,7 @@ def forecast_holt_winters(history: Float, horizon: int, season: int | None) -> F
     assert season is not None
     scale = max(float(history.mean()), 1e-12)
     series = history / scale
-    best = minimize(
+    best = minimize(  # type: ignore[call-overload, unused-ignore]
         lambda p: _smooth(series, season, p)[0],
         x0=np.array([0.3, 0.05, 0.1, 0.95]),
         bounds=[(0.01, 0.99), (0.0, 0.5), (0.0, 0.99), (0.8, 0.98)],

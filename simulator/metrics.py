@@ -60,7 +60,7 @@ def summary(values: Float) -> dict[str, float | None]:
     if not len(values):
         return {"mean": None, **{f"p{p:g}": None for p in PERCENTILES}}
     found = np.percentile(values, PERCENTILES)
-    return {"mean": float(values.mean())} | {f"p{p:g}": float(v) for p, v in zip(PERCENTILES, found, strict=True)}
+    return {"mean": float(values.mean()), **{f"p{p:g}": float(v) for p, v in zip(PERCENTILES, found, strict=True)}}
 
 
 def promised_percentile(values: Float, completed: Bool, percentile: float) -> float:
@@ -82,7 +82,7 @@ def check_slos(slos: Sequence[Slo], requests: Requests, latencies: Latencies) ->
         chosen = class_mask(requests, slo.request_class)
         values = latencies.of_metric(slo.metric)[chosen]
         found = promised_percentile(values, latencies.completed[chosen], slo.percentile)
-        verdict = {"limit": slo.limit_s, "simulated": found, "ok": bool(found <= slo.limit_s)}
+        verdict: dict[str, Any] = {"limit": slo.limit_s, "simulated": found, "ok": bool(found <= slo.limit_s)}
         if not np.isfinite(found):
             verdict["why"] = "no request has it" if np.isnan(found) else "too many requests were rejected or failed"
         place = answer if slo.request_class is None else answer.setdefault(slo.request_class, {})

@@ -127,8 +127,8 @@ def synth(
 ) -> None:
     """Make a synthetic trace from a workload section, or from flags.
 
-    SPEC is a YAML file with a `workload` section (a scenario or a plan), or with that section alone. Processes: poisson,
-    gamma, constant, mmpp, diurnal. Lengths: fixed, uniform, lognormal, empirical.
+    SPEC is a YAML file with a `workload` section (a scenario or a plan), or with that section alone. Processes:
+    poisson, gamma, constant, mmpp, diurnal. Lengths: fixed, uniform, lognormal, empirical.
 
     \b
     Example:

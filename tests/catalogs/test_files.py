@@ -43,7 +43,8 @@ def test_places_that_cannot_be_written_are_said(tmp_path: Path) -> None:
 def test_a_killed_program_leaves_no_half_written_file(tmp_path: Path) -> None:
     program = (
         "import sys, time\nfrom catalogs.files import replacing\n"
-        "with replacing(sys.argv[1]) as t:\n    t.write_text('half')\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "with replacing(sys.argv[1]) as t:\n    t.write_text('half')\n"
+        "    print('ready', flush=True)\n    time.sleep(60)\n"
     )
     path = tmp_path / "f.txt"
     child = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True)

@@ -1,0 +1,96 @@
+"""From a replica's description to what the engine simulates: settings, KV blocks and step times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+from calibrate.memory import MemoryPlan, memory_plan
+from calibrate.profiles import Profile, best_profile, load_profile
+from calibrate.step_time import step_table
+from catalogs.errors import InputError
+from catalogs.load import find_gpu, find_model, resolve_engine
+from catalogs.names import nearest
+from catalogs.schema import Replica
+from simulator.engine import ReplicaSpec
+from simulator.scenario import Scenario
+
+SETTINGS = (
+    "block_size", "max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching", "enable_chunked_prefill",
+)  # fmt: skip
+FRAMEWORK_POLICY: Mapping[str, str] = {"tgi": "prefill_first"}  # the others schedule as vLLM V1 does
+ASYNC_SINCE: Mapping[str, tuple[int, int]] = {"vllm": (0, 14)}  # asynchronous scheduling became the default
+SYNCHRONOUS = ("tgi", "onnxruntime")
+MEMORY_OPTIONS = ("activation_chunk_tokens", "activation_checkpoint_layers")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the fleet, ready to run.
+
+    Attributes:
+        replica: with every engine setting resolved.
+        profile: what its step times rest on.
+        memory: where its memory goes.
+        spec: one engine's settings; a replica with data parallelism has ``data_parallel_size`` of them.
+        count: replicas.
+    """
+
+    replica: Replica
+    profile: Profile
+    memory: MemoryPlan
+    spec: ReplicaSpec
+    count: int
+
+    @property
+    def num_engines(self) -> int:
+        return self.count * self.replica.data_parallel_size
+
+
+def build_line(replica: Replica, profile: Profile | None = None, count: int = 1, where: str = "") -> Line:
+    """What the engine needs to know of a replica.
+
+    Args:
+        profile: None: the best shipped one.
+
+    Raises:
+        InputError: it does not fit the GPU, the GPU cannot run the precision, or an engine setting is impossible.
+        MissingError: nothing is known of its step times.
+    """
+    replica = replace(replica, engine=resolve_engine(replica.engine, replica.model, replica.gpu))
+    profile = profile or best_profile(replica)
+    memory = memory_plan(replica, profile)
+    engine = replica.engine
+    known = {f.name for f in fields(ReplicaSpec)} - {"step_table", "num_gpu_blocks", "name"}
+    options = {}
+    for name, value in engine.options.items():
+        if name in known:
+            options[name] = value
+        elif name not in MEMORY_OPTIONS:
+            close = nearest(name, [*known, *MEMORY_OPTIONS], num=1)
+            raise InputError(f"unknown engine option {name!r}", where=where,
+                             remedy=f"did you mean {close[0]!r}?" if close else "")  # fmt: skip
+    table = step_table(replica, profile, engine.max_num_batched_tokens or 2048, engine.max_num_seqs or 256)
+    settings = {name: getattr(engine, name) for name in SETTINGS}
+    settings |= {"max_model_len": memory.max_model_len, "policy": FRAMEWORK_POLICY.get(engine.framework, "continuous")}
+    settings["async_scheduling"] = _is_asynchronous(engine.framework, engine.version or "")
+    settings |= options
+    spec = ReplicaSpec(step_table=table, num_gpu_blocks=memory.num_gpu_blocks, name=replica.gpu.name, **settings)
+    return Line(replica, profile, memory, spec, count)
+
+
+def _is_asynchronous(framework: str, version: str) -> bool:
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    return framework not in SYNCHRONOUS and (len(numbers) < 2 or numbers >= ASYNC_SINCE.get(framework, (0, 0)))
+
+
+def build_fleet(scenario: Scenario) -> list[Line]:
+    """Every line of a scenario's fleet; see ``build_line``."""
+    model = find_model(scenario.model, where="model")
+    lines = []
+    for number, line in enumerate(scenario.fleet):
+        where = f"fleet.{number}"
+        replica = line.replica(model, find_gpu(line.gpu, where=f"{where}.gpu"))
+        profile = load_profile(line.profile, where=f"{where}.profile") if line.profile is not None else None
+        lines.append(build_line(replica, profile, line.count, where))
+    return lines

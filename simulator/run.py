@@ -1,0 +1,246 @@
+"""Plays a scenario and answers in the contract's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibrate.work import flops_per_token, kv_bytes_per_token, replica_weight_bytes
+from catalogs.files import replacing
+from catalogs.units import SECONDS_PER_HOUR
+from simulator import metrics
+from simulator.metrics import Latencies
+from simulator.records import COMPLETED, STATUS_NAMES, Records
+from simulator.workload import Requests
+from simulator.workload_spec import load_workload
+
+if TYPE_CHECKING:
+    from simulator.replicas import Line
+    from simulator.scenario import Scenario
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run.
+
+    Attributes:
+        document: the contract's JSON; ``usd`` and what follows from it are None, since the simulator knows no dollar.
+        requests, records, latencies: request by request.
+        lines: the fleet as it was built.
+    """
+
+    document: dict[str, Any]
+    requests: Requests
+    records: Records
+    latencies: Latencies
+    lines: tuple[Line, ...]
+
+    @property
+    def slo_ok(self) -> bool:
+        """Whether every promise of the scenario is kept (also when it has none)."""
+        return metrics.all_ok(self.document["slo"])
+
+
+def simulate(scenario: Scenario, requests: Requests | None = None, *, series_interval_s: float | None = None) -> Result:
+    """Play a scenario.
+
+    Args:
+        scenario: with resolved paths (as ``read_scenario`` gives it).
+        requests: the workload, if it is in memory already.
+        series_interval_s: sample the replicas this often.
+
+    Raises:
+        InputError: a bad trace, an unknown name, a model that does not fit, settings that the engine refuses.
+        MissingError: a profile that is not there.
+    """
+    from simulator.engine import simulate_replicas
+    from simulator.replicas import build_fleet
+
+    lines = tuple(build_fleet(scenario))
+    if requests is None:
+        requests = load_workload(scenario.workload, scenario.seed)
+    specs = [line.spec for line in lines for _ in range(line.num_engines)]
+    records = simulate_replicas(
+        requests, specs, router=scenario.router, seed=scenario.seed, series_interval_s=series_interval_s
+    )
+    latencies = Latencies.of(requests, records)
+    document = describe_run(scenario, lines, requests, records, latencies)
+    return Result(document, requests, records, latencies, lines)
+
+
+def describe_run(
+    scenario: Scenario, lines: Sequence[Line], requests: Requests, records: Records, latencies: Latencies
+) -> dict[str, Any]:
+    """The contract's JSON, and more keys after its own."""
+    completed = records.status == COMPLETED
+    start_s = float(records.arrival_s.min())
+    duration_s = max(float(records.end_s) - start_s, 1e-9)
+    output_tokens = int(requests.output_tokens[completed].sum())
+    input_tokens = int(requests.input_tokens[completed].sum())
+    queries = int(records.prefix_queries.sum())
+    num_gpus = sum(line.count * line.replica.num_gpus for line in lines)
+    iterations = int(records.iterations.sum())
+    profiles = [_profile_document(line) for line in lines]
+    slo = metrics.check_slos(scenario.slos, requests, latencies)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "requests": metrics.status_counts(records),
+        **{f"{name}_s": metrics.summary(latencies.of_metric(name)) for name in metrics.METRICS},
+        "duration_s": duration_s,
+        "requests_per_s": int(completed.sum()) / duration_s,
+        "output_tokens_per_s": output_tokens / duration_s,
+        "total_tokens_per_s": (input_tokens + output_tokens) / duration_s,
+        "gpu_hours": num_gpus * duration_s / SECONDS_PER_HOUR,
+        "usd": None,
+        "usd_per_million_output_tokens": None,
+        "engine": {
+            "num_gpu_blocks": int(records.num_gpu_blocks[0]),
+            "iterations": iterations,
+            "preemptions": int(records.preemptions.sum()),
+            "prefix_cache_hit_rate": int(records.prefix_hits.sum()) / queries if queries else 0.0,
+        },
+        "profile": profiles[0],
+        "seed": scenario.seed,
+        "model": lines[0].replica.model.name,
+        "itl_s": {"mean": metrics.inter_token_latency_mean(requests, records)},
+        "slo": slo,
+        "goodput_rps": metrics.goodput_share(scenario.slos, requests, latencies) * len(requests) / duration_s,
+        "steady_state": metrics.steady_state(latencies, records.arrival_s),
+        "overload": metrics.overload(requests, records, latencies),
+        "by_class": metrics.by_class(requests, records, latencies),
+        "time_breakdown": time_breakdown(latencies, lines, records, duration_s),
+        "fleet": fleet_documents(lines, requests, records, duration_s),
+        "profiles": profiles,
+    }
+
+
+def _profile_document(line: Line) -> dict[str, Any]:
+    profile = line.profile
+    return {"name": profile.name, "source": profile.source, "error": profile.error}
+
+
+def time_breakdown(latencies: Latencies, lines: Sequence[Line], records: Records, duration_s: float) -> dict[str, Any]:
+    """Shares of the requests' time (queue, prefill, decode) and of the engines' (step, overhead, idle)."""
+    done = latencies.completed & ~np.isnan(latencies.ttft)
+    queue = float(latencies.queue[done].sum())
+    prefill = float(latencies.ttft[done].sum()) - queue
+    decode = float((latencies.e2e - latencies.ttft)[done].sum())
+    total = max(queue + prefill + decode, 1e-12)
+    tables = [line.spec.step_table for line in lines for _ in range(line.num_engines)]
+    engine_time = len(tables) * duration_s
+    overhead = sum(t.overhead_s * int(n) for t, n in zip(tables, records.iterations, strict=True)) / engine_time
+    busy = float(records.busy_s.sum()) / engine_time
+    return {
+        "request": {"queue": queue / total, "prefill": prefill / total, "decode": decode / total},
+        "engine": {"step": max(0.0, busy - overhead), "overhead": min(overhead, busy), "idle": max(0.0, 1.0 - busy)},
+    }
+
+
+def fleet_documents(
+    lines: Sequence[Line], requests: Requests, records: Records, duration_s: float
+) -> list[dict[str, Any]]:
+    """What each line of the fleet did: load, batch, use of the GPUs' peak and bandwidth while busy."""
+    answer, first = [], 0
+    for line in lines:
+        last = first + line.num_engines
+        answer.append(_line_document(line, first, last, requests, records, duration_s))
+        first = last
+    return answer
+
+
+def _line_document(
+    line: Line, first: int, last: int, requests: Requests, records: Records, duration_s: float
+) -> dict[str, Any]:
+    replica, model = line.replica, line.replica.model
+    served = (records.replica >= first) & (records.replica < last) & (records.status == COMPLETED)
+    inputs, outputs = requests.input_tokens[served], requests.output_tokens[served]
+    computed = inputs - records.num_cached_tokens[served]
+    iterations, busy_s = int(records.iterations[first:last].sum()), float(records.busy_s[first:last].sum())
+    num_computed, num_decoded = float(computed.sum()), float(np.maximum(outputs - 1, 0).sum())
+    context = float(np.maximum(outputs - 1, 0) @ (inputs + outputs / 2)) / max(num_decoded, 1.0)
+    prompt_context = float(computed @ (inputs - computed / 2)) / max(num_computed, 1.0)
+    flops = num_computed * flops_per_token(model, prompt_context) + num_decoded * flops_per_token(model, context)
+    parallel = replica.tensor_parallel_size * replica.pipeline_parallel_size
+    # every step reads the weights once (for a mixture of experts: an upper bound) and each decode its context's KV
+    read_bytes = iterations * replica_weight_bytes(replica) * parallel
+    read_bytes += num_decoded * context * kv_bytes_per_token(model, replica.kv_cache_dtype)
+    gpu_busy_s = max(busy_s * parallel, 1e-12)
+    peak = replica.gpu.peak_flops.get(_compute_dtype(line), 0.0)
+    bandwidth = replica.gpu.memory_bandwidth_bytes_per_s
+    return {
+        "gpu": replica.gpu.name,
+        "count": line.count,
+        "gpus_per_replica": replica.num_gpus,
+        "tensor_parallel_size": replica.tensor_parallel_size,
+        "precision": replica.precision,
+        "framework": replica.engine.framework,
+        "num_gpu_blocks": line.spec.num_gpu_blocks,
+        "requests_completed": int(served.sum()),
+        "busy_share": busy_s / (line.num_engines * duration_s),
+        "tokens_per_iteration": (num_computed + num_decoded) / max(iterations, 1),
+        "decodes_per_iteration": num_decoded / max(iterations, 1),
+        "preemptions": int(records.preemptions[first:last].sum()),
+        "mfu": flops / (gpu_busy_s * peak) if peak else None,
+        "mbu": read_bytes / (gpu_busy_s * bandwidth) if model.moe is None else None,
+        "memory_gib": {p.name: p.num_bytes / 2**30 for p in line.memory.parts},
+    }
+
+
+def _compute_dtype(line: Line) -> str:
+    from calibrate.precisions import precision
+
+    return str(precision(line.replica.precision).compute)
+
+
+def write_requests(path: str | Path, requests: Requests, records: Records) -> None:
+    """Write one row a request, as the contract has it; an instant that was never reached is an empty cell.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.csv
+
+    def seconds(values: Any) -> Any:
+        return pa.array(np.round(values, 9), from_pandas=True)
+
+    table = pa.table(
+        {
+            "request_id": np.arange(len(requests)),
+            "arrival_s": seconds(records.arrival_s),
+            "input_tokens": requests.input_tokens,
+            "output_tokens": requests.output_tokens,
+            "scheduled_s": seconds(records.scheduled_s),
+            "first_token_s": seconds(records.first_token_s),
+            "finish_s": seconds(records.finish_s),
+            "replica": records.replica,
+            "status": pa.DictionaryArray.from_arrays(pa.array(records.status), list(STATUS_NAMES)).cast(pa.string()),
+        }
+    )
+    _write_csv(path, table)
+
+
+def write_series(path: str | Path, records: Records) -> None:
+    """Write the time series of a run, a column each.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    import pyarrow as pa
+
+    _write_csv(path, pa.table(dict(records.series)))
+
+
+def _write_csv(path: str | Path, table: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.csv
+
+    with replacing(path) as temporary, pa.output_stream(str(temporary)) as out:
+        out.write((",".join(table.column_names) + "\n").encode())
+        pa.csv.write_csv(table, out, pa.csv.WriteOptions(include_header=False, quoting_style="none"))
