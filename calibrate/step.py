@@ -43,6 +43,25 @@ class StepTimeModel(Protocol):
         ...
 
 
+class SkewTable(NamedTuple):
+    """How much a decode batch of unequal contexts lengthens attention: one long sequence can hold up a step.
+
+    Attention = attention(mean context) + ``alpha`` * (attention(longest context) - attention(mean context)), both at
+    the step's other coordinates. ``alpha`` is that of the first edge at or beyond the value on each axis, else the last.
+
+    Attributes:
+        prefill_tokens: (C,) edges. num_decode: (N,) edges.
+        share: (S,) edges of (mean - shortest) / (longest - shortest) context.
+        longest: (B,) edges of the longest context. alpha: (C, N, S, B), 0 to 1.
+    """
+
+    prefill_tokens: FloatArray
+    num_decode: FloatArray
+    share: FloatArray
+    longest: FloatArray
+    alpha: FloatArray
+
+
 class StepTable(NamedTuple):
     """A replica's step time as arrays, for the compiled loop.
 
@@ -62,6 +81,7 @@ class StepTable(NamedTuple):
         overhead_per_sequence_s: the same, for each sequence in the step.
         request_overhead_s: before a request reaches the queue (HTTP, tokenizing); adds to TTFT, not to the step.
         output_overhead_s: from a step's end until the client has its tokens (detokenizing, HTTP).
+        skew: effect of unequal decode contexts, where it was measured; ``attention_s`` then never falls along K.
     """
 
     decode_tokens_s: FloatArray
@@ -76,3 +96,4 @@ class StepTable(NamedTuple):
     overhead_per_sequence_s: float
     request_overhead_s: float
     output_overhead_s: float
+    skew: SkewTable | None = None

@@ -53,6 +53,8 @@ REPLICA = np.dtype(
         ("sum_context", np.int64),  # of decoding sequences, in the next step
         ("steps", np.int64),  # decode steps so far: the clock that the counters refer to
         ("next_done", np.int64),  # ``steps`` at which the next decoding sequence has all its tokens
+        ("shortest", np.int64),  # smallest and largest ``base`` of decoding sequences, where their skew matters
+        ("longest", np.int64),
         ("num_finishing", np.int64),
         ("prefilling", np.int64),  # request in the middle of its prompt, or -1
         ("head", np.int64),  # waiting queue: first and last request, or -1
@@ -213,11 +215,11 @@ def _after_steps(w: Any, r: int, now: float, steps: int, total_s: float, before_
 def _mixed_step(w: Any, r: int, now: float, tokens: int, work: float, ending: int, decodes: int) -> None:
     """One step with prompt tokens, in which the prompts of ``ending`` requests end."""
     me = w.replicas[r]
-    context = me.sum_context / decodes if decodes > 0 else 0.0
+    contexts = decode_contexts(w, r) if decodes > 0 else (0.0, 0.0, 0.0)
     chunked = me.prefilling >= 0
     seqs_in_step = decodes + ending + (1 if chunked else 0)
     time = me.speed * step_eval.step_s(
-        w.tables, me.table, tokens, work / tokens, decodes, context, decodes + ending, seqs_in_step
+        w.tables, me.table, tokens, work / tokens, decodes, contexts, decodes + ending, seqs_in_step
     )
     end = _after_steps(w, r, now, 1, time, 0.0)
     if decodes > 0:
@@ -225,6 +227,27 @@ def _mixed_step(w: Any, r: int, now: float, tokens: int, work: float, ending: in
     stop = me.num_running - (1 if chunked else 0)
     for place in range(stop - ending, stop):
         _sample_after_prefill(w, r, w.running[r, place], end)
+
+
+@inner
+def decode_contexts(w: Any, r: int) -> tuple[float, float, float]:
+    """Mean, shortest and longest context of the decoding sequences in this step."""
+    me = w.replicas[r]
+    now = me.steps + 1
+    return me.sum_context / me.num_decode, float(me.shortest + now), float(me.longest + now)
+
+
+@inner
+def scan_decoding(w: Any, r: int) -> None:
+    """Find anew which decoding sequence ends first, and the shortest and longest."""
+    me = w.replicas[r]
+    me.next_done, me.shortest, me.longest = FAR, FAR, -FAR
+    for place in range(me.num_running):
+        i = w.running[r, place]
+        if w.requests[i].phase == DECODING:
+            me.next_done = min(me.next_done, w.requests[i].done_at)
+            me.shortest = min(me.shortest, w.requests[i].base)
+            me.longest = max(me.longest, w.requests[i].base)
 
 
 @inner
@@ -276,17 +299,18 @@ def _decode_steps(w: Any, r: int, now: float, until_s: float) -> None:
     if most > 1:
         most = _steps_with_blocks(w, r, most)
     decode = me.num_decode
-    context = me.sum_context / decode
+    contexts = decode_contexts(w, r)
     table, speed = me.table, me.speed
     room = limit - start
     if not me.asynchronous:
-        steps, total, before = step_eval.decode_run(w.tables, table, speed, decode, context, most, room)
+        steps, total, before = step_eval.decode_run(w.tables, table, speed, decode, contexts, most, room)
     elif room <= 0.0 or most == 1:
-        steps, total, before = step_eval.decode_run(w.tables, table, speed, decode, context, 1, NEVER)
+        steps, total, before = step_eval.decode_run(w.tables, table, speed, decode, contexts, 1, NEVER)
     else:
-        steps, total, before = step_eval.decode_run(w.tables, table, speed, decode, context, most, room)
+        steps, total, before = step_eval.decode_run(w.tables, table, speed, decode, contexts, most, room)
         if total >= room and steps < most:
-            _, one, _ = step_eval.decode_run(w.tables, table, speed, decode, context + steps, 1, NEVER)
+            later = (contexts[0] + steps, contexts[1] + steps, contexts[2] + steps)
+            _, one, _ = step_eval.decode_run(w.tables, table, speed, decode, later, 1, NEVER)
             steps, before, total = steps + 1, total, total + one
     end = _after_steps(w, r, now, steps, total, before)
     if steps > 1:
@@ -332,17 +356,12 @@ def _take_decode_steps(w: Any, r: int, steps: int, end: float) -> None:
     me.sum_context += steps * me.num_decode
     if me.steps < me.next_done:
         return
-    soonest = FAR
     for place in range(me.num_running):
         i = w.running[r, place]
-        if w.requests[i].phase != DECODING:
-            continue
-        if w.requests[i].done_at <= me.steps:
+        if w.requests[i].phase == DECODING and w.requests[i].done_at <= me.steps:
             stop_decoding(w, r, i)
             _finish(w, r, i, end)
-        else:
-            soonest = min(soonest, w.requests[i].done_at)
-    me.next_done = soonest
+    scan_decoding(w, r)
 
 
 @inner
@@ -442,12 +461,7 @@ def make_room(w: Any, r: int, now: float) -> None:
                 break
             kv_cache.take_blocks(w, r, 1)
         place += 1
-    soonest = FAR
-    for place in range(me.num_running):
-        i = w.running[r, place]
-        if w.requests[i].phase == DECODING:
-            soonest = min(soonest, w.requests[i].done_at)
-    me.next_done = soonest
+    scan_decoding(w, r)
 
 
 @inner

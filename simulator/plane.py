@@ -311,7 +311,8 @@ def _set_up(row: np.void, spec: ReplicaSpec, table: int) -> None:
     row["policy"] = POLICIES[spec.policy]
     row["next_s"] = np.inf
     row["speed"] = 1.0
-    row["next_done"] = loop.FAR
+    row["next_done"] = row["shortest"] = loop.FAR
+    row["longest"] = -loop.FAR
     for name in ("prefilling", "head", "tail", "first", "last"):
         row[name] = -1
 

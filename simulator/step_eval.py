@@ -18,6 +18,10 @@ from simulator.compiled import inner
 DECODE, NUM_DECODE_ROWS, MIXED, NUM_MIXED_ROWS, SAMPLED, NUM_SAMPLED_ROWS = range(6)
 AXIS = 6  # then (offset, length) of the axes C, P, D, K
 ATTENTION = 14
+SKEW = 15  # then (offset, length) of the edges C, N, S, B, and the offset of alpha; lengths are 0 without skew
+ALPHA = 23
+NUM_PLACES = 24
+FAR = 2**62
 # columns of ``Tables.overhead``
 STEP_S, SEQUENCE_S, REQUEST_S, OUTPUT_S = range(4)
 
@@ -27,7 +31,7 @@ class Tables(NamedTuple):
 
     Attributes:
         data: all arrays of all tables, flat.
-        places: (tables, 15) offsets into ``data`` and lengths.
+        places: (tables, NUM_PLACES) offsets into ``data`` and lengths.
         overhead: (tables, 4) seconds: per step, per sequence of a step, before a request's queue, after its step.
     """
 
@@ -40,7 +44,7 @@ def pack_tables(tables: Sequence[StepTable]) -> Tables:
     """Lay step tables end to end."""
     parts: list[NDArray[np.float64]] = []
     size = 0
-    index = np.zeros((len(tables), 15), np.int64)
+    places = np.zeros((len(tables), NUM_PLACES), np.int64)
 
     def put(array: NDArray[np.float64]) -> int:
         nonlocal size
@@ -49,17 +53,21 @@ def pack_tables(tables: Sequence[StepTable]) -> Tables:
         size += flat.size
         return size - flat.size
 
-    for row, table in zip(index, tables, strict=True):
+    for row, table in zip(places, tables, strict=True):
         arrays = (table.decode_tokens_s, table.mixed_tokens_s, table.sampled_s)
         axes = (table.prefill_tokens_axis, table.prefill_context_axis, table.num_decode_axis, table.decode_context_axis)
         for place, array in enumerate((*arrays, *axes)):
             row[2 * place], row[2 * place + 1] = put(array), len(array)
         row[ATTENTION] = put(table.attention_s)
+        if table.skew is not None:
+            for place, array in enumerate(table.skew[:4]):
+                row[SKEW + 2 * place], row[SKEW + 2 * place + 1] = put(array), len(array)
+            row[ALPHA] = put(table.skew.alpha)
     overhead = np.array(
         [[t.overhead_s, t.overhead_per_sequence_s, t.request_overhead_s, t.output_overhead_s] for t in tables],
         np.float64,
     )
-    return Tables(np.concatenate(parts), index, overhead)
+    return Tables(np.concatenate(parts), places, overhead)
 
 
 @inner
@@ -124,31 +132,60 @@ def attention_s(tables: Any, table: int, prefill: int, prefill_context: float, d
 
 
 @inner
+def edge_of(data: Any, offset: int, length: int, x: float) -> int:
+    """The first edge at or beyond x, else the last."""
+    place = 0
+    while place < length - 1 and data[offset + place] < x:
+        place += 1
+    return place
+
+
+@inner
+def skew_alpha(tables: Any, table: int, prefill: int, decode: int, share: float, longest: float) -> float:
+    """How far attention lies from its time at the mean context to that at the longest (see ``SkewTable``)."""
+    data, ix = tables.data, tables.places[table]
+    if ix[SKEW + 1] == 0 or decode < 2:
+        return 0.0
+    place = edge_of(data, ix[SKEW], ix[SKEW + 1], prefill)
+    place = place * ix[SKEW + 3] + edge_of(data, ix[SKEW + 2], ix[SKEW + 3], decode)
+    place = place * ix[SKEW + 5] + edge_of(data, ix[SKEW + 4], ix[SKEW + 5], share)
+    place = place * ix[SKEW + 7] + edge_of(data, ix[SKEW + 6], ix[SKEW + 7], longest)
+    return data[ix[ALPHA] + place]  # type: ignore[no-any-return]
+
+
+@inner
 def step_s(
-    tables: Any, table: int, prefill: int, prefill_context: float, decode: int, context: float, sampled: int, seqs: int
+    tables: Any, table: int, prefill: int, prefill_context: float, decode: int, contexts: Any, sampled: int, seqs: int
 ) -> float:
-    """Seconds of one step (see ``StepTable``)."""
+    """Seconds of one step (see ``StepTable``); ``contexts`` are the decodes' (mean, shortest, longest)."""
     data, ix, overhead = tables.data, tables.places[table], tables.overhead[table]
+    mean, shortest, longest = contexts
     tokens = prefill + decode
     if prefill > 0:
         time = row_at(data, ix[MIXED], ix[NUM_MIXED_ROWS], tokens)
     else:
         time = row_at(data, ix[DECODE], ix[NUM_DECODE_ROWS], tokens)
     time += row_at(data, ix[SAMPLED], ix[NUM_SAMPLED_ROWS], sampled)
-    time += attention_s(tables, table, prefill, prefill_context, decode, context)
+    at_mean = attention_s(tables, table, prefill, prefill_context, decode, mean)
+    time += at_mean
+    if longest > shortest:
+        alpha = skew_alpha(tables, table, prefill, decode, (mean - shortest) / (longest - shortest), longest)
+        if alpha > 0.0:
+            time += alpha * (attention_s(tables, table, prefill, prefill_context, decode, longest) - at_mean)
     return time + overhead[STEP_S] + overhead[SEQUENCE_S] * seqs  # type: ignore[no-any-return]
 
 
 @inner
 def decode_run(
-    tables: Any, table: int, speed: float, decode: int, context: float, most: int, limit_s: float
+    tables: Any, table: int, speed: float, decode: int, contexts: Any, most: int, limit_s: float
 ) -> tuple[int, float, float]:
-    """Decode steps of one unchanging batch, whose mean context grows by one each step.
+    """Decode steps of one unchanging batch, whose contexts grow by one each step.
 
-    Within a cell of the context axis a step's time is linear, so that the time of many steps is an arithmetic series.
+    As long as mean and longest context stay within a cell of the context axis a step's time is linear, so that the
+    time of many steps is an arithmetic series.
 
     Args:
-        decode, context: sequences, and their mean context in the first step.
+        decode, contexts: sequences, and their (mean, shortest, longest) context in the first step.
         most: steps at most, > 0.
         limit_s: stop after the first step whose end is at or beyond it.
 
@@ -156,47 +193,58 @@ def decode_run(
         (steps, seconds of all steps, seconds of all but the last).
     """
     data, ix, overhead = tables.data, tables.places[table], tables.overhead[table]
+    mean, shortest, longest = contexts
     base = row_at(data, ix[DECODE], ix[NUM_DECODE_ROWS], decode)
     base += row_at(data, ix[SAMPLED], ix[NUM_SAMPLED_ROWS], decode)
     base += overhead[STEP_S] + overhead[SEQUENCE_S] * decode
     d = cell_of(data, ix[AXIS + 4], ix[AXIS + 5], decode)
     wd = share_in_cell(data, ix[AXIS + 4], d, decode)
-    wc = share_in_cell(data, ix[AXIS], 0, 0.0)  # the axis starts at 0: 0
-    wp = share_in_cell(data, ix[AXIS + 2], 0, 0.0)
-    axis, last_cell = ix[AXIS + 6], ix[AXIS + 7] - 2
-    k = cell_of(data, axis, ix[AXIS + 7], context)
+    skewed = ix[SKEW + 1] > 0 and longest > shortest
+    share = (mean - shortest) / (longest - shortest) if skewed else 0.0
     done, total = 0, 0.0
     while True:
-        low = _decode_attention(tables, table, wc, wp, d, wd, k)
-        high = _decode_attention(tables, table, wc, wp, d, wd, k + 1)
-        x0, x1 = data[axis + k], data[axis + k + 1]
-        slope = (high - low) / (x1 - x0) * speed
-        first = (base + low) * speed + slope * (context + done - x0)
-        room = most - done
-        if k < last_cell:
-            room = min(room, max(1, int(np.floor(x1 - context - done)) + 1))
-        steps = _steps_until(first, slope, room, limit_s - total)
+        value, slope, room = _decode_attention(tables, table, d, wd, mean + done)
+        if skewed:
+            alpha = skew_alpha(tables, table, 0, decode, share, longest + done)
+            if alpha > 0.0:
+                high, high_slope, high_room = _decode_attention(tables, table, d, wd, longest + done)
+                value, slope = value + alpha * (high - value), slope + alpha * (high_slope - slope)
+                room = min(room, high_room)
+            edge = data[ix[SKEW + 6] + edge_of(data, ix[SKEW + 6], ix[SKEW + 7], longest + done)]
+            if edge >= longest + done:
+                room = min(room, int(np.floor(edge - longest - done)) + 1)
+        first, slope = (base + value) * speed, slope * speed
+        steps = _steps_until(first, slope, min(room, most - done), limit_s - total)
         before = total + first * (steps - 1) + slope * (0.5 * (steps - 1) * (steps - 2))
         total += first * steps + slope * (0.5 * steps * (steps - 1))
         done += steps
         if done >= most or total >= limit_s:
             return done, total, before
-        k = min(k + 1, last_cell)
-        while k < last_cell and context + done > data[axis + k + 1]:
-            k += 1
 
 
 @inner
-def _decode_attention(tables: Any, table: int, wc: float, wp: float, d: int, wd: float, k: int) -> float:
-    total = 0.0
-    for i in range(2):
-        for j in range(2):
-            weight = (wc if i else 1 - wc) * (wp if j else 1 - wp)
-            if weight != 0.0:
-                low = attention_at_node(tables, table, i, j, d, k)
-                high = attention_at_node(tables, table, i, j, d + 1, k)
-                total += weight * (low + (high - low) * wd)
-    return total
+def _decode_attention(tables: Any, table: int, d: int, wd: float, context: float) -> tuple[float, float, int]:
+    """Attention of a decode step: (seconds, seconds a token of context, steps for which that holds)."""
+    data, ix = tables.data, tables.places[table]
+    axis, length = ix[AXIS + 6], ix[AXIS + 7]
+    k = cell_of(data, axis, length, context)
+    x0, x1 = data[axis + k], data[axis + k + 1]
+    wp = share_in_cell(data, ix[AXIS + 2], 0, 0.0)
+    low, high = 0.0, 0.0
+    for j in range(2):
+        weight = wp if j else 1 - wp
+        if weight != 0.0:
+            low += weight * (
+                attention_at_node(tables, table, 0, j, d, k) * (1 - wd)
+                + attention_at_node(tables, table, 0, j, d + 1, k) * wd
+            )
+            high += weight * (
+                attention_at_node(tables, table, 0, j, d, k + 1) * (1 - wd)
+                + attention_at_node(tables, table, 0, j, d + 1, k + 1) * wd
+            )
+    slope = (high - low) / (x1 - x0)
+    room = FAR if k == length - 2 else int(np.floor(x1 - context)) + 1
+    return low + slope * (context - x0), slope, room
 
 
 @inner

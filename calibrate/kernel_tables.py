@@ -1,0 +1,242 @@
+"""A replica's step time from measured kernel tables of its own model (profiles of kind ``llmservingsim``).
+
+A step is the sum of its layers: the token-wise ones at the number of tokens, attention at (prompt tokens, their
+context, decodes, their context), the head at the number of sampled sequences, and between GPUs the exchanges, which the
+tables lack and the best shipped profile of the GPU gives. Decode steps run as CUDA graphs of fixed sizes, so that their
+tokens are padded to the next captured size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate import work
+from calibrate.collectives import all_gather_time_s, all_reduce_time_s
+from calibrate.profiles import Profile, best_profile
+from calibrate.step import SkewTable, StepTable
+from calibrate.step_time import KernelSums
+from catalogs.errors import MissingError
+from catalogs.schema import Replica
+from catalogs.units import MICROSECONDS_PER_SECOND
+
+FloatArray = NDArray[np.float64]
+ONCE = ("embedding", "final_layernorm")  # token-wise layers that a model has once
+TWICE = ("layernorm",)  # before attention and before the MLP
+EXPERT_LAYERS = ("gate_up_proj", "act_fn", "down_proj")  # the dense MLP, absent in layers with experts
+# vLLM captures 1, 2, 4 and multiples of 8 up to 256, then of 16 up to 512 (CompilationConfig.cudagraph_capture_sizes).
+CAPTURED = np.array([1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)], np.float64)
+
+
+def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
+    """A replica's step time as arrays, for steps of up to ``max_tokens`` tokens and ``max_seqs`` sequences.
+
+    Raises:
+        MissingError: the tensor-parallel degree was not timed.
+    """
+    tables = _degree(profile, replica.tensor_parallel_size)
+    tokens = np.arange(max_tokens + 1, dtype=np.float64)
+    padded = tokens if replica.engine.enforce_eager else _padded(tokens)
+    token_wise = _token_wise_s(replica, tables, padded)
+    overheads = profile.overheads("vllm")
+    axes, attention = _attention(tables["attention"], max_seqs)
+    return StepTable(
+        decode_tokens_s=token_wise,
+        mixed_tokens_s=token_wise,
+        sampled_s=_sampled_s(replica, tables, np.arange(max_seqs + 1, dtype=np.float64)),
+        prefill_tokens_axis=axes[0],
+        prefill_context_axis=axes[1],
+        num_decode_axis=axes[2],
+        decode_context_axis=axes[3],
+        attention_s=attention * replica.model.num_layers,
+        overhead_s=float(overheads.get("step_overhead_s", 0.0)),
+        overhead_per_sequence_s=float(overheads.get("per_sequence_s", 0.0)),
+        request_overhead_s=float(overheads.get("request_overhead_s", 0.0)),
+        output_overhead_s=float(overheads.get("output_overhead_s", 0.0)),
+        skew=_skew(tables["skew"]) if "skew" in tables else None,
+    )
+
+
+def _degree(profile: Profile, degree: int) -> Mapping[str, Any]:
+    """The tables of one tensor-parallel degree; layers that it lacks are the same at every degree and come from 1."""
+    name = f"tp{degree}"
+    if name not in profile.tables:
+        raise MissingError(
+            f"profile {profile.name} was not timed at tensor_parallel_size {degree}",
+            why="kernels of other sizes would have to be guessed",
+            remedy=f"tensor_parallel_size {' or '.join(sorted(k[2:] for k in profile.tables))}",
+        )
+    own, base = profile.tables[name], profile.tables.get("tp1", {})
+    merged = dict(base)
+    for table, content in own.items():
+        merged[table] = {**base.get(table, {}), **content} if table in ("dense", "per_sequence") else content
+    return merged
+
+
+def _padded(tokens: FloatArray) -> FloatArray:
+    """Tokens of the CUDA graph that runs a step; beyond the largest one there is none."""
+    place = np.searchsorted(CAPTURED, tokens)
+    return np.where(tokens <= CAPTURED[-1], CAPTURED[np.minimum(place, len(CAPTURED) - 1)], tokens)
+
+
+def _curve(columns: Mapping[str, list[float]], key: str, at: FloatArray) -> FloatArray:
+    """Seconds by linear interpolation; beyond the last point its last piece is extended."""
+    x, y = np.asarray(columns[key], float), np.asarray(columns["time_us"], float) / MICROSECONDS_PER_SECOND
+    order = np.argsort(x)
+    x, y = x[order], y[order]
+    time = np.interp(at, x, y)
+    if len(x) > 1:
+        slope = max(0.0, (y[-1] - y[-2]) / (x[-1] - x[-2]))
+        time = time + slope * np.maximum(0.0, at - x[-1])
+    return np.asarray(time)
+
+
+def _token_wise_s(replica: Replica, tables: Mapping[str, Any], tokens: FloatArray) -> FloatArray:
+    """All layers that see single tokens, and the exchanges after them."""
+    model = replica.model
+    num_moe = work.num_moe_layers(model) if model.moe is not None else 0
+    total = np.zeros_like(tokens)
+    for name, columns in tables["dense"].items():
+        count = 1 if name in ONCE else model.num_layers * (2 if name in TWICE else 1)
+        if name in EXPERT_LAYERS:
+            count = model.num_layers - num_moe
+        total += count * _curve(columns, "tokens", tokens)
+    kernels = KernelSums(replica, best_profile(replica))
+    if num_moe:
+        total += num_moe * _experts_s(replica, tables, kernels, tokens)
+    if replica.tensor_parallel_size > 1:
+        num_bytes = tokens * model.hidden_size * 2.0
+        fit = kernels.profile.family("all_reduce", kernels.link)
+        once = all_reduce_time_s(fit, kernels.link_bytes_per_s, replica.tensor_parallel_size, num_bytes)
+        total += (2 * model.num_layers + 1) * once
+    return total
+
+
+def _experts_s(replica: Replica, tables: Mapping[str, Any], kernels: KernelSums, tokens: FloatArray) -> FloatArray:
+    """One layer of experts: its kernel at the tokens that reach this GPU, and bringing them there and back."""
+    moe = replica.model.moe
+    assert moe is not None
+    if "moe" not in tables:
+        raise MissingError("the profile has no moe.csv", why="the model has experts", remedy="profile its experts too")
+    ep, dp = replica.expert_parallel_size, replica.data_parallel_size
+    together = tokens * (dp if ep > 1 else 1)
+    local = moe.num_experts / max(1, ep)
+    active = local * (1.0 - (1.0 - moe.num_experts_per_token / moe.num_experts) ** together)
+    time = _surface(tables["moe"], together, np.maximum(active, 1.0))
+    if ep > 1 and dp > 1:
+        fit = kernels.profile.family("all_gather", kernels.link)
+        num_bytes = together * replica.model.hidden_size * 2.0
+        group = dp * replica.tensor_parallel_size
+        time = time + 2.0 * all_gather_time_s(fit, kernels.link_bytes_per_s, group, num_bytes)
+    return time
+
+
+def _surface(columns: Mapping[str, list[float]], tokens: FloatArray, active: FloatArray) -> FloatArray:
+    """Seconds of the expert kernel at (tokens, activated experts): linear in each between measured points."""
+    x, y = np.asarray(columns["tokens"]), np.asarray(columns["activated_experts"])
+    time_us = np.asarray(columns["time_us"])
+    nodes = np.unique(x)
+    rows = np.stack(
+        [
+            np.interp(active, y[x == node][np.argsort(y[x == node])], time_us[x == node][np.argsort(y[x == node])])
+            for node in nodes
+        ]
+    )  # (token nodes, steps)
+    place = np.clip(np.searchsorted(nodes, tokens, side="right") - 1, 0, max(0, len(nodes) - 2))
+    if len(nodes) == 1:
+        return np.asarray(rows[0] / MICROSECONDS_PER_SECOND)
+    step = np.arange(len(tokens))
+    share = np.maximum(0.0, (tokens - nodes[place]) / (nodes[place + 1] - nodes[place]))
+    low, high = rows[place, step], rows[place + 1, step]
+    return np.asarray((low + share * (high - low)) / MICROSECONDS_PER_SECOND)
+
+
+def _sampled_s(replica: Replica, tables: Mapping[str, Any], sampled: FloatArray) -> FloatArray:
+    """lm_head, the sampler, and under tensor parallelism the logits' gathering."""
+    time = np.zeros_like(sampled)
+    for columns in tables["per_sequence"].values():
+        time += _curve(columns, "sequences", sampled)
+    if replica.tensor_parallel_size > 1:
+        kernels = KernelSums(replica, best_profile(replica))
+        fit = kernels.profile.family("all_gather", kernels.link)
+        num_bytes = 2.0 * sampled * replica.model.vocab_size
+        time += all_gather_time_s(fit, kernels.link_bytes_per_s, replica.tensor_parallel_size, num_bytes)
+    return np.where(sampled > 0, time, 0.0)
+
+
+def _attention(columns: Mapping[str, list[float]], max_seqs: int) -> tuple[tuple[FloatArray, ...], FloatArray]:
+    """Seconds of one layer's attention on the axes of ``StepTable``: (axes, (C, P, D, K) array)."""
+    keys = [np.asarray(columns[k], float) for k in ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")]
+    chunk, history, decodes, context = (np.unique(np.append(k, 0.0)) for k in keys)
+    grid = np.full((len(chunk), len(history), len(decodes), len(context)), np.nan)
+    at = tuple(np.searchsorted(axis, key) for axis, key in zip((chunk, history, decodes, context), keys, strict=True))
+    grid[at] = np.asarray(columns["time_us"]) / MICROSECONDS_PER_SECOND
+    _fill(grid, (chunk, history, decodes, context))
+    means = _mean_contexts(chunk, history)
+    by_mean = np.empty((len(chunk), len(means), len(decodes), len(context)))
+    for c, tokens in enumerate(chunk):
+        if tokens == 0:
+            by_mean[c] = grid[c, :1]
+            continue
+        for p, mean in enumerate(means):
+            by_mean[c, p] = _at_history(grid[c], history, mean - tokens / 2)
+    return (chunk, means, decodes, context), np.maximum.accumulate(by_mean, axis=3)
+
+
+def _skew(columns: Mapping[str, list[float]]) -> SkewTable:
+    """The skew table: buckets by their upper edges; histories of a prompt are averaged, buckets without samples take
+    the fit's default, and no batch is faster than its mean or slower than if all contexts were the longest."""
+    axes = [np.unique(columns[name]) for name in ("prefill_chunk", "num_decode", "share", "longest")]
+    total = np.zeros([len(axis) for axis in axes])
+    weight = np.zeros_like(total)
+    at = tuple(
+        np.searchsorted(axis, columns[name])
+        for axis, name in zip(axes, ("prefill_chunk", "num_decode", "share", "longest"), strict=True)
+    )
+    samples = np.asarray(columns["num_samples"])
+    np.add.at(total, at, samples * np.asarray(columns["alpha"]))
+    np.add.at(weight, at, samples)
+    alpha = np.where(weight > 0, total / np.maximum(weight, 1e-9), float(np.asarray(columns["default"])))
+    return SkewTable(axes[0], axes[1], axes[2], axes[3], np.clip(alpha, 0.0, 1.0))
+
+
+def _mean_contexts(chunk: FloatArray, history: FloatArray) -> FloatArray:
+    """Keys that a prompt token attends to on average, at which attention is tabled."""
+    return np.unique(np.concatenate([[0.0], chunk / 2, chunk / 4, history, history + chunk[-1] / 2]))
+
+
+def _at_history(rows: FloatArray, history: FloatArray, value: float) -> FloatArray:
+    """Attention at one history: linear between points and beyond them (several short prompts attend to less than one)."""
+    place = int(np.clip(np.searchsorted(history, value, side="right") - 1, 0, len(history) - 2))
+    if value < 0:
+        far = min(len(history) - 1, int(np.searchsorted(history, 1024.0)))
+        slope = (rows[far] - rows[0]) / (history[far] - history[0])
+        return np.asarray(np.maximum(0.3 * rows[0], rows[0] + slope * value))
+    share = (value - history[place]) / (history[place + 1] - history[place])
+    return np.asarray(rows[place] + share * (rows[place + 1] - rows[place]))
+
+
+def _fill(grid: FloatArray, axes: tuple[FloatArray, ...]) -> None:
+    """Complete a grid in place: no decode means no decode context; points that were not timed are extended linearly."""
+    grid[0, :, 0, :] = 0.0
+    grid[0, :, 1:, :] = grid[0, :1, 1:, :]  # without a prompt its history means nothing
+    grid[1:, :, 0, :] = grid[1:, :, 0, :1]  # nor without a decode its context
+    for place in (3, 1, 2, 0):
+        _extend(np.moveaxis(grid, place, -1), axes[place])
+    np.nan_to_num(grid, copy=False)
+
+
+def _extend(rows: FloatArray, axis: FloatArray) -> None:
+    """Fill NaNs along the last axis linearly, beyond the known points with their last slope."""
+    for index in np.ndindex(rows.shape[:-1]):
+        row = rows[index]
+        known = np.flatnonzero(~np.isnan(row))
+        if len(known) < 2 or len(known) == len(row):
+            continue
+        x, y = axis[known], row[known]
+        slope = max(0.0, (y[-1] - y[-2]) / (x[-1] - x[-2]))
+        filled = np.interp(axis, x, y) + slope * np.maximum(0.0, axis - x[-1])
+        rows[index] = np.where(np.isnan(row), filled, row)
