@@ -209,7 +209,7 @@ def _mean_contexts(chunk: FloatArray, history: FloatArray) -> FloatArray:
 
 
 def _at_history(rows: FloatArray, history: FloatArray, value: float) -> FloatArray:
-    """Attention at one history: linear between points and beyond them (several short prompts attend to less than one)."""
+    """Attention at one history, linear between points and beyond (several short prompts attend to less than one)."""
     place = int(np.clip(np.searchsorted(history, value, side="right") - 1, 0, len(history) - 2))
     if value < 0:
         far = min(len(history) - 1, int(np.searchsorted(history, 1024.0)))

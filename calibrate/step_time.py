@@ -269,10 +269,9 @@ def _kernel_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs:
 
 
 def _llmservingsim_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
-    from calibrate.importers import llmservingsim  # type: ignore[attr-defined, unused-ignore]
+    from calibrate import kernel_tables
 
-    table: StepTable = llmservingsim.step_table(replica, profile, max_tokens, max_seqs)
-    return table
+    return kernel_tables.step_table(replica, profile, max_tokens, max_seqs)
 
 
 TABLE_BUILDERS: dict[str, TableBuilder] = {"kernels": _kernel_table, "llmservingsim": _llmservingsim_table}

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.profiles import Profile
-from calibrate.step import StepTable
 from catalogs.errors import InputError, MissingError, PlanError
 from catalogs.load import find_gpu, find_model
-from catalogs.schema import Replica
 
 KIND = "llmservingsim"
 # files of a ``tp<N>`` folder: key columns, and whether it must be there
@@ -180,10 +178,3 @@ def _number(text: str, path: Path) -> float:
         return float(text)
     except ValueError as error:
         raise InputError(f"{path} holds {text!r} where a number belongs") from error
-
-
-def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
-    """A replica's step time as arrays (see ``calibrate.kernel_tables``)."""
-    from calibrate import kernel_tables
-
-    return kernel_tables.step_table(replica, profile, max_tokens, max_seqs)
