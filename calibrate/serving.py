@@ -1,0 +1,261 @@
+"""Measured serving points in one form, and the fit of engine overheads on them.
+
+A point is a load on one replica and what a client saw. The engine's overheads are what kernels do not explain: per step,
+per sequence in a step, before a request's queue, and after its step. Predicting a point takes a simulation, which is
+not this package's to run: callers hand in ``predict``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from catalogs.errors import InputError
+from catalogs.load import find_gpu, find_model
+from catalogs.names import normalise
+
+Metrics = Mapping[str, float]
+Predict = Callable[["ServingPoint", Mapping[str, float]], Metrics]
+FITTED = ("step_overhead_s", "per_sequence_s", "request_overhead_s")
+_FRAMEWORKS = {"vllm": "vllm", "trtllm": "tensorrt-llm", "tensorrtllm": "tensorrt-llm", "sglang": "sglang",
+               "tgi": "tgi", "onnxruntime": "onnxruntime"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ServingPoint:
+    """A load on one replica and what was measured.
+
+    Attributes:
+        model, gpu: catalogue names. precision, kv_cache_dtype, framework, version: as served.
+        tensor_parallel_size: GPUs of the replica.
+        input_tokens, output_tokens: longest of each; lengths are uniform down to ``shortest`` times that.
+        concurrency: clients of a closed loop. num_requests: how many were sent in all.
+        engine: settings that were said (``max_num_seqs``, ``max_num_batched_tokens`` ...).
+        measured: metric -> value: ttft_s, tpot_s, e2e_s (means), output_tokens_per_s, duration_s.
+        origin: file and row group.
+    """
+
+    model: str
+    gpu: str
+    precision: str
+    framework: str
+    tensor_parallel_size: int
+    input_tokens: int
+    output_tokens: int
+    concurrency: int
+    num_requests: int
+    measured: Mapping[str, float]
+    kv_cache_dtype: str = "auto"
+    version: str = ""
+    shortest: float = 1.0
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+    @property
+    def group(self) -> str:
+        """What is left out together: one engine serving one model on so many GPUs."""
+        return f"{self.framework} {self.model} {self.precision} {self.gpu} tp{self.tensor_parallel_size}"
+
+
+def framework_of(name: str, where: str = "") -> str:
+    """The framework that a label means (``trtllm``, ``vLLM V1``, ``TensorRT-LLM trtllm-bench ...``).
+
+    Raises:
+        InputError: none is meant.
+    """
+    key = normalise(name)
+    for start, framework in _FRAMEWORKS.items():
+        if key.startswith(start):
+            return framework
+    raise InputError(f"unknown framework {name!r}", where=where, remedy=f"one of {', '.join(_FRAMEWORKS)}")
+
+
+def read_closed_loop(path: Path, requests_per_client: int = 8) -> list[ServingPoint]:
+    """Points of a ``silicon_closed_loop`` table: means of TTFT and TPOT against lengths, concurrency and TP.
+
+    The number of requests is not stated in it; ``requests_per_client`` a client, at least 64, is assumed.
+
+    Raises:
+        InputError: not such a table, or a name is unknown.
+    """
+    import pandas as pd
+
+    rows = pd.read_csv(path)
+    _need(rows, path, ["system", "model_path", "precision", "backend", "isl", "osl", "concurrency", "tp_size",
+                       "silicon_ttft_ms", "silicon_tpot_ms"])  # fmt: skip
+    points = []
+    for number, row in enumerate(rows.to_dict("records"), 2):
+        where = f"{path.name}:{number}"
+        clients, short = int(row["concurrency"]), float(row.get("len_scale", 1.0)) < 1.0
+        measured = {"ttft_s": row["silicon_ttft_ms"] / 1e3, "tpot_s": row["silicon_tpot_ms"] / 1e3}
+        output = float(row["osl"]) * min(1.0, float(row.get("len_scale", 1.0)))
+        measured["output_tokens_per_s"] = implied_throughput(clients, output, measured["ttft_s"], measured["tpot_s"])
+        points.append(
+            ServingPoint(
+                find_model(str(row["model_path"]), where).name,
+                find_gpu(str(row["system"]).replace("_", "-"), where).name,
+                str(row["precision"]),
+                framework_of(str(row["backend"]), where),
+                int(row["tp_size"]),
+                int(row["isl"]),
+                int(row["osl"]),
+                clients,
+                max(64, requests_per_client * clients),
+                measured,
+                version=str(row.get("backend_version", "")).replace("nan", ""),
+                shortest=0.8 if short else 1.0,
+                origin=f"{path.stem}",
+            )
+        )
+    return points
+
+
+def implied_throughput(clients: int, output_tokens: float, ttft_s: float, tpot_s: float) -> float:
+    """Output tokens a second of a closed loop, from its mean TTFT and TPOT (Little's law over one request)."""
+    return clients * output_tokens / (ttft_s + tpot_s * (output_tokens - 1.0))
+
+
+def read_tidy(path: Path) -> list[ServingPoint]:
+    """Points of a tidy table (``gpu, tp, model, precision, framework, isl, osl, concurrency_or_rate, metric, value, unit,
+    notes``), one for each load; rows whose model, GPU, lengths or load cannot be told are left out.
+
+    Loads: ``batch=N`` and ``conc=N`` (a closed loop of N; a batch is sent once), ``N prompts`` (all at once).
+
+    Raises:
+        InputError: not such a table.
+    """
+    import pandas as pd
+
+    rows = pd.read_csv(path)
+    keys = ["gpu", "tp", "model", "precision", "framework", "isl", "osl", "concurrency_or_rate"]
+    _need(rows, path, [*keys, "metric", "value", "unit", "notes"])
+    points = []
+    for _, group in rows.groupby([*keys, "notes"], dropna=False):
+        point = _tidy_point(group, path.stem)
+        if point is not None:
+            points.append(point)
+    return points
+
+
+def _need(rows: Any, path: Path, columns: Sequence[str]) -> None:
+    missing = [c for c in columns if c not in rows.columns]
+    if missing:
+        raise InputError(f"columns missing: {', '.join(missing)}", where=str(path), remedy="the form is in the docs")
+
+
+def _tidy_point(group: Any, origin: str) -> ServingPoint | None:
+    row = group.iloc[0]
+    try:
+        model, gpu = find_model(_model_name(str(row["model"]))).name, find_gpu(_gpu_name(str(row["gpu"]))).name
+        framework = framework_of(str(row["framework"]))
+        isl, osl = int(float(row["isl"])), max(1, int(float(row["osl"])))
+        tp = int(float(row["tp"]))
+    except (InputError, ValueError):
+        return None
+    load, notes = str(row["concurrency_or_rate"]), str(row["notes"])
+    clients, requests = _load(load)
+    measured = {name: value for name, value in map(_metric, group.to_dict("records")) if name}
+    if not clients or not measured or "Pipeline" in notes:
+        return None
+    engine = {k: int(v) for k, v in re.findall(r"(max_num_seqs|max_num_batched_tokens)=(\d+)", f"{load} {notes}")}
+    if load.startswith("batch="):
+        engine |= {"max_num_seqs": clients, "max_num_batched_tokens": max(2048, clients, clients * isl)}
+    blocks = re.search(r"kv_tokens=(\d+)", notes)
+    if blocks:
+        engine["num_gpu_blocks"] = int(blocks[1]) // 16
+    return ServingPoint(
+        model, gpu, _precision(str(row["precision"])), framework, tp, isl, osl, clients, requests, measured,
+        version=str(row.get("framework_version", "")).replace("nan", ""), engine=engine, origin=origin,
+    )  # fmt: skip
+
+
+def _load(text: str) -> tuple[int, int]:
+    """Clients and requests of a load; (0, 0) when it is not a closed loop or a batch."""
+    found = re.match(r"(batch|conc)=(\d+)", text)
+    if found:
+        clients = int(found[2])
+        return clients, clients if found[1] == "batch" else max(64, 8 * clients)
+    prompts = re.search(r"(\d+) prompts", text)
+    return (int(prompts[1]), int(prompts[1])) if prompts else (0, 0)
+
+
+def _metric(row: Mapping[str, Any]) -> tuple[str, float]:
+    """A metric's name and value in seconds or tokens a second; an empty name when it is none of ours."""
+    scale = 1e-3 if str(row["unit"]) == "ms" or str(row["metric"]).endswith("_ms") else 1.0
+    name = re.sub(r"_ms$", "", str(row["metric"]))
+    known = {
+        "mean_ttft": "ttft_s", "ttft": "ttft_s", "first_token_latency": "ttft_s", "mean_tpot": "tpot_s",
+        "e2e_latency": "e2e_s", "output_throughput": "output_tokens_per_s", "duration": "duration_s",
+        "ttft_p50": "ttft_p50_s", "tpot_p50": "tpot_p50_s", "median_ttft": "ttft_p50_s", "median_tpot": "tpot_p50_s",
+    }  # fmt: skip
+    value = float(row["value"]) * (scale if "throughput" not in name else 1.0)
+    return (known.get(name, ""), value) if np.isfinite(value) and value > 0 else ("", 0.0)
+
+
+def _model_name(name: str) -> str:
+    return {"LLaMA v3.1 8B": "llama-3.1-8b", "LLaMA 7B": "llama-2-7b", "Mistral 7B": "mistral-7b"}.get(name, name)
+
+
+def _gpu_name(name: str) -> str:
+    short = name.split(" (")[0]
+    return {"H100": "H100-SXM", "A100": "A100-80GB", "H100-SXM-80GB": "H100-SXM", "H200-141GB": "H200",
+            "A100-SXM4-80GB": "A100-80GB", "A100-PCIE-80GB": "A100-80GB-PCIe", "H100-80GB": "H100-SXM"}.get(short, short)  # fmt: skip
+
+
+def _precision(name: str) -> str:
+    return "int4-awq" if "awq" in name.lower() else name.lower()
+
+
+def relative_errors(point: ServingPoint, predicted: Metrics) -> dict[str, float]:
+    """Predicted over measured, less one, for each metric that both have."""
+    return {m: predicted[m] / v - 1.0 for m, v in point.measured.items() if m in predicted and v > 0}
+
+
+def fit_overheads(
+    points: Sequence[ServingPoint], predict: Predict, start: Mapping[str, float]
+) -> dict[str, float]:
+    """The overheads of one framework that bring simulation nearest to measured points.
+
+    Minimises the mean absolute log error, each capped at log 2 so that a point that another effect decides (a cache that
+    overflows) does not pull, over TTFT, TPOT and throughput; Nelder-Mead on the logarithms of ``FITTED``.
+
+    Args:
+        points: of one framework.
+        predict: simulates a point under given overheads.
+        start: where to begin; other keys are kept.
+    """
+    from scipy.optimize import minimize
+
+    def loss(logs: Any) -> float:
+        overheads = dict(start) | dict(zip(FITTED, np.exp(logs), strict=True))
+        return float(np.mean([_capped(point, predict(point, overheads)) for point in points]))
+
+    first = np.log([max(start[name], 1e-6) for name in FITTED])
+    found = minimize(loss, first, method="Nelder-Mead", options={"xatol": 0.02, "fatol": 1e-4, "maxfev": 200})
+    return dict(start) | {name: float(v) for name, v in zip(FITTED, np.exp(found.x), strict=True)}
+
+
+def _capped(point: ServingPoint, predicted: Metrics) -> float:
+    weights = {"ttft_s": 0.3}
+    total = sum(
+        weights.get(name, 1.0) * min(abs(float(np.log1p(error))), float(np.log(2.0)))
+        for name, error in relative_errors(point, predicted).items()
+        if error > -1.0
+    )
+    return total
+
+
+def left_out_errors(
+    points: Sequence[ServingPoint], predict: Predict, start: Mapping[str, float]
+) -> list[tuple[ServingPoint, dict[str, float]]]:
+    """Each point's errors under overheads fitted without its group (engine, model, precision, GPU, TP)."""
+    out = []
+    for group in sorted({p.group for p in points}):
+        fit = fit_overheads([p for p in points if p.group != group], predict, start)
+        out += [(p, relative_errors(p, predict(p, fit))) for p in points if p.group == group]
+    return out

@@ -1,0 +1,95 @@
+"""What the simulator says of a measured serving point: the same load on the same replica."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from calibrate.serving import ServingPoint
+from catalogs.load import find_gpu, find_model
+from catalogs.schema import Engine, Replica
+from simulator.engine import ReplicaSpec, simulate_replicas
+from simulator.replicas import build_line
+from simulator.workload import Requests
+
+
+@dataclass
+class Predictor:
+    """Simulates serving points; keeps each replica's step table, which overheads do not change.
+
+    Attributes:
+        specs: engine settings and step table by replica, filled as points come.
+    """
+
+    specs: dict[tuple[object, ...], ReplicaSpec] = field(default_factory=dict)
+
+    def __call__(self, point: ServingPoint, overheads: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Mean TTFT, TPOT and E2E in seconds, medians, output tokens a second, duration.
+
+        Args:
+            point: the load and the replica.
+            overheads: in place of the profile's.
+
+        Raises:
+            InputError: the model does not fit or a name is unknown.
+        """
+        spec = self._spec(point)
+        if overheads is not None:
+            table = spec.step_table._replace(
+                overhead_s=overheads["step_overhead_s"],
+                overhead_per_sequence_s=overheads["per_sequence_s"],
+                request_overhead_s=overheads["request_overhead_s"],
+                output_overhead_s=overheads.get("output_overhead_s", 0.0),
+            )
+            spec = replace(spec, step_table=table)
+        requests = requests_of(point)
+        records = simulate_replicas(requests, [spec])
+        ttft = records.first_token_s - records.arrival_s
+        e2e = records.finish_s - records.arrival_s
+        duration = float(np.nanmax(records.finish_s) - records.arrival_s.min())
+        answer = {
+            "ttft_s": float(np.nanmean(ttft)),
+            "ttft_p50_s": float(np.nanmedian(ttft)),
+            "e2e_s": float(np.nanmean(e2e)),
+            "duration_s": duration,
+            "output_tokens_per_s": float(requests.output_tokens.sum()) / duration,
+        }
+        several = requests.output_tokens > 1
+        if several.any():
+            tpot = ((e2e - ttft) / np.maximum(requests.output_tokens - 1, 1))[several]
+            answer |= {"tpot_s": float(np.nanmean(tpot)), "tpot_p50_s": float(np.nanmedian(tpot))}
+        return answer
+
+    def _spec(self, point: ServingPoint) -> ReplicaSpec:
+        key = (point.group, point.kv_cache_dtype, tuple(sorted(point.engine.items())))
+        if key not in self.specs:
+            self.specs[key] = build_line(replica_of(point)).spec
+        return self.specs[key]
+
+
+def replica_of(point: ServingPoint) -> Replica:
+    """The replica that a point was measured on."""
+    engine = Engine(framework=point.framework, **point.engine)
+    return Replica(
+        find_model(point.model),
+        find_gpu(point.gpu),
+        tensor_parallel_size=point.tensor_parallel_size,
+        precision=point.precision,
+        kv_cache_dtype=point.kv_cache_dtype,
+        engine=engine,
+    )
+
+
+def requests_of(point: ServingPoint) -> Requests:
+    """The point's closed loop; lengths uniform in [shortest, 1] times the longest where they vary."""
+    num = point.num_requests
+    rng = np.random.default_rng(0)
+
+    def lengths(longest: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        if point.shortest >= 1.0:
+            return np.full(num, longest, dtype=np.int64)
+        return rng.integers(int(point.shortest * longest), longest + 1, num)
+
+    return Requests(np.zeros(num), lengths(point.input_tokens), lengths(point.output_tokens), concurrency=point.concurrency)
