@@ -1,7 +1,7 @@
 """Measured serving points in one form, and the fit of engine overheads on them.
 
-A point is a load on one replica and what a client saw. The engine's overheads are what kernels do not explain: per step,
-per sequence in a step, before a request's queue, and after its step. Predicting a point takes a simulation, which is
+A point is a load on one replica and what a client saw. The engine's overheads are what kernels do not explain: per
+step, per sequence in a step, before a request's queue, and after its step. Predicting a point takes a simulation, which is
 not this package's to run: callers hand in ``predict``.
 """
 
@@ -121,8 +121,9 @@ def implied_throughput(clients: int, output_tokens: float, ttft_s: float, tpot_s
 
 
 def read_tidy(path: Path) -> list[ServingPoint]:
-    """Points of a tidy table (``gpu, tp, model, precision, framework, isl, osl, concurrency_or_rate, metric, value, unit,
-    notes``), one for each load; rows whose model, GPU, lengths or load cannot be told are left out.
+    """Points of a tidy table, one for each load; rows whose model, GPU, lengths or load cannot be told are left out.
+
+    Columns: ``gpu, tp, model, precision, framework, isl, osl, concurrency_or_rate, metric, value, unit, notes``.
 
     Loads: ``batch=N`` and ``conc=N`` (a closed loop of N; a batch is sent once), ``N prompts`` (all at once).
 
@@ -202,9 +203,12 @@ def _model_name(name: str) -> str:
 
 
 def _gpu_name(name: str) -> str:
+    known = {
+        "H100": "H100-SXM", "A100": "A100-80GB", "H100-SXM-80GB": "H100-SXM", "H200-141GB": "H200",
+        "A100-SXM4-80GB": "A100-80GB", "A100-PCIE-80GB": "A100-80GB-PCIe", "H100-80GB": "H100-SXM",
+    }  # fmt: skip
     short = name.split(" (")[0]
-    return {"H100": "H100-SXM", "A100": "A100-80GB", "H100-SXM-80GB": "H100-SXM", "H200-141GB": "H200",
-            "A100-SXM4-80GB": "A100-80GB", "A100-PCIE-80GB": "A100-80GB-PCIe", "H100-80GB": "H100-SXM"}.get(short, short)  # fmt: skip
+    return known.get(short, short)
 
 
 def _precision(name: str) -> str:
@@ -216,13 +220,11 @@ def relative_errors(point: ServingPoint, predicted: Metrics) -> dict[str, float]
     return {m: predicted[m] / v - 1.0 for m, v in point.measured.items() if m in predicted and v > 0}
 
 
-def fit_overheads(
-    points: Sequence[ServingPoint], predict: Predict, start: Mapping[str, float]
-) -> dict[str, float]:
+def fit_overheads(points: Sequence[ServingPoint], predict: Predict, start: Mapping[str, float]) -> dict[str, float]:
     """The overheads of one framework that bring simulation nearest to measured points.
 
-    Minimises the mean absolute log error, each capped at log 2 so that a point that another effect decides (a cache that
-    overflows) does not pull, over TTFT, TPOT and throughput; Nelder-Mead on the logarithms of ``FITTED``.
+    Minimises the mean absolute log error of TTFT, TPOT and throughput, each capped at log 2 so that a point that another
+    effect decides (a cache that overflows) does not pull; Nelder-Mead on the logarithms of ``FITTED``.
 
     Args:
         points: of one framework.
@@ -242,12 +244,11 @@ def fit_overheads(
 
 def _capped(point: ServingPoint, predicted: Metrics) -> float:
     weights = {"ttft_s": 0.3}
-    total = sum(
+    return sum(
         weights.get(name, 1.0) * min(abs(float(np.log1p(error))), float(np.log(2.0)))
         for name, error in relative_errors(point, predicted).items()
         if error > -1.0
     )
-    return total
 
 
 def left_out_errors(

@@ -20,7 +20,10 @@ SETTINGS = (
 )  # fmt: skip
 FRAMEWORK_POLICY: Mapping[str, str] = {"tgi": "prefill_first"}  # the others schedule as vLLM V1 does
 ASYNC_SINCE: Mapping[str, tuple[int, int]] = {"vllm": (0, 14)}  # asynchronous scheduling became the default
-SYNCHRONOUS = ("tgi", "onnxruntime")
+SYNCHRONOUS = ("tgi", "onnxruntime", "tensorrt-llm")  # a request joins the next step (TensorRT-LLM: as measured)
+# Clients of a closed loop that always wait: in 86 measured loops of TensorRT-LLM 1.0 on H100 (TP 1 and 4, 8 to 128
+# clients) TTFT holds one request's whole duration over the clients less one, as if one sequence fewer ran than asked.
+CLOSED_LOOP_WAITING: Mapping[str, int] = {"tensorrt-llm": 1}
 MEMORY_OPTIONS = ("activation_chunk_tokens", "activation_checkpoint_layers")
 
 
@@ -77,6 +80,13 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     settings |= options
     spec = ReplicaSpec(step_table=table, num_gpu_blocks=memory.num_gpu_blocks, name=replica.gpu.name, **settings)
     return Line(replica, profile, memory, spec, count)
+
+
+def in_closed_loop(line: Line, clients: int) -> ReplicaSpec:
+    """The engine of a line when ``clients`` keep it busy: a framework may run fewer sequences than it has clients."""
+    waiting = CLOSED_LOOP_WAITING.get(line.replica.engine.framework, 0)
+    seats = max(1, clients - waiting) if waiting else line.spec.max_num_seqs
+    return replace(line.spec, max_num_seqs=min(seats, line.spec.max_num_seqs))
 
 
 def _is_asynchronous(framework: str, version: str) -> bool:

@@ -60,12 +60,15 @@ def simulate(scenario: Scenario, requests: Requests | None = None, *, series_int
         MissingError: a profile that is not there.
     """
     from simulator.engine import simulate_replicas
-    from simulator.replicas import build_fleet
+    from simulator.replicas import build_fleet, in_closed_loop
 
     lines = tuple(build_fleet(scenario))
     if requests is None:
         requests = load_workload(scenario.workload, scenario.seed)
     specs = [line.spec for line in lines for _ in range(line.num_engines)]
+    if requests.concurrency is not None:
+        clients = -(-requests.concurrency // len(specs))
+        specs = [in_closed_loop(line, clients) for line in lines for _ in range(line.num_engines)]
     records = simulate_replicas(
         requests, specs, router=scenario.router, seed=scenario.seed, series_interval_s=series_interval_s
     )

@@ -11,7 +11,7 @@ from calibrate.serving import ServingPoint
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
 from simulator.engine import ReplicaSpec, simulate_replicas
-from simulator.replicas import build_line
+from simulator.replicas import Line, build_line, in_closed_loop
 from simulator.workload import Requests
 
 
@@ -20,10 +20,10 @@ class Predictor:
     """Simulates serving points; keeps each replica's step table, which overheads do not change.
 
     Attributes:
-        specs: engine settings and step table by replica, filled as points come.
+        lines: replicas with their step tables, filled as points come.
     """
 
-    specs: dict[tuple[object, ...], ReplicaSpec] = field(default_factory=dict)
+    lines: dict[tuple[object, ...], Line] = field(default_factory=dict)
 
     def __call__(self, point: ServingPoint, overheads: Mapping[str, float] | None = None) -> dict[str, float]:
         """Mean TTFT, TPOT and E2E in seconds, medians, output tokens a second, duration.
@@ -64,9 +64,9 @@ class Predictor:
 
     def _spec(self, point: ServingPoint) -> ReplicaSpec:
         key = (point.group, point.kv_cache_dtype, tuple(sorted(point.engine.items())))
-        if key not in self.specs:
-            self.specs[key] = build_line(replica_of(point)).spec
-        return self.specs[key]
+        if key not in self.lines:
+            self.lines[key] = build_line(replica_of(point))
+        return in_closed_loop(self.lines[key], point.concurrency)
 
 
 def replica_of(point: ServingPoint) -> Replica:
@@ -92,4 +92,6 @@ def requests_of(point: ServingPoint) -> Requests:
             return np.full(num, longest, dtype=np.int64)
         return rng.integers(int(point.shortest * longest), longest + 1, num)
 
-    return Requests(np.zeros(num), lengths(point.input_tokens), lengths(point.output_tokens), concurrency=point.concurrency)
+    return Requests(
+        np.zeros(num), lengths(point.input_tokens), lengths(point.output_tokens), concurrency=point.concurrency
+    )
