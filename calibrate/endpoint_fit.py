@@ -1,0 +1,240 @@
+"""Learns a server's step time and per-request overhead from what clients saw.
+
+A request's decode phase is a number of steps, each with some sequences decoding at some context; when another request
+gets its first token meanwhile, its prompt ran in one of these steps (or several, in chunks). A lone request's TTFT is
+the overhead plus the steps of its own prompt. Both are sums of step times, so the coefficients of
+``endpoint_step.StepFit`` follow by least squares on the logarithm of durations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.endpoint_client import Reply
+from calibrate.endpoint_step import StepFit
+from calibrate.serving_points import ServingPoint
+from catalogs.errors import InputError
+
+FloatArray = NDArray[np.float64]
+POWERS = (1.0, 2.0, 4.0)
+LEAST_OBSERVATIONS = 3
+
+
+@dataclass(frozen=True)
+class Steps:
+    """``num`` like steps: prefill tokens in each and their mean context, decoding sequences and theirs."""
+
+    num: float
+    prefill_tokens: float
+    prefill_context: float
+    num_decode: float
+    decode_context: float
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A duration that is a sum of steps; ``ttft`` adds the overhead of a request. ``point`` is its load point."""
+
+    kind: Literal["ttft", "decode"]
+    duration_s: float
+    steps: tuple[Steps, ...]
+    point: int
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The fit, and how far off it is on load points that it did not see (relative, by point and metric)."""
+
+    fit: StepFit
+    errors: tuple[tuple[int, str, float], ...]
+
+    def error_of(self, kind: str) -> dict[str, float | int | None]:
+        """Median, p90 and worst absolute error of a metric over left-out points."""
+        values = np.array([abs(e) for _, k, e in self.errors if k == kind])
+        if not values.size:
+            return {"median": None, "p90": None, "worst": None, "num_points": 0}
+        return {
+            "median": float(np.median(values)),
+            "p90": float(np.quantile(values, 0.9)),
+            "worst": float(values.max()),
+            "num_points": int(values.size),
+        }
+
+
+def observations_of(replies: Sequence[Reply], point: int, chunk_tokens: int) -> list[Observation]:
+    """Observations of one load point's replies: every decode phase, and TTFTs of requests that were alone."""
+    good = [r for r in replies if r.ok]
+    found = []
+    for reply in good:
+        others = [o for o in good if o is not reply]
+        num = len(reply.token_at_s) - 1
+        if num >= 2 and reply.e2e_s > reply.ttft_s:
+            found.append(_decode_phase(reply, others, point, chunk_tokens))
+        if not any(o.sent_at_s < reply.token_at_s[0] and o.finish_at_s > reply.sent_at_s for o in others):
+            found.append(Observation("ttft", reply.ttft_s, prompt_steps(reply.input_tokens, chunk_tokens), point))
+    return found
+
+
+def prompt_steps(tokens: float, chunk_tokens: int, num_decode: float = 0.0, context: float = 0.0) -> tuple[Steps, ...]:
+    """The steps in which a prompt is computed, a chunk in each, beside some decoding sequences."""
+    steps = []
+    done = 0.0
+    while done < tokens:
+        chunk = min(float(chunk_tokens), tokens - done)
+        steps.append(Steps(1.0, chunk, done + chunk / 2, num_decode, context))
+        done += chunk
+    return tuple(steps)
+
+
+def _decode_phase(reply: Reply, others: Sequence[Reply], point: int, chunk_tokens: int) -> Observation:
+    begin_s, end_s = reply.token_at_s[0], reply.token_at_s[-1]
+    num_steps = len(reply.token_at_s) - 1
+    num_decode, context = 1.0, reply.input_tokens + num_steps / 2
+    weighted = context
+    for other in others:  # each other's share of the phase
+        first, last = other.token_at_s[0], other.token_at_s[-1]
+        share = max(0.0, min(last, end_s) - max(first, begin_s)) / (end_s - begin_s)
+        num_decode += share
+        weighted += share * (other.input_tokens + len(other.token_at_s) / 2)
+    mean_context = weighted / num_decode
+    prompts = [o.input_tokens for o in others if begin_s < o.token_at_s[0] <= end_s]
+    mixed = [s for tokens in prompts for s in prompt_steps(tokens, chunk_tokens, num_decode, mean_context)]
+    if len(mixed) > num_steps:  # several prompts shared a step
+        tokens = sum(s.prefill_tokens for s in mixed)
+        keys = sum(s.prefill_tokens * s.prefill_context for s in mixed) / tokens
+        mixed = [Steps(float(num_steps), tokens / num_steps, keys, num_decode, mean_context)]
+    rest = num_steps - sum(s.num for s in mixed)
+    steps = (Steps(rest, 0.0, 0.0, num_decode, mean_context), *mixed)
+    return Observation("decode", end_s - begin_s, steps, point)
+
+
+def observations_of_points(points: Iterable[ServingPoint], chunk_tokens: int) -> list[Observation]:
+    """Observations of aggregate results: a mean decode step at each load, and TTFT where one request ran at a time."""
+    found = []
+    for index, point in enumerate(points):
+        num, tpot = point.in_flight, point.tpot_s.get("mean", point.tpot_s.get("p50"))
+        if num and tpot and point.output_tokens > 1:
+            context = point.input_tokens + point.output_tokens / 2
+            prompts_a_step = num / point.output_tokens  # each request brings one prompt for its output's steps
+            mixed = prompt_steps(point.input_tokens, chunk_tokens, num, context)
+            scaled = tuple(replace(s, num=prompts_a_step * s.num) for s in mixed)
+            taken = sum(s.num for s in scaled)
+            if taken > 1.0:
+                tokens = sum(s.num * s.prefill_tokens for s in scaled)
+                scaled, taken = (Steps(1.0, tokens, point.input_tokens / 2, num, context),), 1.0
+            steps = (Steps(1.0 - taken, 0.0, 0.0, num, context), *scaled)
+            found.append(Observation("decode", tpot, steps, index))
+        ttft = point.ttft_s.get("p50", point.ttft_s.get("mean"))
+        if num is not None and num <= 1.0 and ttft:
+            found.append(Observation("ttft", ttft, prompt_steps(point.input_tokens, chunk_tokens), index))
+    return found
+
+
+def fit_step(observations: Sequence[Observation], left_out: bool = True) -> Fitted:
+    """Fit the coefficients; then leave each load point out once and predict it.
+
+    Raises:
+        InputError: too few observations, or none of a kind that is needed.
+    """
+    kinds = {o.kind for o in observations}
+    if len(observations) < LEAST_OBSERVATIONS or "decode" not in kinds:
+        raise InputError(
+            f"{len(observations)} usable observations ({', '.join(sorted(kinds)) or 'none'})",
+            why=f"a step time needs at least {LEAST_OBSERVATIONS}, decode phases of two tokens and more among them",
+            remedy="measure at more loads and with more output tokens, and at concurrency 1 for the overhead",
+        )
+    fits = [_fit(observations, power) for power in POWERS]
+    best = min(fits, key=lambda found: found[1])[0]
+    errors: list[tuple[int, str, float]] = []
+    points = sorted({o.point for o in observations})
+    if left_out and len(points) >= LEAST_OBSERVATIONS:
+        for point in points:
+            seen = [o for o in observations if o.point != point]
+            if {o.kind for o in seen} == kinds:
+                errors += _errors(_fit(seen, best.power)[0], [o for o in observations if o.point == point], point)
+    return Fitted(best, tuple(errors))
+
+
+def _errors(fit: StepFit, unseen: Sequence[Observation], point: int) -> list[tuple[int, str, float]]:
+    errors = []
+    for kind in ("ttft", "decode"):
+        own = [o for o in unseen if o.kind == kind]
+        if own:
+            told = predicted_s(fit, own).sum()
+            errors.append((point, kind, float(told / sum(o.duration_s for o in own) - 1.0)))
+    return errors
+
+
+def predicted_s(fit: StepFit, observations: Sequence[Observation]) -> FloatArray:
+    """Seconds of each observation by the fit."""
+    return _Rows(observations).durations(_parameters(fit), fit.power)
+
+
+class _Rows:
+    """All steps of all observations as columns."""
+
+    def __init__(self, observations: Sequence[Observation]) -> None:
+        flat = [
+            (i, s.num, s.prefill_tokens, s.prefill_tokens * s.prefill_context, s.num_decode, s.decode_context)
+            for i, o in enumerate(observations)
+            for s in o.steps
+        ]
+        columns = np.array(flat, dtype=np.float64).T
+        self.owner = columns[0].astype(np.int64)
+        self.num, self.prefill, self.prefill_keys, self.decode, self.context = columns[1:]
+        self.is_ttft = np.array([o.kind == "ttft" for o in observations], dtype=np.float64)
+
+    def durations(self, x: FloatArray, power: float) -> FloatArray:
+        floor, token, decode, decode_context, prefill_context, overhead = x
+        tokens = (self.prefill + self.decode) * token
+        step = (floor**power + tokens**power) ** (1.0 / power)
+        step = step + self.decode * (decode + self.context * decode_context) + self.prefill_keys * prefill_context
+        sums = np.bincount(self.owner, weights=self.num * step, minlength=self.is_ttft.size)
+        return np.asarray(sums + self.is_ttft * overhead)
+
+
+def _fit(observations: Sequence[Observation], power: float) -> tuple[StepFit, float]:
+    """(fit, cost) at one power. Coefficients stay >= 0 by fitting their logarithms from a small start."""
+    from scipy.optimize import least_squares
+
+    rows = _Rows(observations)
+    measured = np.array([o.duration_s for o in observations])
+    one_step = min(o.duration_s / sum(s.num for s in o.steps) for o in observations)
+    tokens = max(float(rows.prefill.max()), 1.0)
+    keys = max(float((rows.context * rows.decode).max()), 1.0)
+    square = max(float(rows.prefill_keys.max()), 1.0)
+    start = np.array([0.6, 0.5 / tokens, 0.05, 0.05 / keys, 0.05 / square, 0.2]) * one_step
+
+    # weigh load points alike, however many requests each had; and the two kinds of observation alike
+    groups = [(o.point, o.kind) for o in observations]
+    counts = {g: groups.count(g) for g in set(groups)}
+    weights = np.array([counts[g] ** -0.5 for g in groups])
+
+    def misfit(logs: FloatArray) -> FloatArray:
+        return np.asarray(weights * np.log(rows.durations(np.exp(logs), power) / measured))
+
+    bounds = (np.log(start) - 12.0, np.log(start) + 8.0)
+    found = least_squares(misfit, np.log(start), bounds=bounds, loss="soft_l1", f_scale=0.1, max_nfev=400)
+    values = np.exp(found.x)
+    negligible = values < start * 1e-4  # at the lower bound: the data do not show the term
+    values = np.where(negligible, 0.0, values)
+    floor, token, decode, decode_context, prefill_context, overhead = map(float, values)
+    return StepFit(floor, token, decode, decode_context, prefill_context, power, overhead), float(found.cost)
+
+
+def _parameters(fit: StepFit) -> FloatArray:
+    return np.array(
+        [
+            fit.floor_s,
+            fit.token_s,
+            fit.decode_s,
+            fit.decode_context_s,
+            fit.prefill_context_s,
+            fit.request_overhead_s,
+        ]
+    )

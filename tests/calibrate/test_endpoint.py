@@ -1,0 +1,241 @@
+"""The endpoint client and sweep against a real HTTP server on loopback; fits on replies made from a known step time."""
+
+import asyncio
+import json
+import random
+import socket
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from app.cli.main import cli
+from calibrate import endpoint
+from calibrate.endpoint_client import Reply, Server, ask, check_url
+from calibrate.endpoint_fit import fit_step, observations_of, prompt_steps
+from calibrate.endpoint_step import StepFit, step_fit, step_table
+from calibrate.profiles import load_profile
+from calibrate.serving_points import summarise
+from calibrate.step import StepShape
+from catalogs.errors import InputError, MissingError
+from catalogs.schema import Gpu, Model, Replica
+from tests.calibrate.openai_server import Behaviour, openai_server
+
+
+def asked(url: str, **settings: object) -> Reply:
+    server = Server(url, "m", **settings)  # type: ignore[arg-type]
+    return asyncio.run(ask(server, "a b c", 3, 5))
+
+
+def test_a_stream_gives_every_token_its_instant_and_the_servers_own_counts() -> None:
+    with openai_server(Behaviour()) as url:
+        reply = asked(url)
+        chat = asked(url + "/v1", api="chat")
+    for r in (reply, chat):
+        assert r.ok and r.has_usage and len(r.token_at_s) == 5 and r.input_tokens == 9 and r.output_tokens == 5
+        assert r.sent_at_s < r.token_at_s[0] <= r.token_at_s[-1] <= r.finish_at_s
+        assert r.tpot_s is not None and r.tpot_s == pytest.approx((r.e2e_s - r.ttft_s) / 4)
+
+
+def test_the_key_is_sent_as_a_bearer_token_and_never_in_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    behaviour = Behaviour()
+    with openai_server(behaviour) as url:
+        assert asked(url, api_key="sk-secret").ok
+    assert "sk-secret" not in json.dumps(behaviour.bodies)
+
+
+def test_no_usage_means_counting_pieces() -> None:
+    with openai_server(Behaviour(usage=False)) as url:
+        reply = asked(url)
+        session = asyncio.run(endpoint.connect(Server(url, "m")))
+    assert reply.ok and not reply.has_usage and (reply.input_tokens, reply.output_tokens) == (3, 5)
+    assert any("no usage" in note for note in session.notes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"status": 500, "num_refusals": -1}, "HTTP 500: as told"),
+        ({"status": 429, "num_refusals": -1}, "HTTP 429: as told"),
+        ({"close_after": 2}, "closed early, after 2 tokens"),
+        ({"close_after": 0}, "closed early, after 0 tokens"),
+        ({"hang": True}, "no end within 0.3 s"),
+        ({"garbage": True}, "not JSON"),
+    ],
+)
+def test_each_failure_is_told_in_the_reply_and_ends_the_command_with_words(
+    settings: dict[str, object], said: str
+) -> None:
+    with openai_server(Behaviour(**settings)) as url:
+        reply = asked(url, timeout_s=0.3 if "hang" in settings else 10.0)
+        assert not reply.ok and said in reply.error
+        timeout = ["--timeout", "0.3"] if "hang" in settings else []
+        result = CliRunner().invoke(cli, ["calibrate", "endpoint", "--url", url, *timeout])
+    assert isinstance(result.exception, MissingError) and result.exception.exit_code == 3
+    assert said in str(result.exception) and result.exception.remedy
+
+
+def test_a_server_that_is_busy_at_first_is_asked_again() -> None:
+    with openai_server(Behaviour(status=429, num_refusals=2)) as url:
+        reply = asked(url)
+    assert reply.ok and reply.num_retries == 2
+
+
+def test_a_server_that_is_down_is_told_with_the_way_to_start_one() -> None:
+    with socket.socket() as taken:  # bound, not listening: refuses connections
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        result = CliRunner().invoke(cli, ["calibrate", "endpoint", "--url", url])
+    assert isinstance(result.exception, MissingError) and "no server at" in str(result.exception)
+    assert "vllm serve" in result.exception.remedy
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://x:port"])
+def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(InputError, match="not a URL"):
+        check_url(url)
+
+
+def test_unknown_fields_are_left_out_after_the_server_refuses_them() -> None:
+    behaviour = Behaviour(refuses_ignore_eos=True)
+    with openai_server(behaviour) as url:
+        session = asyncio.run(endpoint.connect(Server(url)))
+    assert not session.server.ignore_eos and session.server.model == "m" and session.max_model_len == 4096
+    assert (session.tokens_per_word, session.extra_tokens) == (2.0, 3.0)
+    assert "ignore_eos" not in behaviour.bodies[-1]
+
+
+def test_a_sweep_reads_the_servers_metrics_and_its_seat_limit() -> None:
+    with openai_server(Behaviour()) as url:
+        session = asyncio.run(endpoint.connect(Server(url, "m")))
+        loads = [endpoint.Load(4, 21, 5, 8), endpoint.Load(1, 5000, 5, 8)]
+        measured = asyncio.run(endpoint.measure(session, loads, lambda _text, _share: None))
+    (point,) = measured.points
+    assert point.num_requests == 8 and point.concurrency == 4 and point.input_tokens == 21
+    assert measured.seat_limit == 3 and point.server["num_waiting"] == 2
+    assert point.server["ttft_s"] == 0.5  # the sum grows half as fast as the count
+    assert any("beyond max_model_len" in note for note in measured.notes)
+
+
+def test_a_rate_limit_in_the_middle_of_a_sweep_leaves_larger_loads_out() -> None:
+    behaviour = Behaviour()
+    with openai_server(behaviour) as url:
+        session = asyncio.run(endpoint.connect(Server(url, "m")))
+        behaviour.status, behaviour.num_refusals = 429, -1
+        loads = [endpoint.Load(c, 21, 5, 2) for c in (1, 2, 4)]
+        measured = asyncio.run(endpoint.measure(session, loads, lambda _text, _share: None))
+    assert not measured.points and any("limits the rate" in note for note in measured.notes)
+    with pytest.raises(MissingError, match="no load could be measured"):
+        endpoint.fit_measured(measured, 2048)
+
+
+def test_the_command_writes_a_profile_that_the_step_table_reads(tmp_path: Path) -> None:
+    path = tmp_path / "server.json"
+    with openai_server(Behaviour()) as url:
+        args = ["--concurrency", "1,2", "--input-tokens", "9,21", "--output-tokens", "4", "--num-requests", "4"]
+        result = CliRunner().invoke(
+            cli, ["calibrate", "endpoint", "--url", url, *args, "-o", str(path), "--format", "json"]
+        )
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["max_num_seqs_seen"] is None and len(document["points"]) == 5
+    assert "sk-" not in path.read_text()
+    profile = load_profile(path)
+    assert profile.kind == "endpoint" and profile.model == "m"
+    assert step_fit(profile).floor_s > 0
+
+
+def test_open_loop_arrivals_are_all_answered() -> None:
+    with openai_server(Behaviour()) as url:
+        session = asyncio.run(endpoint.connect(Server(url, "m")))
+        load = endpoint.Load(None, 21, 3, 6, rate_rps=500.0)
+        replies = asyncio.run(endpoint.run_load(session, load, random.Random(0)))
+    assert len(replies) == 6 and all(r.ok for r in replies)
+
+
+# --- the fit -----------------------------------------------------------------------------------------------------
+
+TRUE = StepFit(8e-3, 4e-5, 1e-4, 2e-7, 5e-9, power=2.0, request_overhead_s=0.015)
+
+
+def served(concurrency: int, input_tokens: int, output_tokens: int, num: int, chunk: int = 512) -> list[Reply]:
+    """Replies of a closed loop at a server whose steps take what ``TRUE`` says; one step after another, no clock."""
+    now, waiting, running, replies = 0.0, [], [], []  # type: ignore[var-annotated]
+    started = 0
+    while len(replies) < num:
+        while started < num and len(waiting) + len(running) < concurrency:
+            waiting.append({"sent": now, "ready": now + TRUE.request_overhead_s, "done": 0, "at": []})
+            started += 1
+        budget, prefill, keys, first = chunk - len(running), 0, 0.0, []
+        for request in [w for w in waiting if w["ready"] <= now]:
+            tokens = min(budget, input_tokens - request["done"])
+            if tokens <= 0:
+                break
+            keys += tokens * (request["done"] + tokens / 2)
+            request["done"] += tokens
+            budget, prefill = budget - tokens, prefill + tokens
+            if request["done"] == input_tokens:
+                first.append(request)
+        if not prefill and not running:
+            now = min(w["ready"] for w in waiting)
+            continue
+        contexts = [input_tokens + len(r["at"]) for r in running]
+        mean = sum(contexts) / len(contexts) if contexts else 0.0
+        now += TRUE.step_time_s(StepShape(prefill, keys / prefill if prefill else 0.0, len(running), mean, 0))
+        for request in first:
+            waiting.remove(request)
+        for request in [*running, *first]:
+            request["at"].append(now)
+        running = [r for r in [*running, *first] if len(r["at"]) < output_tokens or _finish(r, input_tokens, replies)]
+    return replies
+
+
+def _finish(request: dict, input_tokens: int, replies: list[Reply]) -> bool:  # type: ignore[type-arg]
+    at = tuple(request["at"])
+    replies.append(Reply(request["sent"], at[-1], at, input_tokens, len(at), True))
+    return False
+
+
+def test_a_known_step_time_is_learned_from_tokens_instants() -> None:
+    loads = [(1, 64), (1, 512), (1, 2048), (4, 512), (16, 512), (32, 64), (32, 2048), (16, 1024)]
+    sweeps = [served(c, n, 64, max(4, 3 * c)) for c, n in loads]
+    observations = [o for i, replies in enumerate(sweeps) for o in observations_of(replies, i, 512)]
+    fitted = fit_step(observations)
+    assert fitted.fit.request_overhead_s == pytest.approx(TRUE.request_overhead_s, rel=0.25)
+    assert (fitted.error_of("decode")["median"] or 0) < 0.05
+    for shape in (StepShape(0, 0, 1, 600, 1), StepShape(0, 0, 24, 800, 24), StepShape(512, 256, 8, 700, 9)):
+        assert fitted.fit.step_time_s(shape) == pytest.approx(TRUE.step_time_s(shape), rel=0.15)
+
+
+def test_too_little_to_learn_from_is_refused() -> None:
+    with pytest.raises(InputError, match="usable observations"):
+        fit_step(observations_of(served(1, 64, 2, 3), 0, 512))
+
+
+def test_a_prompt_runs_in_chunks() -> None:
+    steps = prompt_steps(1200, 512)
+    assert [s.prefill_tokens for s in steps] == [512, 512, 176]
+    assert [s.prefill_context for s in steps] == [256, 768, 1112]
+
+
+def test_aggregate_points_alone_give_a_step_time() -> None:
+    points = [summarise(served(c, n, 64, max(6, 4 * c)), c) for c, n in ((1, 64), (1, 1024), (8, 512), (32, 512))]
+    fit = endpoint.fit_points(points, 512).fit
+    shape = StepShape(0, 0, 16, 544, 16)
+    assert fit.step_time_s(shape) == pytest.approx(TRUE.step_time_s(shape), rel=0.25)
+
+
+def test_the_table_of_a_measured_server_equals_its_formula() -> None:
+    gpu = Gpu("x", "x", 8.0, 1, {"fp32": 1.0}, 1e9, 1e9, 1e6, None, 1e9, 1.0, "", "", "")
+    model = Model("m", "decoder", 1, 8, 1, 1, 8, 8, 8, 4096, "bf16")
+    points = [summarise(served(1, 64, 8, 4), 1)]
+    fitted = fit_step([o for i in range(3) for o in observations_of(served(1, 64 * 2**i, 8, 4), i, 512)])
+    profile = endpoint.endpoint_profile("p", fitted, points, {})
+    table = step_table(Replica(model, gpu), profile, 512, 32)
+    fit, shape = fitted.fit, StepShape(100, 50.0, 8, 1000.0, 8)
+    attention = 100 * 50.0 * fit.prefill_context_s + 8 * (fit.decode_s + 1000.0 * fit.decode_context_s)
+    assert table.mixed_tokens_s[108] + attention == pytest.approx(fit.step_time_s(shape))
+    assert table.attention_s[1, 1, 1, 1] == pytest.approx(
+        512 * 4096 * fit.prefill_context_s + 32 * (fit.decode_s + 4096 * fit.decode_context_s)
+    )
+    assert table.request_overhead_s == fit.request_overhead_s
