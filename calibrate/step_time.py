@@ -232,6 +232,10 @@ def step_model(replica: Replica, profile: Profile) -> StepTimeModel:
         InputError: the GPU cannot run the precision. MissingError: the profile lacks a kernel family.
     """
     precision(replica.precision)
+    if profile.kind == "endpoint":
+        from calibrate.endpoint_step import step_fit
+
+        return step_fit(profile)
     return KernelStepModel(KernelSums(replica, profile))
 
 
@@ -274,7 +278,17 @@ def _llmservingsim_table(replica: Replica, profile: Profile, max_tokens: int, ma
     return kernel_tables.step_table(replica, profile, max_tokens, max_seqs)
 
 
-TABLE_BUILDERS: dict[str, TableBuilder] = {"kernels": _kernel_table, "llmservingsim": _llmservingsim_table}
+def _endpoint_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
+    from calibrate import endpoint_step
+
+    return endpoint_step.step_table(replica, profile, max_tokens, max_seqs)
+
+
+TABLE_BUILDERS: dict[str, TableBuilder] = {
+    "kernels": _kernel_table,
+    "llmservingsim": _llmservingsim_table,
+    "endpoint": _endpoint_table,
+}
 
 
 def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
