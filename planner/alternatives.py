@@ -11,8 +11,10 @@ from planner.answer import purchase_lines, summary
 from planner.candidates import Candidate
 from planner.fleet_model import FleetModel, Option
 from planner.milp import Solution, solve
+from planner.search import Search
 
 GAP = 1e-3
+SETTLED = 3  # single types whose capacities are simulated; the others stand at their bounds
 
 
 def runner_up(
@@ -80,6 +82,79 @@ def _entry(label: str, usd: float | None, why_not: str) -> dict[str, Any]:
     return {"label": label, "usd_per_hour": usd if usd is None else round(usd, 6), "why_not": why_not}
 
 
-def refused(names: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Candidates that never came into question, with the reason."""
-    return [_entry(label, None, why) for label, why in names]
+def of_search(
+    search: Search, model: FleetModel, best: Solution, refused_before: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Runner-up, each GPU type alone, and the GPUs that never came into question.
+
+    The runner-up and the cheapest types are settled by simulation; the others stand at the bounds of their capacities,
+    which is why their cost is "at least".
+    """
+    chosen = {line.candidate.label for line in purchase_lines(model, best, search.candidates)}
+    rivals = [e for e in (_without(search, best, label) for label in sorted(chosen)) if e is not None]
+    second = min(rivals, key=lambda e: (e["usd_per_hour"], e["label"]), default=None)
+    singles = _single_types(search, best)
+    return [*([second] if second else []), *singles, *_never(search, refused_before)]
+
+
+def _without(search: Search, best: Solution, label: str) -> dict[str, Any] | None:
+    """The cheapest plan without one (machine, configuration) pair; None where there is none."""
+    rest = {k: c for k, c in search.candidates.items() if k != label}
+    settled = search.restricted(rest).settle(_silent) if rest else None
+    if settled is None:
+        return None
+    text = summary(purchase_lines(*settled, rest))
+    usd = settled[1].usd_per_hour
+    return _entry(f"runner-up: {text}", usd, f"without {label} it costs {_more(usd, best.usd_per_hour)} more")
+
+
+def _single_types(search: Search, best: Solution) -> list[dict[str, Any]]:
+    """Each GPU type alone; the cheapest ``SETTLED`` by simulation, the rest by their bounds."""
+    found: list[tuple[float, str, dict[str, Any]]] = []
+    impossible = []
+    for gpu in sorted({c.gpu for c in search.candidates.values()}):
+        alone = search.restricted({k: c for k, c in search.candidates.items() if c.gpu == gpu})
+        options = alone.options()
+        model = alone.model.with_options(options)
+        plan = solve(model, GAP, 5.0) if options else None
+        if plan is None:
+            why = _cannot(model, gpu) if options else f"even a lone request misses the SLO on {gpu}"
+            impossible.append(_entry(f"{gpu} only", None, why))
+            continue
+        text = summary(purchase_lines(model, plan, alone.candidates))
+        why = f"costs at least {_more(plan.usd_per_hour, best.usd_per_hour)} more, at the bound of its capacity"
+        found.append((plan.usd_per_hour, gpu, {**_entry(f"{gpu} only: {text}", plan.usd_per_hour, why), "bound": True}))
+    found.sort(key=lambda f: f[:2])
+    entries = [_settled_single(search, best, gpu) for _, gpu, _ in found[:SETTLED]]
+    entries += [e for _, _, e in found[SETTLED:]]
+    entries.sort(key=lambda e: (e["usd_per_hour"] is None, e["usd_per_hour"] or 0.0, e["label"]))
+    if entries and entries[0]["usd_per_hour"] is not None:
+        entries[0] = {**entries[0], "label": "cheapest single type: " + entries[0]["label"]}
+    return entries + impossible
+
+
+def _settled_single(search: Search, best: Solution, gpu: str) -> dict[str, Any]:
+    alone = search.restricted({k: c for k, c in search.candidates.items() if c.gpu == gpu})
+    settled = alone.settle(_silent)
+    if settled is None:
+        return _entry(f"{gpu} only", None, f"{gpu} alone cannot keep the SLO for every size, by simulation")
+    usd = settled[1].usd_per_hour
+    text = summary(purchase_lines(*settled, alone.candidates))
+    same = usd <= best.usd_per_hour * (1 + 1e-6)
+    why = "this is the plan" if same else f"costs {_more(usd, best.usd_per_hour)} more"
+    return _entry(f"{gpu} only: {text}", usd, why)
+
+
+def _never(search: Search, refused_before: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """GPUs of which no configuration came into question, with the reason of the most capable one."""
+    present = {c.gpu for c in search.candidates.values()}
+    reasons = {}
+    for config, why in refused_before:
+        gpu = config.split(" ")[0]
+        if gpu not in present:
+            reasons[gpu] = why
+    return [_entry(f"{gpu} only", None, why) for gpu, why in sorted(reasons.items())]
+
+
+def _silent(_what: str, _share: float) -> None:
+    return None

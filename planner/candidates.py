@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from catalogs.schema import Replica
+from calibrate.memory import memory_plan
+from calibrate.precisions import precision, support
+from catalogs.errors import InputError
+from catalogs.load import engine_defaults
+from catalogs.schema import Engine, Gpu, Instance, Model, Replica
+from planner.problem import Problem
+
+SMALL_BUDGET = 2048  # vLLM's own default on most GPUs
 
 
 @dataclass(frozen=True)
@@ -60,3 +68,92 @@ class Candidate:
     def label(self) -> str:
         """Unique among candidates."""
         return f"{self.instance_type}: {self.config}"
+
+
+def enumerate_candidates(problem: Problem, model: Model) -> tuple[list[Candidate], list[tuple[str, str]]]:
+    """Every candidate that the problem allows, and those refused with the reason.
+
+    Raises:
+        InputError: an unknown GPU, instance, precision or framework. MissingError: nothing has a price there.
+    """
+    from catalogs.load import find_gpu
+    from planner.market import offers_of, wanted_instances
+
+    found: list[Candidate] = []
+    refused: dict[str, str] = {}
+    for instance in wanted_instances(problem):
+        gpu = find_gpu(instance.gpu)
+        offers = offers_of(problem, instance.name)
+        for replica, setting in _replicas(problem, model, gpu, instance):
+            why = _unsuitable(problem, replica)
+            candidate = Candidate(
+                instance.name, gpu.name, instance.num_gpus, replica.num_gpus, replica.tensor_parallel_size,
+                replica.precision, replica.engine.framework, replica, offers, _score(problem, replica), setting,
+            )  # fmt: skip
+            if why:
+                refused.setdefault(candidate.config, why)
+            else:
+                found.append(candidate)
+    return found, sorted(refused.items())
+
+
+def _replicas(problem: Problem, model: Model, gpu: Gpu, instance: Instance) -> Iterator[tuple[Replica, str]]:
+    chosen = problem.candidates
+    sizes = chosen.tensor_parallel_size or [1, 2, 4, 8]
+    seat_choices: list[int | None] = [*chosen.max_num_seqs] if chosen.max_num_seqs else [None]
+    for tp, name, framework, kv in itertools.product(
+        [n for n in sizes if n <= instance.num_gpus],
+        chosen.precision or default_precisions(model, gpu),
+        chosen.frameworks,
+        chosen.kv_cache_dtype,
+    ):
+        link = instance.interconnect_bytes_per_s if tp > 1 else None
+        for seats, tokens in itertools.product(seat_choices, chosen.max_num_batched_tokens or _budgets(framework, gpu)):
+            engine = Engine(framework=framework, max_num_seqs=seats, max_num_batched_tokens=tokens)
+            words = [f"kv {kv}"] if kv != "auto" else []
+            words += [f"max_num_seqs {seats}"] if seats else []
+            words += [f"max_num_batched_tokens {tokens}"] if tokens else []
+            replica = Replica(
+                model, gpu, tensor_parallel_size=tp, precision=precision(name, "candidates.precision").name,
+                kv_cache_dtype=kv, engine=engine, interconnect_bytes_per_s=link,
+            )  # fmt: skip
+            yield replica, " ".join(words)
+
+
+def _budgets(framework: str, gpu: Gpu) -> list[int | None]:
+    """Token budgets to try: the framework's default, and a smaller one, which keeps decodes going beside prompts."""
+    default = engine_defaults(framework, gpu).get("max_num_batched_tokens")
+    return [None, SMALL_BUDGET] if isinstance(default, int) and default > SMALL_BUDGET else [None]
+
+
+def default_precisions(model: Model, gpu: Gpu) -> list[str]:
+    """The published weights' precision, and FP8 where the GPU computes in it."""
+    own = model.quantization or ("fp16" if "bf16" not in gpu.peak_flops else model.dtype)
+    names = [own]
+    if model.quantization is None and support("fp8", gpu) == "native":
+        names.append("fp8")
+    return names
+
+
+def _unsuitable(problem: Problem, replica: Replica) -> str:
+    """Why a replica does not come into question; empty when it does."""
+    least = problem.quality.min_score
+    if least is not None:
+        score = _score(problem, replica)
+        if score is None:
+            return f"its quality is not known, and min_score {least:g} is asked for; quality.results can say it"
+        if score < least:
+            return f"keeps {score:.3f} of the score, below min_score {least:g}"
+    if support(replica.precision, replica.gpu) == "refused":
+        return f"{replica.gpu.name} cannot run {replica.precision}"
+    try:
+        memory_plan(replica)
+    except InputError as error:
+        return error.what
+    return ""
+
+
+def _score(problem: Problem, replica: Replica) -> float | None:
+    from planner.quality import score_of
+
+    return score_of(problem, replica.precision, replica.kv_cache_dtype)

@@ -59,7 +59,7 @@ class Quota:
     """At most ``limit`` of ``sum(weight * machines)`` at any time, over some options."""
 
     name: str
-    weights: Mapping[str, float]  # option name: weight (machines, or vCPUs)
+    weights: Mapping[str, float]  # by the options' config: machines 1, or vCPUs
     limit: float
 
 
@@ -154,7 +154,7 @@ def undominated(options: Sequence[Option], quotas: Sequence[Quota] = ()) -> list
 
 
 def _dominates(better: Option, worse: Option, limited: set[str]) -> bool:
-    if better.name in limited and not (worse.name in limited and better.instance == worse.instance):
+    if better.config in limited and not (worse.config in limited and better.instance == worse.instance):
         return False
     if better.max_count is not None and better.instance != worse.instance:
         return False

@@ -163,7 +163,7 @@ def _same(entry: TableEntry, candidate: Candidate) -> bool:
 def _limits(problem: Problem, options: list[Option], candidates: Mapping[str, Candidate]) -> Limits:
     quotas = []
     for name, most in problem.quotas.items():
-        members = {o.name: 1.0 for o in options if name in (o.instance, candidates[o.config].gpu)}
+        members = {o.config: 1.0 for o in options if name in (o.instance, candidates[o.config].gpu)}
         if not members:
             raise InputError(f"quota for {name!r}, which is not among the candidates", where="quotas")
         quotas.append(Quota(name, members, most))

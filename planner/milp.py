@@ -211,7 +211,7 @@ def _availability(model: FleetModel, program: Program, c: Columns) -> None:
 def _quotas(model: FleetModel, program: Program, c: Columns) -> None:
     """sum_j w_j (y_j + n_jot + f_jotk) <= limit, at any time."""
     for quota in model.limits.quotas:
-        weight = np.array([quota.weights.get(o.name, 0.0) for o in model.options])
+        weight = np.array([quota.weights.get(o.config, 0.0) for o in model.options])
         shape = c.fallback.shape[1:]
         y = np.where(model.active[:, None, :, None], c.committed[:, None, None, None], -1)
         terms = [np.broadcast_to(y, c.fallback.shape), np.broadcast_to(c.held[..., None], c.fallback.shape), c.fallback]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from catalogs.errors import MissingError
 from planner.problem import Problem
 
 Progress = Callable[[str, float], None]
@@ -26,4 +25,6 @@ def recommend(problem: Problem, progress: Progress = lambda _what, _share: None)
         from planner.from_table import recommend_from_table
 
         return recommend_from_table(problem, progress)
-    raise MissingError("no capacity table", remedy="give capacity_table: a CSV of your own measurements")
+    from planner.from_simulation import recommend_by_simulation
+
+    return recommend_by_simulation(problem, progress)

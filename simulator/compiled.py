@@ -10,7 +10,7 @@ from numba import njit
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "no_cfunc_wrapper": True, "nogil": True}
 _NO_WRAPPER: dict[str, Any] = {"no_cpython_wrapper": True}
 
 

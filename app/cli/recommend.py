@@ -103,11 +103,23 @@ def tables(answer: dict[str, Any]) -> list[Table]:
                 line["precision"],
                 line["framework"],
                 line["purchase"],
+                line.get("serves", "all"),
                 sum(line["requests_per_s"]) / max(1, len(line["requests_per_s"])),
                 line["usd_per_hour"],
             ]
         )
-    columns = ["instance type", "instances", "GPU", "TP", "precision", "framework", "purchase", "requests/s", "USD/h"]
+    columns = [
+        "instance type",
+        "instances",
+        "GPU",
+        "TP",
+        "precision",
+        "framework",
+        "purchase",
+        "serves",
+        "requests/s",
+        "USD/h",
+    ]
     title = f"Plan: ${plan['usd_per_hour']:,.2f} an hour, ${plan['usd_per_month']:,.0f} a month"
     if plan["usd_per_million_output_tokens"]:
         title += f", ${plan['usd_per_million_output_tokens']:.3f} per million output tokens"

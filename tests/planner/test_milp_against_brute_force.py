@@ -117,7 +117,7 @@ def test_spot_outages_are_covered_by_on_demand_or_fallback_as_is_cheaper():
 
 
 def test_spot_share_quota_and_budget_hold():
-    options = (on_demand("od", 1.0, [1.0]), Option("spot", "od", "od", "spot", "spot", 0.3, np.ones(1)))
+    options = (on_demand("od", 1.0, [1.0]), Option("spot", "od", "sp", "spot", "spot", 0.3, np.ones(1)))
     demand = np.full((1, 1, 1), 4.0)
     half = solve(FleetModel(options, demand, limits=Limits(spot_max_share=0.5)), gap=1e-9)
     assert half is not None and half.usd_per_hour == pytest.approx(2.6)

@@ -1,0 +1,110 @@
+"""How sure the promise is: fresh draws of the workload, and what the profiles' own errors could do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from calibrate.step import StepTable
+from planner.capacity import Capacities
+from planner.demand import Demand
+from planner.verify import Group, fresh_draw, simulate_fleet
+from simulator.metrics import Latencies, class_mask, promised_percentile
+from simulator.workload import Slo
+
+BATCHES = 20
+
+
+def fresh_seeds(capacities: Capacities, demand: Demand, groups: Sequence[Group], num: int) -> dict[str, Any]:
+    """Simulate the fleet on ``num`` fresh draws; how often it kept its promise, and the spread of each percentile."""
+    kept = 0
+    values: dict[str, list[float]] = {name_of(s): [] for s in capacities.slos}
+    for seed in range(1, num + 1):
+        drawn = fresh_draw(demand, capacities.seed * 1000 + seed)
+        verdict = simulate_fleet(capacities, drawn, groups, seed)
+        kept += verdict.ok
+        for slo in capacities.slos:
+            values[name_of(slo)].append(percentile_of(slo, drawn, verdict.latencies))
+    return {
+        "draws": num,
+        "kept": kept,
+        "probability": (kept + 1) / (num + 2),  # rule of succession: never certain from a few draws
+        "spread": {name: [float(np.min(v)), float(np.max(v))] for name, v in values.items() if v},
+    }
+
+
+def percentile_of(slo: Slo, demand: Demand, latencies: Latencies) -> float:
+    """The promised percentile; NaN where no request has it."""
+    chosen = class_mask(demand.requests, slo.request_class)
+    return promised_percentile(latencies.of_metric(slo.metric)[chosen], latencies.completed[chosen], slo.percentile)
+
+
+def confidence_interval(slo: Slo, demand: Demand, latencies: Latencies) -> tuple[float, float] | None:
+    """95 % interval of the percentile from batch means over time: requests near in time are late together."""
+    chosen = np.flatnonzero(class_mask(demand.requests, slo.request_class))
+    if len(chosen) < 10 * BATCHES:
+        return None
+    found = []
+    for rows in np.array_split(chosen, BATCHES):
+        late = latencies.of_metric(slo.metric)[rows]
+        found.append(np.mean(~(late <= slo.limit_s) & (~np.isnan(late) | ~latencies.completed[rows])))
+    share = np.asarray(found)
+    values = latencies.of_metric(slo.metric)[chosen]
+    values = values[~np.isnan(values)]
+    half = 2.093 * float(share.std(ddof=1)) / np.sqrt(BATCHES)  # Student's t, 19 degrees of freedom
+    ranks = np.clip([slo.percentile / 100 - half, slo.percentile / 100 + half], 0, 1)
+    low, high = np.quantile(values, ranks)
+    return float(low), float(high)
+
+
+def slower(table: StepTable, factor: float) -> StepTable:
+    """A replica all of whose steps take ``factor`` times as long."""
+    scaled = ("decode_tokens_s", "mixed_tokens_s", "sampled_s", "attention_s", "overhead_s", "overhead_per_sequence_s")
+    return table._replace(**{name: getattr(table, name) * factor for name in scaled})
+
+
+def with_step_time(groups: Sequence[Group], factor: float) -> list[Group]:
+    """The same fleet on hardware that is slower or faster by a factor."""
+    return [
+        replace(
+            g,
+            served=replace(g.served, spec=replace(g.served.spec, step_table=slower(g.served.spec.step_table, factor))),
+        )
+        for g in groups
+    ]
+
+
+def name_of(slo: Slo) -> str:
+    """``ttft_p95_s``, or ``chat.ttft_p95_s``."""
+    return slo.name if slo.request_class is None else f"{slo.request_class}.{slo.name}"
+
+
+def slo_document(slos: Sequence[Slo], demand: Demand, latencies: Latencies) -> dict[str, Any]:
+    """The answer's ``slo`` section: limit, simulated value, verdict and confidence of each promise."""
+    out: dict[str, Any] = {}
+    for slo in slos:
+        found = percentile_of(slo, demand, latencies)
+        interval = confidence_interval(slo, demand, latencies)
+        out[name_of(slo)] = {
+            "limit": slo.limit_s,
+            "simulated": found if np.isfinite(found) else None,
+            "ok": bool(found <= slo.limit_s) or not bool(class_mask(demand.requests, slo.request_class).any()),
+            "interval_95": interval,
+        }
+    return out
+
+
+def step_error(profile_error: Mapping[str, Any]) -> float:
+    """The share by which a profile's step times may be off: the worst median over kernel families."""
+    medians = [float(v["median"]) for v in _leaves(profile_error) if isinstance(v.get("median"), (int, float))]
+    return max(medians) if medians else 0.15
+
+
+def _leaves(node: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(node, Mapping):
+        return []
+    inner = [leaf for value in node.values() for leaf in _leaves(value)]
+    return inner if inner else [node]

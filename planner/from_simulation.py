@@ -1,0 +1,278 @@
+"""Plans by simulation: capacities, the optimum, the fleet's verification, and all that the answer says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from catalogs.errors import GateError, InputError, MissingError
+from catalogs.load import find_model
+from catalogs.schema import Model
+from planner import alternatives, confidence
+from planner.answer import SCHEMA_VERSION, Line, line_document, plan_document, purchase_lines
+from planner.candidates import Candidate, enumerate_candidates
+from planner.capacity import Capacities
+from planner.demand import Demand, demand_of
+from planner.fleet_model import FleetModel
+from planner.floors import below_the_floor
+from planner.horizon import base_model
+from planner.market import region_of
+from planner.milp import Solution
+from planner.problem import Problem
+from planner.relax import explain_infeasible
+from planner.search import Search
+from planner.store import default_store
+from planner.verify import Verdict
+from simulator.replicas import Line as Served
+from simulator.replicas import build_line
+
+Progress = Callable[[str, float], None]
+FRESH_DRAWS = 5
+SCALED_ERROR_UNKNOWN = 0.15  # how far labs differ on one PCIe card, where a profile says nothing of its own error
+
+
+@dataclass(frozen=True)
+class Found:
+    """A solved problem, before it is told."""
+
+    problem: Problem
+    search: Search
+    model: FleetModel
+    solution: Solution
+    verdict: Verdict
+    refused: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def lines(self) -> list[Line]:
+        """The purchase list."""
+        return purchase_lines(self.model, self.solution, self.search.candidates)
+
+
+def recommend_by_simulation(problem: Problem, progress: Progress) -> dict[str, Any]:
+    """See ``planner.recommend``."""
+    found = find_plan(problem, progress)
+    progress("fresh draws of the workload", 0.85)
+    answer = describe(found, progress)
+    progress("done", 1.0)
+    return answer
+
+
+def find_plan(problem: Problem, progress: Progress) -> Found:
+    """Search for the cheapest verified fleet.
+
+    Raises:
+        InputError, MissingError, GateError: see ``planner.recommend``.
+    """
+    progress("reading the workload", 0.0)
+    model = find_model(problem.model, "model")
+    if model.kind != "decoder":
+        raise InputError(
+            f"{model.name} does not generate tokens, so it has no TTFT or TPOT to plan for",
+            where="model",
+            remedy="`plan simulate` serves encoders and vision models in batches",
+        )
+    region_of(problem)
+    demand = demand_of(_requests(problem))
+    progress("candidates", 0.05)
+    candidates, refused = enumerate_candidates(problem, model)
+    served, unknown = _served(candidates)
+    refused += unknown
+    kept = {c.label: c for c in candidates if c.config in served}
+    if not kept:
+        raise _nothing_fits(model, refused)
+    capacities = Capacities(demand, problem.slos, problem.router, problem.seed, default_store())
+    try:
+        search = Search(
+            kept, served, capacities, base_model(problem, demand, list(kept.values())), problem.solver.gap,
+            problem.solver.time_limit_s,
+        )  # fmt: skip
+        _check_feasible(search)
+        result = search.verified(progress, problem.solver.max_rounds)
+        if result is None:
+            raise explain_infeasible(search.model.with_options(search.options()))
+        return Found(problem, search, *result, tuple(refused), tuple(_notes(problem, demand)))
+    finally:
+        capacities.store.close()
+
+
+def _requests(problem: Problem) -> Any:
+    from simulator.workload_spec import load_workload
+
+    requests = load_workload(problem.workload, problem.seed)
+    names = {s.request_class for s in problem.slos if s.request_class is not None}
+    missing = sorted(names - set(requests.class_names))
+    if missing:
+        raise InputError(
+            f"the slo names class {missing[0]!r}, which the workload does not have",
+            where="slo",
+            remedy=f"classes: {', '.join(requests.class_names)}",
+        )
+    return requests
+
+
+def _served(candidates: list[Candidate]) -> tuple[dict[str, Served], list[tuple[str, str]]]:
+    """What the simulator needs of each configuration, and those whose step times are not known."""
+    served: dict[str, Served] = {}
+    refused: dict[str, str] = {}
+    for candidate in candidates:
+        if candidate.config in served or candidate.config in refused or candidate.replica is None:
+            continue
+        try:
+            served[candidate.config] = build_line(candidate.replica)
+        except (InputError, MissingError) as error:
+            refused[candidate.config] = error.what
+    return served, sorted(refused.items())
+
+
+def _nothing_fits(model: Model, refused: list[tuple[str, str]]) -> GateError:
+    why = "; ".join(f"{config}: {reason}" for config, reason in refused[:3])
+    more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
+    return GateError(
+        f"{model.name} runs on none of the candidates",
+        where="candidates",
+        why=why + more,
+        remedy="larger or more GPUs, a lower precision (candidates.precision), or a lower quality.min_score",
+    )
+
+
+def _check_feasible(search: Search) -> None:
+    """Fail early, with the floor, where no candidate can keep the promise at any rate."""
+    everything = tuple(range(len(search.demand.names)))
+    if any(search.capacities.bound_rps(line, everything) > 0 for line in search.served.values()):
+        return
+    floor = below_the_floor(search.capacities, search.served)
+    if floor is not None:
+        raise floor
+    options = search.options()
+    covered = np.isfinite(np.array([o.load for o in options])).any(0) if options else np.zeros(1, bool)
+    if not covered.all():
+        raise GateError(
+            "no candidate keeps all promises at once, at any rate",
+            where="slo",
+            why="each promise can be kept by something, but by no single configuration for every request",
+            remedy="loosen one of: " + ", ".join(confidence.name_of(s) for s in search.capacities.slos),
+        )
+
+
+def _notes(problem: Problem, demand: Demand) -> list[str]:
+    notes = [
+        "a replica's capacity for part of the sizes scales with the work of each size (time in a perfectly packed "
+        "replica); the whole fleet is then simulated, and corrected until it holds",
+        "a gateway sends requests to lines by class and prompt length, in turns by weight, and within a line by "
+        f"{problem.router}; it never knows the output length",
+    ]
+    if problem.candidates.precision is None:
+        notes.append(
+            "precisions considered: the published weights', and fp8 where the GPU computes in it; "
+            "candidates.precision adds others"
+        )
+    if demand.requests.hash_ids is not None:
+        notes.append("prefixes are shared as in the trace; each replica keeps its own prefix cache")
+    return notes
+
+
+def describe(found: Found, progress: Progress) -> dict[str, Any]:
+    """The answer in the contract's form, with what the figures rest on."""
+    problem, search, lines = found.problem, found.search, found.lines
+    demand = search.demand
+    groups, _ = search.groups(found.model, found.solution)
+    draws = confidence.fresh_seeds(search.capacities, demand, groups, FRESH_DRAWS)
+    slo = confidence.slo_document(problem.slos, demand, found.verdict.latencies)
+    plan = plan_document(lines, found.solution.usd_per_hour, (float(demand.rate_rps.sum()), demand.output_tokens_per_s))
+    for document, line in zip(plan["lines"], lines, strict=True):
+        document["serves"] = demand.pattern_name(search.patterns[line.option.name])
+        document["engine"] = _engine(search.served[line.candidate.config])
+    progress("the roads not taken", 0.92)
+    others = alternatives.of_search(search, found.model, found.solution, found.refused)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": problem.model,
+        "region": problem.region,
+        "plan": plan,
+        "slo": slo,
+        "verified": found.verdict.ok,
+        "verified_why": f"the fleet was simulated on all {len(demand.requests):,} requests of the workload, and kept "
+        f"its promise on {draws['kept']} of {draws['draws']} fresh draws of it",
+        "confidence": draws,
+        "lower_bound_usd_per_hour": round(found.solution.bound, 6),
+        "mip_gap": found.solution.gap,
+        "rounds": search.rounds,
+        "simulations": search.capacities.simulations,
+        "alternatives": others,
+        "assumptions": list(found.notes) + _coverage(found),
+        "profiles": _profiles(search, lines),
+        "prices_as_of": min((_as_of(line) for line in lines), default=None),
+        "buckets": [
+            {"name": n, "rate_rps": float(r), "mean_input_tokens": float(i), "mean_output_tokens": float(o)}
+            for n, r, (i, o) in zip(demand.names, demand.rate_rps, demand.mean_tokens, strict=True)
+        ],
+        "candidates": _candidate_documents(search),
+        "seed": problem.seed,
+    }
+
+
+def _as_of(line: Line) -> str:
+    offer = line.candidate.offers.get(line.option.purchase)
+    return offer.as_of if offer else ""
+
+
+def _engine(served: Served) -> dict[str, Any]:
+    engine = served.replica.engine
+    return {
+        "framework": engine.framework,
+        "version": engine.version,
+        "max_num_seqs": served.spec.max_num_seqs,
+        "max_num_batched_tokens": served.spec.max_num_batched_tokens,
+        "max_model_len": served.spec.max_model_len,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "kv_cache_dtype": served.replica.kv_cache_dtype,
+        "num_gpu_blocks": served.spec.num_gpu_blocks,
+        "block_size": served.spec.block_size,
+        "enable_prefix_caching": served.spec.enable_prefix_caching,
+    }
+
+
+def _coverage(found: Found) -> list[str]:
+    simulated, total = len(found.search.rps), len(found.search.served) * len(found.search.demand.patterns)
+    return [
+        f"{simulated} of {total} (configuration, sizes) pairs were simulated; the others cannot be in a cheaper plan "
+        "even at the rate of a perfectly packed replica"
+    ]
+
+
+def _profiles(search: Search, lines: list[Line]) -> list[dict[str, Any]]:
+    found = {}
+    for line in lines:
+        profile = search.served[line.candidate.config].profile
+        found[profile.name] = {
+            "name": profile.name,
+            "source": profile.source,
+            "as_of": profile.as_of,
+            "error": dict(profile.error) or None,
+        }
+    return list(found.values())
+
+
+def _candidate_documents(search: Search) -> list[dict[str, Any]]:
+    """What was simulated: the capacity of a replica by configuration and sizes."""
+    return [
+        {
+            "config": config,
+            "serves": search.demand.pattern_name(pattern),
+            "max_rps": rps,
+            "bound_rps": search.capacities.bound_rps(search.served[config], pattern),
+        }
+        for (config, pattern), rps in sorted(search.rps.items())
+    ]
+
+
+__all__ = ["Found", "describe", "find_plan", "line_document", "recommend_by_simulation"]
+
+
+def prices_of(found: Found) -> Mapping[str, Any]:
+    """Offers of the chosen lines, by option name."""
+    return {line.option.name: line.candidate.offers[line.option.purchase] for line in found.lines}

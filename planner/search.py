@@ -1,0 +1,245 @@
+"""The loop of the main job: solve with bounds, simulate what the solution uses, verify the fleet, correct, repeat.
+
+Capacities that are not simulated yet stand at a bound that no replica can beat. So the model is optimistic: when its
+optimum uses simulated capacities only, nothing that was left out can be cheaper. A fleet that then misses its promise
+has the capacity of the failing line cut to what the simulation shows; one that keeps it is tried with a machine less.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner import bounds
+from planner.candidates import Candidate
+from planner.capacity import Capacities
+from planner.demand import Demand, Pattern
+from planner.fleet_model import FleetModel, Kind, Option, undominated
+from planner.milp import Solution, solve
+from planner.verify import Group, Verdict, group_requests, simulate_fleet
+from simulator.replicas import Line as Served
+from simulator.scaling import scale_requests
+
+Progress = Callable[[str, float], None]
+Key = tuple[str, Pattern]  # configuration, buckets
+KINDS: dict[str, Kind] = {"on_demand": "on_demand", "spot": "spot"}
+EPSILON = 1e-7
+
+
+@dataclass
+class Search:
+    """The state of the search.
+
+    Attributes:
+        candidates: by label.
+        served: what a replica of each configuration is, by configuration.
+        capacities: asks the simulator.
+        model: everything but the options.
+        rps: simulated capacities so far, of one replica.
+        locked: capacities that a simulation of the whole fleet has corrected.
+    """
+
+    candidates: dict[str, Candidate]
+    served: dict[str, Served]
+    capacities: Capacities
+    model: FleetModel
+    gap: float
+    time_limit_s: float
+    rps: dict[Key, float] = field(default_factory=dict)
+    locked: set[Key] = field(default_factory=set)
+    patterns: dict[str, Pattern] = field(default_factory=dict)  # by option name
+    weights: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    rounds: int = 0
+
+    @property
+    def demand(self) -> Demand:
+        """The workload in buckets."""
+        return self.capacities.demand
+
+    def capacity(self, key: Key) -> float:
+        """Simulated, or else the bound."""
+        config, pattern = key
+        known = self.rps.get(key)
+        return self.capacities.bound_rps(self.served[config], pattern) if known is None else known
+
+    def options(self) -> list[Option]:
+        """What can be bought at the present capacities; dominated options are left out."""
+        found = []
+        for candidate in self.candidates.values():
+            for pattern in self.demand.patterns:
+                load = self._load(candidate, pattern)
+                if load is None:
+                    continue
+                for purchase, offer in candidate.offers.items():
+                    name = f"{candidate.label} {purchase} [{self.demand.pattern_name(pattern)}]"
+                    self.patterns[name] = pattern
+                    kind = KINDS.get(purchase, "committed")
+                    found.append(
+                        Option(name, candidate.instance_type, candidate.label, purchase, kind, offer.usd_per_hour, load)
+                    )
+        return undominated(found, self.model.limits.quotas)
+
+    def _load(self, candidate: Candidate, pattern: Pattern) -> NDArray[np.float64] | None:
+        rps = self.capacity((candidate.config, pattern))
+        if rps <= 0:
+            return None
+        weight, share = self._weights(candidate.config), self.demand.rate_rps
+        chosen = list(pattern)
+        mean = float((weight * share)[chosen].sum() / share[chosen].sum())
+        load = np.full(len(share), np.inf)
+        load[chosen] = weight[chosen] / mean / rps / candidate.replicas_per_instance
+        return load
+
+    def _weights(self, config: str) -> NDArray[np.float64]:
+        """(S,) relative work of a request of each bucket: a perfectly packed replica's time for it."""
+        if config not in self.weights:
+            spec = self.served[config].spec
+            rates = [bounds.rate_bound_rps(spec, i, o, None) for i, o in self.demand.mean_tokens]
+            self.weights[config] = 1 / np.maximum(np.array(rates), 1e-9)
+        return self.weights[config]
+
+    def restricted(self, candidates: dict[str, Candidate]) -> Search:
+        """The same search among fewer candidates; what it simulates is shared."""
+        return replace(self, candidates=candidates, rounds=0)
+
+    def settle(self, progress: Progress) -> tuple[FleetModel, Solution] | None:
+        """Solve until the optimum rests on simulated capacities alone; None: no plan, even at the bounds."""
+        while True:
+            model = self.model.with_options(self.options())
+            solution = solve(model, self.gap, self.time_limit_s) if model.options else None
+            if solution is None:
+                return None
+            unknown = self._unknown(model, solution)
+            if not unknown:
+                return model, solution
+            progress(f"simulating {len(self.rps) + len(unknown)} configurations", self._share())
+            self._simulate(unknown)
+
+    def _share(self) -> float:
+        return 0.1 + 0.6 * (1 - float(np.exp(-len(self.rps) / 12)))
+
+    def _unknown(self, model: FleetModel, solution: Solution) -> list[Key]:
+        used = used_options(model, solution)
+        keys = {(self.candidates[o.config].config, self.patterns[o.name]) for o in used}
+        return sorted(keys - set(self.rps))
+
+    def _simulate(self, keys: Sequence[Key]) -> None:
+        work = [(self.served[config], pattern) for config, pattern in keys]
+        for _, pattern in work:
+            self.capacities.part(pattern)
+        with ThreadPoolExecutor(max_workers=min(len(work), os.cpu_count() or 1)) as pool:
+            found = list(pool.map(lambda w: self.capacities.rps(*w), work))
+        self.rps.update(zip(keys, found, strict=True))
+
+    def groups(self, model: FleetModel, solution: Solution) -> tuple[list[Group], list[Key]]:
+        """The fleet of a static plan as groups of replicas, and the capacity that each rests on.
+
+        Lines of one configuration and pattern (bought in several forms or sizes) are one group.
+        """
+        found: dict[Key, Group] = {}
+        for j, option in enumerate(model.options):
+            count = int(solution.committed[j] + solution.held[j, 0, 0])
+            if not count:
+                continue
+            candidate = self.candidates[option.config]
+            key = (candidate.config, self.patterns[option.name])
+            share = solution.routed[j, 0, 0, 0, :]
+            replicas = count * candidate.replicas_per_instance
+            before = found.get(key)
+            if before is not None:
+                share, replicas = share + before.share, replicas + before.num_replicas
+            found[key] = Group(self.served[candidate.config], replicas, share, candidate.config)
+        return list(found.values()), list(found)
+
+    def tighten(self, groups: Sequence[Group], keys: Sequence[Key], verdict: Verdict) -> None:
+        """Cut the capacity of each failing group to the highest share of its traffic that it does sustain."""
+        failing = [i for i, ok in enumerate(verdict.groups_ok) if not ok]
+        for i in failing or range(len(groups)):
+            part = group_requests(self.demand, groups, i)
+            low, high = 0.5, 1.0
+            if not self._holds(groups[i], part, low):
+                low = 0.0
+            for _ in range(5):
+                if low == 0.0:
+                    break
+                middle = (low + high) / 2
+                low, high = (middle, high) if self._holds(groups[i], part, middle) else (low, middle)
+            self._cut(groups[i], keys[i], max(low, 0.4), verdict.rate_rps[i])
+
+    def _cut(self, group: Group, key: Key, share: float, rate_rps: float) -> None:
+        """The group sustains ``share`` of what it was given."""
+        used = self._use(group, key)
+        now = self.rps[key]
+        self.rps[key] = min(now * used * share, now * (1 - 1e-3)) if used > 0 else now * share
+        self.locked.add(key)
+        assert rate_rps >= 0
+
+    def _use(self, group: Group, key: Key) -> float:
+        """Share of the group's modelled capacity that its traffic takes."""
+        config, pattern = key
+        weight, rate = self._weights(config), self.demand.rate_rps
+        chosen = list(pattern)
+        mean = float((weight * rate)[chosen].sum() / rate[chosen].sum())
+        return float((weight / mean * rate * group.share).sum() / (self.rps[key] * group.num_replicas))
+
+    def _holds(self, group: Group, part: object, share: float) -> bool:
+        from simulator.workload import Requests
+
+        assert isinstance(part, Requests)
+        return self.capacities.holds(group.served, scale_requests(part, share), group.num_replicas)
+
+    def loosen(self, groups: Sequence[Group], keys: Sequence[Key], step: Sequence[int]) -> bool:
+        """Try each group with a machine less; where the promise still holds, its capacity was too low: raise it."""
+        raised = False
+        for i, (group, key) in enumerate(zip(groups, keys, strict=True)):
+            fewer = group.num_replicas - step[i]
+            if key in self.locked or fewer < 1:
+                continue
+            part = group_requests(self.demand, groups, i)
+            if self.capacities.holds(group.served, part, fewer):
+                needed = self._use(replace(group, num_replicas=fewer), key)
+                if needed > 1:
+                    self.rps[key] *= needed * (1 + EPSILON)
+                    raised = True
+        return raised
+
+    def verified(self, progress: Progress, max_rounds: int) -> tuple[FleetModel, Solution, Verdict] | None:
+        """Settle, simulate, correct, until the fleet keeps its promise and none of its lines can spare a machine."""
+        best: tuple[FleetModel, Solution, Verdict] | None = None
+        for self.rounds in range(1, max_rounds + 1):
+            settled = self.settle(progress)
+            if settled is None:
+                return best
+            model, solution = settled
+            groups, keys = self.groups(model, solution)
+            progress("verifying the fleet on the whole workload", 0.75)
+            verdict = simulate_fleet(self.capacities, self.demand, groups)
+            if not verdict.ok:
+                self.tighten(groups, keys, verdict)
+                continue
+            if best is None or solution.usd_per_hour < best[1].usd_per_hour - 1e-9:
+                best = (model, solution, verdict)
+            step = [self._step(model, solution, key) for key in keys]
+            if not self.loosen(groups, keys, step):
+                return model, solution, verdict
+        return best
+
+    def _step(self, model: FleetModel, solution: Solution, key: Key) -> int:
+        """Replicas that leave with the smallest machine of a group."""
+        sizes = [
+            self.candidates[o.config].replicas_per_instance
+            for o in used_options(model, solution)
+            if (self.candidates[o.config].config, self.patterns[o.name]) == key
+        ]
+        return min(sizes)
+
+
+def used_options(model: FleetModel, solution: Solution) -> list[Option]:
+    """Options of which at least one machine is bought."""
+    counts = solution.committed + solution.held.sum((1, 2)) + solution.fallback.sum((1, 2, 3))
+    return [o for o, n in zip(model.options, counts, strict=True) if n > 0.5]

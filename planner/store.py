@@ -1,0 +1,74 @@
+"""Kept capacities: a small SQLite file in the cache folder, keyed by content; losing it costs time only."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """``$PLAN_CACHE``, else the XDG cache directory."""
+    own = os.environ.get("PLAN_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gpu-capacity-planner"
+
+
+class CapacityStore:
+    """Numbers by key; works in memory alone where the folder cannot be written.
+
+    Args:
+        path: the file; None: in memory only.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._known: dict[str, float] = {}
+        self._db: sqlite3.Connection | None = None
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=10, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("CREATE TABLE IF NOT EXISTS capacity (key TEXT PRIMARY KEY, rps REAL NOT NULL)")
+            self._db.commit()
+        except (OSError, sqlite3.Error):
+            self._db = None
+
+    def get(self, key: str) -> float | None:
+        """The number, or None."""
+        if key in self._known:
+            return self._known[key]
+        if self._db is None:
+            return None
+        try:
+            row = self._db.execute("SELECT rps FROM capacity WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error:
+            return None
+        if row is not None:
+            self._known[key] = float(row[0])
+        return None if row is None else float(row[0])
+
+    def put(self, key: str, value: float) -> None:
+        """Keep a number."""
+        self._known[key] = value
+        if self._db is None:
+            return
+        try:
+            with self._db:
+                self._db.execute("INSERT OR REPLACE INTO capacity VALUES (?, ?)", (key, value))
+        except sqlite3.Error:
+            self._db = None
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+
+def default_store() -> CapacityStore:
+    """The store of this user."""
+    return CapacityStore(cache_dir() / "capacity.sqlite3")
