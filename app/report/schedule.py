@@ -14,24 +14,24 @@ from types import FrameType
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from app.report.build import Sources
 from app.report.ledger import Ledger
 from catalogs.errors import InputError
+from catalogs.yaml_source import Strict
 
 LOOK_BACK = timedelta(days=366)
 MAX_WAIT_S = 30.0  # the clock is looked at again at least this often: it may be set, or the machine may sleep
 
 
-class Schedule(BaseModel):
+class Schedule(Strict):
     """A schedule file: when, what to report, where to send it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="names the ledger's entries")
     cron: str = Field(description="five fields, as in crontab")
     timezone: str = Field(default="UTC", description="an IANA name, such as Europe/Berlin")
-    report: dict[str, Any] = Field(description="what `plan report build` takes")
+    report: Sources = Field(description="what `plan report build` takes")
     send: list[dict[str, Any]] = Field(min_length=1, description="destinations")
 
     @field_validator("cron")

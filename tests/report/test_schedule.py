@@ -23,7 +23,7 @@ DESTINATION = [{"kind": "file", "path": "x"}]
 
 
 def schedule(cron: str = "0 8 * * MON", timezone: str = "Europe/Berlin") -> Schedule:
-    return Schedule(name="weekly", cron=cron, timezone=timezone, report={}, send=DESTINATION)
+    return Schedule(name="weekly", cron=cron, timezone=timezone, report={"bill": "b.csv"}, send=DESTINATION)
 
 
 def utc(*parts: int) -> datetime:
@@ -105,7 +105,7 @@ from app.report.schedule import Schedule, only_one, run_pending, instant
 from app.report.send import Message
 
 folder = Path(sys.argv[1])
-schedule = Schedule(name="s", cron="* * * * *", report={}, send=[{"kind": "file", "path": "x"}])
+schedule = Schedule(name="s", cron="* * * * *", report={"bill": "b.csv"}, send=[{"kind": "file", "path": "x"}])
 ledger = Ledger(folder / "ledger")
 start = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -159,7 +159,7 @@ def test_kills_at_random_moments_lose_and_repeat_no_period(tmp_path: Path) -> No
     ],
 )
 def test_bad_schedules_are_refused(field: str, value: object, said: str) -> None:
-    good = {"name": "n", "cron": "0 8 * * *", "timezone": "UTC", "report": {}, "send": DESTINATION}
+    good = {"name": "n", "cron": "0 8 * * *", "timezone": "UTC", "report": {"bill": "b.csv"}, "send": DESTINATION}
     with pytest.raises(ValidationError, match=said):
         Schedule.model_validate({**good, field: value})
 

@@ -1,0 +1,134 @@
+"""A report from its sources: the bill, the plan's run, and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from app.report.schema import Report
+from catalogs.errors import InputError
+from catalogs.yaml_source import Strict
+from planner.cost_report import Evidence, figures, month_of
+
+FORMS = ("html", "md", "json", "csv")
+
+
+class Sources(Strict):
+    """What a report is made of: the flags of `plan report build`, or `report:` in a schedule file."""
+
+    bill: Path = Field(description="CUR 2.0 or FOCUS, .csv, .csv.gz or .parquet")
+    run: str | None = Field(None, description="a run of `plan recommend`: its id, or last")
+    month: str | None = Field(None, description="YYYY-MM; left out: the month of the instant the report is for")
+    budget_usd_per_month: float | None = Field(None, gt=0)
+    busy: Path | None = Field(None, description="CSV of resource_id,busy_share: mean GPU busy share, 0 to 1")
+    served_requests: float | None = Field(None, ge=0)
+    served_output_tokens: float | None = Field(None, ge=0)
+    currency: str | None = Field(None, description="take only charges in this currency")
+    tag: str = Field("plan-model", description="the tag key that links machines to plans")
+    title: str = "GPU cost"
+
+
+def build(sources: Sources, moment: datetime) -> Report:
+    """Build the report of the month that holds ``moment`` (or of ``sources.month``).
+
+    Raises:
+        InputError: a source that cannot be read, or nothing to report.
+    """
+    from planner.bill_readers import read_bill
+
+    start, end = _month(sources.month) if sources.month else month_of(moment)
+    plan, run_id = _plan(sources.run)
+    served = {"requests": sources.served_requests, "output_tokens": sources.served_output_tokens}
+    evidence = Evidence(
+        bill=read_bill(sources.bill, currency=sources.currency),
+        plan=plan,
+        plan_run=run_id,
+        budget_usd_per_month=sources.budget_usd_per_month,
+        served={k: v for k, v in served.items() if v} or None,
+        busy=_busy(sources.busy),
+        tag=sources.tag,
+    )
+    found = figures(evidence, start, end)
+    return Report(
+        title=f"{sources.title}, {start:%B %Y}",
+        built_at=moment.astimezone(UTC).isoformat(timespec="seconds"),
+        recommendation=_recommendation(found),
+        confidence=_confidence(evidence, found),
+        sources={"bill": sources.bill.name, "plan run": run_id or "none", "metrics": "given" if served else "none"},
+        **found,
+    )
+
+
+def message_forms(report: Report) -> dict[str, str]:
+    """The report in every form."""
+    from app.report.render import RENDERERS
+
+    return {form: RENDERERS[form](report) for form in FORMS}
+
+
+def _month(text: str) -> tuple[datetime, datetime]:
+    try:
+        return month_of(datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC))
+    except ValueError as error:
+        raise InputError(f"{text!r} is not a month", where="--month", remedy="YYYY-MM, such as 2026-11") from error
+
+
+def _plan(run: str | None) -> tuple[Mapping[str, Any] | None, str | None]:
+    if run is None:
+        return None, None
+    from app.runs import list_runs, load_run
+
+    if run == "last":
+        plans = list_runs("recommend")
+        if not plans:
+            raise InputError("there is no plan yet", where="--run", remedy="`plan recommend` makes one")
+        return plans[0].answer, plans[0].run_id
+    found = load_run(run)
+    if "plan" not in found.answer:
+        raise InputError(f"run {found.run_id} is no plan", where="--run", remedy="`plan runs list --kind recommend`")
+    return found.answer, found.run_id
+
+
+def _busy(path: Path | None) -> Any:
+    if path is None:
+        return None
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path)
+        frame["busy_share"] = frame["busy_share"].astype(float)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"cannot read the GPU use: {error}", where=str(path), remedy="columns resource_id,busy_share (0 to 1)"
+        ) from error
+    if "resource_id" not in frame:
+        raise InputError("no column resource_id", where=str(path), remedy="columns resource_id,busy_share (0 to 1)")
+    return frame
+
+
+def _recommendation(found: Mapping[str, Any]) -> str:
+    """The dearest finding's action, or that there is none."""
+    costly = [f for f in found["findings"] if f["usd"] and f["usd"] > 0]
+    if not costly:
+        return "Nothing stands out: keep the plan."
+    worst = costly[0]
+    return f"{worst['text'][:1].upper()}{worst['text'][1:]} (${worst['usd']:,.2f}). Do: {worst['action']}."
+
+
+def _confidence(evidence: Evidence, found: Mapping[str, Any]) -> str:
+    parts = ["Money is from the bill, exact to the cent"]
+    if evidence.plan is None:
+        parts.append("no plan was given to compare with")
+    else:
+        parts.append(f"the plan {'is' if evidence.plan.get('verified') else 'was not'} verified by simulation")
+    parts.append(
+        "service figures are measured" if evidence.served else "cost per unit served is unknown without metrics"
+    )
+    share = found["savings"]["list_known_share"]
+    if share is not None and share < 1:
+        parts.append(f"list prices are known for {share:.0%} of charges")
+    return "; ".join(parts) + "."
