@@ -105,6 +105,14 @@ class DataPlane(Protocol):
         """Route requests at instants that ascend and are not before the present one."""
         ...
 
+    def withdraw(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Take back what was sent and has not reached a replica: (requests, instants)."""
+        ...
+
+    def open_until(self, index: int) -> None:
+        """Let all requests below ``index`` come at their own arrival (now, if that has passed)."""
+        ...
+
     def cancel(self, i: int) -> bool:
         """Take a request out; False if it had ended (its outcome then stands)."""
         ...
@@ -207,6 +215,7 @@ class SeatPlane:
         self._events: list[tuple[float, int, int, int]] = []  # (instant, order, slot, version)
         self._arrivals: deque[tuple[float, int]] = deque()
         self._order = 0
+        self._opened = 0
         self._turn = 0
         self._seen: dict[int, int] = {}
         self._seen_s = -np.inf
@@ -259,7 +268,22 @@ class SeatPlane:
 
     def send(self, ids: NDArray[np.int64], at_s: NDArray[np.float64]) -> None:
         """Queue arrivals."""
+        before = self._arrivals[-1][0] if self._arrivals else -np.inf
         self._arrivals.extend(zip(at_s.tolist(), ids.tolist(), strict=True))
+        if len(at_s) and at_s[0] < before:
+            self._arrivals = deque(sorted(self._arrivals))
+
+    def withdraw(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Empty the line of arrivals."""
+        line = list(self._arrivals)
+        self._arrivals.clear()
+        return np.array([i for _, i in line], np.int64), np.array([t for t, _ in line], float)
+
+    def open_until(self, index: int) -> None:
+        """Queue arrivals up to an index."""
+        ids = np.arange(self._opened, index)
+        self.send(ids, np.maximum(self._requests.arrival_s[ids], self.now_s))
+        self._opened = max(self._opened, index)
 
     def cancel(self, i: int) -> bool:
         """Take a request out."""

@@ -109,6 +109,13 @@ class EnginePlane:
         for i, at in zip(ids.tolist(), at_s.tolist(), strict=True):
             feed.push(self._feed, at, i)
 
+    def withdraw(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Empty the heap of requests that were sent for later."""
+        n = int(self._feed.num_heap[0])
+        order = np.lexsort((self._feed.heap[:n], self._feed.heap_s[:n]))
+        self._feed.num_heap[0] = 0
+        return self._feed.heap[:n][order], self._feed.heap_s[:n][order]
+
     def cancel(self, i: int) -> bool:
         """Take a request out of its replica."""
         return self._plane.cancel(i)
