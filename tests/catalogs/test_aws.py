@@ -360,3 +360,13 @@ def test_moto_answers_instance_types_and_zones() -> None:
         assert types[name]["num_gpus"] == load.instances()[name].num_gpus
         assert types[name]["num_vcpus"] == load.instances()[name].num_vcpus
     assert {f.zone for f in store.facts("zone_offering") if f.name == "g6e.xlarge"} >= {"us-east-1a"}
+
+
+def test_the_documented_policy_allows_every_call_and_no_more() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "prices.md").read_text()
+    policy = json.loads(docs[docs.index("```json") + 7 : docs.index("```", docs.index("```json") + 7)])
+    explorer = (load.DATA / "aws_bill.py").read_text()
+    allowed = set(policy["Statement"][0]["Action"])
+    assert {action for action, _ in FAMILIES.values()} <= allowed
+    assert all(f'"{action}"' in explorer for action in allowed if action.startswith("ce:"))
+    assert allowed - {a for a in allowed if a.startswith("ce:")} == {action for action, _ in FAMILIES.values()}
