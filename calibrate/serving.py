@@ -1,8 +1,8 @@
 """Measured serving points in one form, and the fit of engine overheads on them.
 
 A point is a load on one replica and what a client saw. The engine's overheads are what kernels do not explain: per
-step, per sequence in a step, before a request's queue, and after its step. Predicting a point takes a simulation, which is
-not this package's to run: callers hand in ``predict``.
+step, per sequence in a step, before a request's queue, and after its step. Predicting a point takes a simulation, which
+is not this package's to run: callers hand in ``predict``.
 """
 
 from __future__ import annotations
@@ -223,8 +223,8 @@ def relative_errors(point: ServingPoint, predicted: Metrics) -> dict[str, float]
 def fit_overheads(points: Sequence[ServingPoint], predict: Predict, start: Mapping[str, float]) -> dict[str, float]:
     """The overheads of one framework that bring simulation nearest to measured points.
 
-    Minimises the mean absolute log error of TTFT, TPOT and throughput, each capped at log 2 so that a point that another
-    effect decides (a cache that overflows) does not pull; Nelder-Mead on the logarithms of ``FITTED``.
+    Minimises the mean absolute log error of TTFT, TPOT and throughput, each capped at log 2 so that a point that
+    another effect decides (a cache that overflows) does not pull; Nelder-Mead on the logarithms of ``FITTED``.
 
     Args:
         points: of one framework.

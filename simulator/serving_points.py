@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from calibrate.profiles import Profile
 from calibrate.serving import ServingPoint
+from calibrate.validate import Comparison
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
 from simulator.engine import ReplicaSpec, simulate_replicas
@@ -20,9 +22,11 @@ class Predictor:
     """Simulates serving points; keeps each replica's step table, which overheads do not change.
 
     Attributes:
+        profile: what step times rest on; None: the best shipped one for each GPU.
         lines: replicas with their step tables, filled as points come.
     """
 
+    profile: Profile | None = None
     lines: dict[tuple[object, ...], Line] = field(default_factory=dict)
 
     def __call__(self, point: ServingPoint, overheads: Mapping[str, float] | None = None) -> dict[str, float]:
@@ -65,7 +69,7 @@ class Predictor:
     def _spec(self, point: ServingPoint) -> ReplicaSpec:
         key = (point.group, point.kv_cache_dtype, tuple(sorted(point.engine.items())))
         if key not in self.lines:
-            self.lines[key] = build_line(replica_of(point))
+            self.lines[key] = build_line(replica_of(point), self.profile)
         return in_closed_loop(self.lines[key], point.concurrency)
 
 
@@ -95,3 +99,18 @@ def requests_of(point: ServingPoint) -> Requests:
     return Requests(
         np.zeros(num), lengths(point.input_tokens), lengths(point.output_tokens), concurrency=point.concurrency
     )
+
+
+def compare_points(points: Sequence[ServingPoint], predictor: Predictor, fitted: bool = False) -> list[Comparison]:
+    """Every measured figure of the points beside the simulated one."""
+    out = []
+    for point in points:
+        predicted = predictor(point)
+        name = (
+            f"{point.model} tp{point.tensor_parallel_size} {point.input_tokens}/{point.output_tokens} "
+            f"x{point.concurrency}"
+        )
+        for metric, measured in point.measured.items():
+            if metric in predicted and np.isfinite(predicted[metric]):
+                out.append(Comparison(metric, point.group, name, predicted[metric], measured, fitted))
+    return out
