@@ -50,7 +50,12 @@ def cards(report: Report) -> list[tuple[str, str, bool]]:
     if spend.planned_usd is not None:
         over = spend.effective_usd > 1.02 * spend.planned_usd
         found.append((usd(spend.planned_usd), "planned for the same time", over))
-    spread = "" if forecast.low_usd is None else f", {usd(forecast.low_usd, 0)} to {usd(forecast.high_usd, 0)}"
+    over_by_now = report.period.data_until >= report.period.end
+    spread = (
+        ""
+        if forecast.low_usd is None or over_by_now
+        else f", {usd(forecast.low_usd, 0)} to {usd(forecast.high_usd, 0)}"
+    )
     over = spend.budget_usd is not None and forecast.usd > spend.budget_usd
     found.append((usd(forecast.usd), f"forecast to month end{spread}", over))
     if spend.budget_usd is not None:
