@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import click
 
 from app.cli.output import format_option
@@ -20,15 +17,13 @@ def demo(ctx: click.Context, form: str) -> None:
     Example:
       plan demo
     """
-    from app.cli.init import FILES, demo_file
-    from app.cli.recommend import recommend
-    from catalogs.files import write_text
+    from importlib.resources import as_file, files
 
-    with TemporaryDirectory(prefix="plan-demo-") as folder:
-        for name in FILES:
-            write_text(Path(folder) / name, demo_file(name))
-        if form == "table":
-            click.echo("Demo: llama-3.1-8b under a bundled synthetic chat trace; TTFT p95 <= 1 s, TPOT p95 <= 50 ms.\n")
-        ctx.invoke(recommend, config=Path(folder) / "plan.yaml", form=form)
+    from app.cli.recommend import recommend
+
+    if form == "table":
+        click.echo("A bundled synthetic chat trace, llama-3.1-8b, TTFT p95 <= 1 s, TPOT p95 <= 50 ms.\n")
+    with as_file(files("app") / "demo") as folder:
+        ctx.invoke(recommend, config=folder / "plan.yaml", form=form, slos=())
     if form == "table":
         click.echo("\nNext: plan init myplan && plan recommend -c myplan/plan.yaml   (then put your own trace in it)")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from catalogs.errors import InputError
 from catalogs.load import find_model, instances
 
@@ -114,6 +116,16 @@ def header(deployment: Deployment, assumptions: Sequence[str], comment: str = "#
     lines = [f"{deployment.model} in {deployment.region}; SLO: {slo}; prices as of {deployment.prices_as_of}."]
     lines += [f"Assumed: {text}" for text in assumptions]
     return "".join(f"{comment} {line}\n" for line in lines)
+
+
+def documents(parts: Sequence[Mapping[str, Any]]) -> str:
+    """YAML documents in the order of their keys' making, without anchors: people read and edit them."""
+
+    class Plain(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    return yaml.dump_all(parts, Dumper=Plain, sort_keys=False)
 
 
 def _group(line: Mapping[str, Any]) -> Group:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping
 
+from catalogs.load import find_gpu
 from planner.export.deployment import Deployment, Group, header, only_framework
 
 VERSIONS = {"vllm": "0.11", "sglang": "0.5", "tensorrt-llm": "1.0", "tgi": "3.3"}
@@ -123,7 +124,10 @@ def assumptions_of(deployment: Deployment) -> list[str]:
 def _precision(group: Group, known: Mapping[str, str], quantization: str = "--quantization") -> Flags:
     if group.precision in known:
         return [(quantization, known[group.precision])]
-    return [("--dtype", DTYPES[group.precision])] if group.precision in DTYPES else []
+    dtype = group.precision
+    if dtype == "bf16" and "bf16" not in find_gpu(group.gpu).peak_flops:
+        dtype = "fp16"  # as the engines refuse bf16 before compute capability 8.0
+    return [("--dtype", DTYPES[dtype])] if dtype in DTYPES else []
 
 
 def _commands(framework: str) -> Callable[[Deployment], str]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
-from planner.export.deployment import Deployment, Group, header
+from planner.export.deployment import Deployment, Group, documents, header
 
 CAPACITY_TYPES = {"spot": "spot", "on_demand": "on-demand"}
 
@@ -19,7 +17,7 @@ def karpenter(deployment: Deployment) -> str:
         " Capacity Blocks need capacityReservationSelectorTerms in the EC2NodeClass",
     ]
     pools = [_pool(deployment, group) for group in deployment.groups]
-    return header(deployment, notes) + yaml.safe_dump_all(pools, sort_keys=False)
+    return header(deployment, notes) + documents(pools)
 
 
 def _pool(deployment: Deployment, group: Group) -> dict[str, Any]:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
-from planner.export.deployment import Deployment, Group, header
+from planner.export.deployment import Deployment, Group, documents, header
 from planner.export.engines import assumptions_of, launch_words
 
 IMAGES = {
@@ -126,16 +124,16 @@ def _target_running(group: Group) -> int:
 
 
 def _documents(deployment: Deployment, scaler: Any, assumed: list[str]) -> str:
-    documents: list[dict[str, Any]] = []
+    parts: list[dict[str, Any]] = []
     for group in deployment.groups:
         work, service = workload(deployment, group)
-        if service not in documents:
-            documents.append(service)
-        documents += [work, scaler(work["metadata"]["name"], group)]
+        if service not in parts:
+            parts.append(service)
+        parts += [work, scaler(work["metadata"]["name"], group)]
     if not all(g.engine.get("mean_running") for g in deployment.groups):
         assumed = [
             *assumed,
             f"a replica is full at {TARGET_SHARE:.0%} of its seats; set the target from `plan simulate`",
         ]
     text = header(deployment, [*assumptions_of(deployment), *assumed])
-    return text + yaml.safe_dump_all(documents, sort_keys=False)
+    return text + documents(parts)

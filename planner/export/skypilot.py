@@ -5,9 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-import yaml
-
-from planner.export.deployment import Deployment, Group, header
+from planner.export.deployment import Deployment, Group, documents, header
 from planner.export.engines import assumptions_of, launch_words
 from planner.export.kubernetes import PORTS
 
@@ -30,7 +28,7 @@ def skypilot(deployment: Deployment) -> str:
         if deployment.rate_rps
         else "the plan states no request rate: set target_qps_per_replica from `plan simulate`",
     ]
-    return header(deployment, notes) + yaml.safe_dump_all(services, sort_keys=False)
+    return header(deployment, notes) + documents(services)
 
 
 def _service(deployment: Deployment, group: Group) -> dict[str, Any]:
