@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 # One colour a meaning, everywhere; chosen to stay apart for colour-blind readers (Okabe and Ito, 2008).
 PURCHASE_COLOURS: Mapping[str, str] = {
-    "on_demand": "#0072b2", "spot": "#e69f00", "reserved_1yr": "#56b4e9", "reserved_3yr": "#009e73", "reserved": "#009e73",
-    "savings_plan": "#56b4e9", "capacity_block": "#cc79a7",
+    "on_demand": "#0072b2", "spot": "#e69f00", "reserved_1yr": "#56b4e9", "reserved_3yr": "#009e73",
+    "reserved": "#009e73", "savings_plan": "#56b4e9", "capacity_block": "#cc79a7",
 }  # fmt: skip
 MEANING_COLOURS: Mapping[str, str] = {
     "limit": "#d55e00", "load": "#555555", "measured": "#0072b2", "predicted": "#e69f00", "ideal": "#999999",

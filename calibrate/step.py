@@ -47,7 +47,8 @@ class SkewTable(NamedTuple):
     """How much a decode batch of unequal contexts lengthens attention: one long sequence can hold up a step.
 
     Attention = attention(mean context) + ``alpha`` * (attention(longest context) - attention(mean context)), both at
-    the step's other coordinates. On each axis ``alpha`` is that of the first edge at or beyond the value, else the last.
+    the step's other coordinates. On each axis ``alpha`` is that of the first edge at or beyond the value, else of the
+    last.
 
     Attributes:
         prefill_tokens: (C,) edges. num_decode: (N,) edges.

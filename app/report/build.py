@@ -116,7 +116,8 @@ def _recommendation(found: Mapping[str, Any]) -> str:
     if not costly:
         return "Nothing stands out: keep the plan."
     worst = costly[0]
-    return f"{worst['kind'].replace('_', ' ').capitalize()}: {worst['text']} (${worst['usd']:,.2f}). Do: {worst['action']}."
+    kind = worst["kind"].replace("_", " ").capitalize()
+    return f"{kind}: {worst['text']} (${worst['usd']:,.2f}). Do: {worst['action']}."
 
 
 def _confidence(evidence: Evidence, found: Mapping[str, Any]) -> str:
