@@ -46,6 +46,7 @@ class Capacities:
     store: CapacityStore
     simulations: int = 0
     _parts: dict[Pattern, Requests] = field(default_factory=dict)
+    _spec_hashes: dict[int, str] = field(default_factory=dict)
     _hashes: dict[Pattern, str] = field(default_factory=dict)
     _bounds: dict[tuple[int, Pattern], float] = field(default_factory=dict)
 
@@ -70,8 +71,23 @@ class Capacities:
         """A rate that a replica cannot exceed: 0 where a floor is above its limit already."""
         key = (id(line.spec), pattern)
         if key not in self._bounds:
-            self._bounds[key] = self._bound_rps(line, pattern)
+            name = self._key(line, pattern, 0)
+            kept = self.store.get(name)
+            if kept is None:
+                kept = self._bound_rps(line, pattern)
+                self.store.put(name, kept)
+            self._bounds[key] = kept
         return self._bounds[key]
+
+    def work(self, line: Line, bucket: int) -> float:
+        """Relative work of one bucket's request: a perfectly packed replica's seconds for it."""
+        name = self._key(line, (bucket,), -1)
+        kept = self.store.get(name)
+        if kept is None:
+            tokens = self.demand.mean_tokens[bucket]
+            kept = 1 / max(bounds.rate_bound_rps(line.spec, float(tokens[0]), float(tokens[1]), None), 1e-9)
+            self.store.put(name, kept)
+        return kept
 
     def _bound_rps(self, line: Line, pattern: Pattern) -> float:
         part = self.part(pattern)
@@ -133,10 +149,15 @@ class Capacities:
                 high = middle
         return low / num
 
+    def _spec_hash(self, spec: ReplicaSpec) -> str:
+        if id(spec) not in self._spec_hashes:
+            self._spec_hashes[id(spec)] = spec_hash(spec)
+        return self._spec_hashes[id(spec)]
+
     def _key(self, line: Line, pattern: Pattern, num: int) -> str:
         if pattern not in self._hashes:
             self._hashes[pattern] = hash_requests(self.part(pattern))
-        asked = [METHOD, spec_hash(line.spec), self._hashes[pattern], num, self.router, self.seed,
+        asked = [METHOD, self._spec_hash(line.spec), self._hashes[pattern], num, self.router, self.seed,
                  [(s.metric, s.percentile, s.limit_s, s.request_class) for s in self.slos]]  # fmt: skip
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 

@@ -138,26 +138,21 @@ def undominated(options: Sequence[Option], quotas: Sequence[Quota] = ()) -> list
     a quota or a time window limits never dominates one that it cannot replace.
     """
     limited = {name for q in quotas for name in q.weights}
-    kept: list[Option] = []
-    order = sorted(range(len(options)), key=lambda i: (options[i].usd_per_hour, float(np.sum(options[i].load)), i))
-    by_kind: dict[tuple[object, ...], list[Option]] = {}
-    for i in order:
-        option = options[i]
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, option in enumerate(options):
         window = None if option.active is None else option.active.tobytes()
-        group = by_kind.setdefault((option.kind, window, option.start_hours), [])
-        if any(_dominates(better, option, limited) for better in group):
-            continue
-        group.append(option)
-        kept.append(option)
-    position = {id(o): i for i, o in enumerate(options)}
-    return sorted(kept, key=lambda o: position[id(o)])
-
-
-def _dominates(better: Option, worse: Option, limited: set[str]) -> bool:
-    if better.config in limited and not (worse.config in limited and better.instance == worse.instance):
-        return False
-    if better.max_count is not None and better.instance != worse.instance:
-        return False
-    if better.max_count is not None and (worse.max_count is None or worse.max_count > better.max_count):
-        return False
-    return better.usd_per_hour <= worse.usd_per_hour and bool(np.all(better.load <= worse.load))
+        # an option under a limit stands for others of its own machine only
+        machine = option.instance if option.config in limited or option.max_count is not None else None
+        groups.setdefault((option.kind, window, option.start_hours, machine, option.max_count), []).append(i)
+    kept: list[int] = []
+    for members in groups.values():
+        price = np.array([options[i].usd_per_hour for i in members])
+        load = np.array([options[i].load for i in members], dtype=float)
+        order = np.lexsort((np.arange(len(members)), np.where(np.isfinite(load), load, 1e18).sum(1), price))
+        front = np.zeros((0, load.shape[1]))
+        for at in order:  # by price: whatever is on the front costs no more
+            if len(front) and bool((front <= load[at]).all(axis=1).any()):
+                continue
+            front = np.vstack([front, load[at]])
+            kept.append(members[at])
+    return [options[i] for i in sorted(kept)]

@@ -24,7 +24,7 @@ from planner.milp import Solution
 from planner.problem import Problem
 from planner.relax import explain_infeasible
 from planner.search import Search
-from planner.store import default_store
+from planner.store import CapacityStore, default_store
 from planner.verify import Verdict
 from simulator.replicas import Line as Served
 from simulator.replicas import build_line
@@ -54,14 +54,18 @@ class Found:
 
 def recommend_by_simulation(problem: Problem, progress: Progress) -> dict[str, Any]:
     """See ``planner.recommend``."""
-    found = find_plan(problem, progress)
-    progress("fresh draws of the workload", 0.85)
-    answer = describe(found, progress)
+    store = default_store()
+    try:
+        found = find_plan(problem, progress, store)
+        progress("fresh draws of the workload", 0.85)
+        answer = describe(found, progress)
+    finally:
+        store.close()
     progress("done", 1.0)
     return answer
 
 
-def find_plan(problem: Problem, progress: Progress) -> Found:
+def find_plan(problem: Problem, progress: Progress, store: CapacityStore) -> Found:
     """Search for the cheapest verified fleet.
 
     Raises:
@@ -84,19 +88,16 @@ def find_plan(problem: Problem, progress: Progress) -> Found:
     kept = {c.label: c for c in candidates if c.config in served}
     if not kept:
         raise _nothing_fits(model, refused)
-    capacities = Capacities(demand, problem.slos, problem.router, problem.seed, default_store())
-    try:
-        search = Search(
-            kept, served, capacities, base_model(problem, demand, list(kept.values())), problem.solver.gap,
-            problem.solver.time_limit_s,
-        )  # fmt: skip
-        _check_feasible(search)
-        result = search.verified(progress, problem.solver.max_rounds)
-        if result is None:
-            raise explain_infeasible(search.model.with_options(search.options()))
-        return Found(problem, search, *result, tuple(refused), tuple(_notes(problem, demand)))
-    finally:
-        capacities.store.close()
+    capacities = Capacities(demand, problem.slos, problem.router, problem.seed, store)
+    search = Search(
+        kept, served, capacities, base_model(problem, demand, list(kept.values())), problem.solver.gap,
+        problem.solver.time_limit_s,
+    )  # fmt: skip
+    _check_feasible(search)
+    result = search.verified(progress, problem.solver.max_rounds)
+    if result is None:
+        raise explain_infeasible(search.model.with_options(search.options()))
+    return Found(problem, search, *result, tuple(refused), tuple(_notes(problem, demand)))
 
 
 def _requests(problem: Problem) -> Any:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from planner import bounds
 from planner.candidates import Candidate
 from planner.capacity import Capacities
 from planner.demand import Demand, Pattern
@@ -69,38 +68,47 @@ class Search:
 
     def options(self) -> list[Option]:
         """What can be bought at the present capacities; dominated options are left out."""
+        loads = {
+            (config, pattern): self._load(config, pattern)
+            for config in sorted({c.config for c in self.candidates.values()})
+            for pattern in self.demand.patterns
+        }
         found = []
         for candidate in self.candidates.values():
             for pattern in self.demand.patterns:
-                load = self._load(candidate, pattern)
-                if load is None:
-                    continue
-                for purchase, offer in candidate.offers.items():
-                    name = f"{candidate.label} {purchase} [{self.demand.pattern_name(pattern)}]"
-                    self.patterns[name] = pattern
-                    kind = KINDS.get(purchase, "committed")
-                    found.append(
-                        Option(name, candidate.instance_type, candidate.label, purchase, kind, offer.usd_per_hour, load)
-                    )
+                load = loads[(candidate.config, pattern)]
+                if load is not None:
+                    found += self._offers(candidate, pattern, load / candidate.replicas_per_instance)
         return undominated(found, self.model.limits.quotas)
 
-    def _load(self, candidate: Candidate, pattern: Pattern) -> NDArray[np.float64] | None:
-        rps = self.capacity((candidate.config, pattern))
+    def _offers(self, candidate: Candidate, pattern: Pattern, load: NDArray[np.float64]) -> list[Option]:
+        found = []
+        for purchase, offer in candidate.offers.items():
+            name = f"{candidate.label} {purchase} [{self.demand.pattern_name(pattern)}]"
+            self.patterns[name] = pattern
+            kind = KINDS.get(purchase, "committed")
+            found.append(
+                Option(name, candidate.instance_type, candidate.label, purchase, kind, offer.usd_per_hour, load)
+            )
+        return found
+
+    def _load(self, config: str, pattern: Pattern) -> NDArray[np.float64] | None:
+        """(S,) share of one replica that a request a second of each bucket takes; None: it serves none."""
+        rps = self.capacity((config, pattern))
         if rps <= 0:
             return None
-        weight, share = self._weights(candidate.config), self.demand.rate_rps
+        weight, share = self._weights(config), self.demand.rate_rps
         chosen = list(pattern)
         mean = float((weight * share)[chosen].sum() / share[chosen].sum())
         load = np.full(len(share), np.inf)
-        load[chosen] = weight[chosen] / mean / rps / candidate.replicas_per_instance
+        load[chosen] = weight[chosen] / mean / rps
         return load
 
     def _weights(self, config: str) -> NDArray[np.float64]:
         """(S,) relative work of a request of each bucket: a perfectly packed replica's time for it."""
         if config not in self.weights:
-            spec = self.served[config].spec
-            rates = [bounds.rate_bound_rps(spec, i, o, None) for i, o in self.demand.mean_tokens]
-            self.weights[config] = 1 / np.maximum(np.array(rates), 1e-9)
+            served = self.served[config]
+            self.weights[config] = np.array([self.capacities.work(served, b) for b in range(len(self.demand.names))])
         return self.weights[config]
 
     def restricted(self, candidates: dict[str, Candidate]) -> Search:

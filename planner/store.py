@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
+import threading
 from pathlib import Path
+
+COMMIT_EVERY = 16  # writes that a killed process may lose
 
 
 def cache_dir() -> Path:
@@ -25,7 +29,9 @@ class CapacityStore:
 
     def __init__(self, path: Path | None) -> None:
         self._known: dict[str, float] = {}
+        self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
+        self._pending = 0
         if path is None:
             return
         try:
@@ -44,7 +50,8 @@ class CapacityStore:
         if self._db is None:
             return None
         try:
-            row = self._db.execute("SELECT rps FROM capacity WHERE key = ?", (key,)).fetchone()
+            with self._lock:
+                row = self._db.execute("SELECT rps FROM capacity WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error:
             return None
         if row is not None:
@@ -57,16 +64,26 @@ class CapacityStore:
         if self._db is None:
             return
         try:
-            with self._db:
+            with self._lock:
                 self._db.execute("INSERT OR REPLACE INTO capacity VALUES (?, ?)", (key, value))
+                self._pending += 1
+                if self._pending >= COMMIT_EVERY:
+                    self._commit()
         except sqlite3.Error:
             self._db = None
 
     def close(self) -> None:
         """Close the file."""
         if self._db is not None:
+            with self._lock, contextlib.suppress(sqlite3.Error):
+                self._commit()
             self._db.close()
             self._db = None
+
+    def _commit(self) -> None:
+        if self._db is not None:
+            self._db.commit()
+            self._pending = 0
 
 
 def default_store() -> CapacityStore:

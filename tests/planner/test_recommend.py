@@ -1,0 +1,127 @@
+"""The main job by simulation: verified plans, honest bounds, and every question that has no answer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from catalogs.errors import GateError, InputError, MissingError
+from planner.problem import problem_from
+from planner.recommend import recommend
+
+
+def problem(trace, **more):
+    settings = {
+        "model": "llama-3.1-8b",
+        "workload": {"trace": str(trace)},
+        "slo": {"ttft_p95_s": 1.0, "tpot_p95_s": 0.05},
+        **more,
+    }
+    return problem_from(settings)
+
+
+@pytest.fixture(scope="module")
+def answer(trace, tmp_path_factory):
+    import os
+
+    os.environ["PLAN_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    return recommend(problem(trace))
+
+
+def test_the_plan_is_verified_within_its_gap(answer):
+    assert answer["verified"] is True
+    assert answer["mip_gap"] <= 1e-3
+    assert all(s["ok"] and s["simulated"] <= s["limit"] for s in answer["slo"].values())
+    plan = answer["plan"]
+    assert plan["usd_per_hour"] == pytest.approx(sum(line["usd_per_hour"] for line in plan["lines"]))
+    assert plan["usd_per_month"] == pytest.approx(plan["usd_per_hour"] * 730, rel=1e-6)
+    assert answer["lower_bound_usd_per_hour"] <= plan["usd_per_hour"] + 1e-6
+    assert answer["profiles"] and answer["prices_as_of"]
+
+
+def test_no_alternative_is_cheaper_than_the_plan(answer):
+    usd = answer["plan"]["usd_per_hour"]
+    costs = [a["usd_per_hour"] for a in answer["alternatives"] if a["usd_per_hour"] is not None]
+    assert costs and min(costs) >= usd * (1 - 1e-3)
+    assert any(a["label"].startswith("cheapest single type") for a in answer["alternatives"])
+    assert all(a["why_not"] for a in answer["alternatives"])
+
+
+def test_simulated_capacities_stay_below_their_bounds(answer):
+    for candidate in answer["candidates"]:
+        assert candidate["max_rps"] <= candidate["bound_rps"] * 1.06
+
+
+def test_the_same_question_gets_the_same_answer(trace, answer):
+    again = recommend(problem(trace))
+    again["simulations"] = answer["simulations"]  # what was remembered need not be simulated again
+    assert json.dumps(again, sort_keys=True) == json.dumps(answer, sort_keys=True)
+
+
+def test_more_load_never_costs_less(trace):
+    few = {"gpus": ["L40S", "L4"]}
+    once = recommend(problem(trace, candidates=few))
+    more = recommend(problem(trace, workload={"trace": str(trace), "scale": 2.5}, candidates=few))
+    assert more["verified"] and more["plan"]["usd_per_hour"] >= once["plan"]["usd_per_hour"] - 1e-6
+
+
+def test_the_command_answers_in_every_form(trace):
+    from app.cli.main import cli
+
+    args = ["recommend", "--model", "llama-3.1-8b", "--trace", str(trace), "--slo", "ttft_p95_s=1", "--slo",
+            "tpot_p95_s=0.05", "--gpus", "L40S"]  # fmt: skip
+    for form in ("table", "json", "csv", "md"):
+        done = CliRunner().invoke(cli, [*args, "--format", form], catch_exceptions=False)
+        assert done.exit_code == 0 and "g6e" in done.stdout
+
+
+def test_an_slo_below_the_floor_names_the_floor_and_its_cause(trace):
+    with pytest.raises(GateError) as refused:
+        recommend(problem(trace, slo={"tpot_p95_s": 0.0005}))
+    assert "physical floor" in refused.value.what and "memory bandwidth" in refused.value.why
+    with pytest.raises(GateError, match="ttft_p95_s of 0.001 s is below the physical floor"):
+        recommend(problem(trace, slo={"ttft_p95_s": 0.001}))
+
+
+def test_a_model_that_fits_nowhere_says_why(trace):
+    with pytest.raises(GateError, match="runs on none") as refused:
+        recommend(problem(trace, model="llama-3.1-405b", candidates={"gpus": ["T4", "L4"]}))
+    assert "does not fit" in refused.value.why
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ({"model": "llama-3.1-9b"}, InputError, "llama-3.1-8b"),
+        ({"candidates": {"gpus": ["L40X"]}}, InputError, "L40S"),
+        ({"candidates": {"instances": ["g6e.xlrge"]}}, InputError, "g6e.xlarge"),
+        ({"region": "us-esat-1"}, InputError, "us-east-1"),
+        ({"model": "bert-large"}, InputError, "does not generate"),
+        ({"slo": {"chat": {"ttft_p95_s": 1.0}}}, InputError, "class 'chat'"),
+        ({"quotas": {"g6e.xlrge": 1}}, InputError, "g6e.xlarge"),
+        ({"candidates": {"gpus": ["H200"], "purchase": ["reserved_1yr"]}}, MissingError, "no reserved_1yr price"),
+        ({"quality": {"min_score": 0.99}, "candidates": {"precision": ["gguf-q2_k"]}}, GateError, "runs on none"),
+    ],
+)
+def test_bad_questions_are_refused_in_words(trace, settings, error, says):
+    with pytest.raises(error) as refused:
+        recommend(problem(trace, **settings))
+    assert says in str(refused.value)
+
+
+def test_a_budget_that_is_too_small_says_what_would_do(trace):
+    with pytest.raises(GateError, match="the budget is too tight") as refused:
+        recommend(problem(trace, budget_usd_per_month=100, candidates={"gpus": ["L40S"]}))
+    assert "budget_usd_per_month" in refused.value.remedy
+
+
+def test_a_closed_loop_has_no_rate_to_plan_for(trace):
+    load = {
+        "arrivals": {"process": "closed_loop", "concurrency": 8, "num_requests": 64},
+        "input_tokens": {"distribution": "fixed", "value": 100},
+        "output_tokens": {"distribution": "fixed", "value": 10},
+    }
+    with pytest.raises(InputError, match="closed loop"):
+        recommend(problem(trace, workload=load))
