@@ -10,6 +10,7 @@ from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_instance, find_region, price_of
 from catalogs.units import MILLION, SECONDS_PER_HOUR
 from simulator.scenario import FleetLine, Scenario
+from simulator.sweep import Point, play_point
 
 DEFAULT_REGION = "us-east-1"
 
@@ -53,3 +54,13 @@ def with_dollars(document: Mapping[str, Any], usd_per_hour: float | None) -> dic
     tokens = document["output_tokens_per_s"] * document["duration_s"]
     per_million = usd / tokens * MILLION if tokens else None
     return {**document, "usd": usd, "usd_per_million_output_tokens": per_million}
+
+
+def play_priced_point(point: Point) -> dict[str, Any]:
+    """The answer of one point of a sweep, with dollars where its fleet's price is known.
+
+    Raises:
+        InputError: anything wrong with the point's scenario. MissingError: a profile that is not there.
+    """
+    usd_per_hour = fleet_usd_per_hour(point.read())
+    return with_dollars(play_point(point), usd_per_hour)

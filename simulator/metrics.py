@@ -82,7 +82,8 @@ def check_slos(slos: Sequence[Slo], requests: Requests, latencies: Latencies) ->
         chosen = class_mask(requests, slo.request_class)
         values = latencies.of_metric(slo.metric)[chosen]
         found = promised_percentile(values, latencies.completed[chosen], slo.percentile)
-        verdict: dict[str, Any] = {"limit": slo.limit_s, "simulated": found, "ok": bool(found <= slo.limit_s)}
+        ok = bool(found <= slo.limit_s)
+        verdict: dict[str, Any] = {"limit": slo.limit_s, "simulated": found if np.isfinite(found) else None, "ok": ok}
         if not np.isfinite(found):
             verdict["why"] = "no request has it" if np.isnan(found) else "too many requests were rejected or failed"
         place = answer if slo.request_class is None else answer.setdefault(slo.request_class, {})

@@ -16,7 +16,7 @@ from catalogs.errors import GateError, InputError, MissingError
 from simulator.run import simulate
 from simulator.scenario import Scenario, read_scenario
 
-EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
+EXAMPLES = [Path(__file__).resolve().parents[2] / "examples" / f"{n}.yaml" for n in ("chat", "closed_loop", "agents")]
 CONTRACT_KEYS = {
     "schema_version", "requests", "ttft_s", "tpot_s", "e2e_s", "queue_s", "duration_s", "requests_per_s",
     "output_tokens_per_s", "total_tokens_per_s", "gpu_hours", "usd", "usd_per_million_output_tokens", "engine",

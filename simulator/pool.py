@@ -1,0 +1,157 @@
+"""Runs many independent tasks, on this machine's cores or on a Ray cluster; one that fails does not stop the rest.
+
+The function must be importable (a module's own, not a lambda), since workers are fresh processes. Results come as they
+are ready; whoever needs an order sorts by the task's number, so that the number of workers changes nothing.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from catalogs.errors import PlanError
+
+THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+Function = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a task has no result: words for people, and the kind of error."""
+
+    what: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """A task's number, and its result or ``Failure``."""
+
+    number: int
+    result: Any
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def attempt(function: Function, task: Any) -> Any:
+    """The function's result, or its ``Failure``: an exception in a worker is an answer, not an end."""
+    try:
+        return function(task)
+    except PlanError as error:
+        return Failure(str(error), type(error).__name__)
+    except MemoryError:
+        return Failure("out of memory", "MemoryError")
+    except Exception as error:
+        return Failure(f"this is a fault of ours: {type(error).__name__}: {error}", type(error).__name__)
+
+
+def run_here(function: Function, tasks: Sequence[Any], numbers: Sequence[int]) -> Iterator[Done]:
+    """One after another, in this process."""
+    for number in numbers:
+        yield Done(number, attempt(function, tasks[number]))
+
+
+def run_processes(function: Function, tasks: Sequence[Any], numbers: Sequence[int], workers: int) -> Iterator[Done]:
+    """In ``workers`` fresh processes.
+
+    A worker that dies (killed, out of memory, a crash in compiled code) takes the pool with it; the tasks that were
+    running are then tried again one by one, each in a process of its own, and the one that dies again has failed.
+    """
+    waiting = deque(numbers)
+    while waiting:
+        suspects: list[int] = []
+        with _pool(workers) as pool:
+            running: dict[Future[Any], int] = {}
+            try:
+                while waiting or running:
+                    while waiting and len(running) < 2 * workers:
+                        running[pool.submit(attempt, function, tasks[waiting[0]])] = waiting[0]
+                        waiting.popleft()
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        number = running[future]
+                        result = future.result()
+                        del running[future]
+                        yield Done(number, result)
+            except BrokenProcessPool:
+                suspects = sorted(running.values())
+            except GeneratorExit:
+                _stop(pool)
+                raise
+            except KeyboardInterrupt:
+                _stop(pool)
+                raise
+        for number in suspects:
+            yield Done(number, _alone(function, tasks[number]))
+
+
+def _alone(function: Function, task: Any) -> Any:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(attempt, function, task).result()
+        except BrokenProcessPool:
+            return Failure("the worker process died (killed, or out of memory)", "WorkerDied")
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    """One thread a worker, and no traceback from each of them when the user stops the program."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in THREAD_LIMITS:
+        os.environ[name] = "1"
+    import pyarrow as pa
+
+    pa.set_cpu_count(1)
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """End the workers without waiting for what they do."""
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.kill()
+
+
+def run_tasks(
+    function: Function,
+    tasks: Sequence[Any],
+    *,
+    numbers: Sequence[int] | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
+) -> Iterator[Done]:
+    """Run a function on every task and yield what is done as it is done.
+
+    Args:
+        function: importable; takes one task.
+        tasks: picklable.
+        numbers: which of the tasks; None: all.
+        workers: processes on this machine; None: one a core, and 1: this process. On Ray: tasks at a time; None: two
+            for each core of the cluster.
+        ray_address: of a running Ray cluster; None: this machine.
+
+    Raises:
+        MissingError: Ray is not installed, or no cluster answers.
+    """
+    chosen = range(len(tasks)) if numbers is None else numbers
+    if ray_address is not None:
+        from simulator.ray_pool import run_ray
+
+        yield from run_ray(function, tasks, chosen, ray_address, workers)
+        return
+    count = min(workers or cpu_count(), max(1, len(chosen)))
+    yield from run_here(function, tasks, chosen) if count == 1 else run_processes(function, tasks, chosen, count)

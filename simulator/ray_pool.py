@@ -1,0 +1,78 @@
+"""Runs tasks on a Ray cluster that is already there."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from catalogs.errors import MissingError
+from simulator.pool import Done, Failure, Function, attempt
+
+RETRIES = 3  # of a task whose worker or node died
+NUM_RETURNS_AT_ONCE = 64
+KNOCK_S = 5.0
+
+
+def run_ray(
+    function: Function, tasks: Sequence[Any], numbers: Sequence[int], address: str, at_a_time: int | None
+) -> Iterator[Done]:
+    """As ``simulator.pool.run_tasks``; every node needs this project installed and the input files at the same paths.
+
+    A task whose worker or node dies is tried again elsewhere, up to ``RETRIES`` times.
+
+    Raises:
+        MissingError: Ray is not installed, or no cluster answers at the address.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        remedy = "pip install 'gpu-capacity-planner[ray]'"
+        raise MissingError("Ray is not installed", where="--engine ray", remedy=remedy) from error
+    try:
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise MissingError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}", where="--address",
+                           remedy="ray start --head, then --address HOST:6379 or auto") from error  # fmt: skip
+    try:
+        yield from _run(ray, function, tasks, numbers, at_a_time)
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise an ``OSError`` when nobody listens, since Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+
+
+def _run(
+    ray: Any, function: Function, tasks: Sequence[Any], numbers: Sequence[int], at_a_time: int | None
+) -> Iterator[Done]:
+    remote = ray.remote(num_cpus=1, max_retries=RETRIES)(attempt)
+    waiting = deque(numbers)
+    running: dict[Any, int] = {}
+    while waiting or running:
+        limit = at_a_time or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+        while waiting and len(running) < limit:
+            number = waiting.popleft()
+            running[remote.remote(function, tasks[number])] = number
+        ready, _ = ray.wait(list(running), num_returns=1)
+        more, _ = ray.wait(list(running), num_returns=min(len(running), NUM_RETURNS_AT_ONCE), timeout=0)
+        for reference in {*ready, *more}:
+            yield Done(running.pop(reference), _result(ray, reference))
+
+
+def _result(ray: Any, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.OutOfMemoryError:
+        return Failure("out of memory on the node that ran it", "MemoryError")
+    except ray.exceptions.RayTaskError as error:  # raised before the task ran: the project is not installed there
+        return Failure(f"could not be run there: {str(error.cause).splitlines()[0]}", "RayTaskError")
+    except ray.exceptions.RayError as error:
+        return Failure(f"lost after {RETRIES} retries: {str(error).splitlines()[0]}", type(error).__name__)
