@@ -127,15 +127,16 @@ class Observed:
     notes: tuple[str, ...] = field(default_factory=tuple)
 
     @property
-    def seen_s(self) -> float:
-        """Seconds of the period in which something was measured."""
-        return self.end_s - self.start_s - sum(end - start for start, end in self.gaps)
+    def counted_s(self) -> float:
+        """Seconds that the counters cover: gaps within the period are seen through, those at its ends are not."""
+        ends = [end - start for start, end in self.gaps if start <= self.start_s or end >= self.end_s]
+        return self.end_s - self.start_s - sum(ends)
 
     @property
     def requests_per_s(self) -> float | None:
-        """Mean rate over the time that was measured."""
+        """Mean rate over the time that the counters cover."""
         count = self.counts.get("requests")
-        return count / self.seen_s if count is not None and self.seen_s > 0 else None
+        return count / self.counted_s if count is not None and self.counted_s > 0 else None
 
     @property
     def busy(self) -> pd.DataFrame:
@@ -187,7 +188,9 @@ def observe(
     gaps = _gaps([at for at, _ in running], start_s, end_s, query.step_s)
     if gaps:
         lost = sum(b - a for a, b in gaps) / (end_s - start_s)
-        notes.append(f"no metrics for {lost:.1%} of the period, in {len(gaps)} gaps: rates are over the rest")
+        notes.append(
+            f"no metrics for {lost:.1%} of the period, in {len(gaps)} gaps: counts go on through a gap, gauges do not"
+        )
     skew = _clock_skew_s(server)
     if skew is not None and abs(skew) > 60:
         notes.append(f"the clock of Prometheus is {skew:+.0f} s from ours")

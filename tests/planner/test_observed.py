@@ -1,0 +1,383 @@
+"""What really ran, asked of a real Prometheus over days of planted metrics, and of one that scrapes an exporter."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catalogs.errors import InputError, MissingError
+from planner.bill import COLUMNS, Bill
+from planner.drift import (
+    cheaper_plan,
+    drift,
+    load_drift,
+    load_trend,
+    predicted_step_s,
+    replica_of,
+    repriced,
+    slo_burn,
+    spot_share,
+    step_time_drift,
+)  # fmt: skip
+from planner.observed import METRICS, Observed, observe
+from planner.prometheus import Prometheus, quantile, share_above
+from tests.planner.prometheus_server import needs_prometheus, prometheus
+
+START = datetime(2026, 11, 2, tzinfo=UTC)
+DAYS, STEP_S = 7, 240
+GAP = (START + timedelta(days=3), START + timedelta(days=3, hours=6))
+RESTART = START + timedelta(days=5)
+BASE_RATE = 10.0  # requests a second on the first day, over two replicas
+GROWTH = 0.03  # a day, of the first day's
+PLAN: dict[str, Any] = {
+    "model": "llama-3.1-8b", "region": "us-east-1", "verified": True,
+    "plan": {
+        "lines": [{"instance_type": "g6e.xlarge", "gpu": "L40S", "tensor_parallel_size": 1, "precision": "bf16",
+                   "framework": "vllm", "purchase": "on_demand", "instances": [2], "usd_per_hour": 3.722}],
+        "usd_per_hour": 3.722, "requests_per_s": 8.0, "output_tokens_per_s": 1600.0,
+    },
+    "slo": {"ttft_p95_s": {"limit": 1.0, "simulated": 0.6, "ok": True},
+            "tpot_p95_s": {"limit": 0.05, "simulated": 0.04, "ok": True}},
+}  # fmt: skip
+
+
+def rate_on(day: float) -> float:
+    return BASE_RATE * (1 + GROWTH * day)
+
+
+def samples() -> str:
+    """OpenMetrics text: two vLLM replicas and two GPUs, with a gap, a restart, growth and one idle GPU."""
+    ttft = {"0.5": 0.70, "1.0": 0.90, "2.5": 1.0, "+Inf": 1.0}  # a tenth beyond 1 s
+    itl = {"0.01": 0.0, "0.02": 0.5, "0.05": 1.0, "+Inf": 1.0}
+    gauges = {"vllm:num_requests_running": 12.0, "vllm:num_requests_waiting": 1.0, "vllm:kv_cache_usage_perc": 0.4}
+    lines: dict[str, list[str]] = {}
+
+    def put(name: str, labels: str, value: float, at: float) -> None:
+        lines.setdefault(name, []).append(f"{name}{{{labels}}} {value:.6f} {at:.0f}")
+
+    served = 0.0
+    moment = START
+    while moment < START + timedelta(days=DAYS):
+        at, day = moment.timestamp(), (moment - START).total_seconds() / 86400
+        if moment == RESTART:
+            served = 0.0
+        served += rate_on(day) / 2 * STEP_S
+        if not GAP[0] <= moment < GAP[1]:
+            for replica in ("a", "b"):
+                label = f'instance="{replica}:8000",model_name="llama"'
+                put("vllm:request_success_total", f'{label},finished_reason="stop"', served, at)
+                put("vllm:prompt_tokens_total", label, served * 1000, at)
+                put("vllm:generation_tokens_total", label, served * 200, at)
+                for name, value in gauges.items():
+                    put(name, label, value, at)
+                for family, shares, mean, per in (("vllm:time_to_first_token_seconds", ttft, 0.5, 1),
+                                                  ("vllm:inter_token_latency_seconds", itl, 0.02, 200)):  # fmt: skip
+                    for edge, share in shares.items():
+                        put(f"{family}_bucket", f'{label},le="{edge}"', served * share * per, at)
+                    put(f"{family}_count", label, served * per, at)
+                    put(f"{family}_sum", label, served * mean * per, at)
+            for machine, busy in (("i-busy", 0.7), ("i-idle", 0.01)):
+                put("DCGM_FI_PROF_GR_ENGINE_ACTIVE", f'Hostname="{machine}",gpu="0"', busy, at)
+        moment += timedelta(seconds=STEP_S)
+    return "\n".join(line for family in lines.values() for line in family) + "\n# EOF\n"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    with prometheus(tmp_path_factory.mktemp("prometheus"), openmetrics=samples()) as url:
+        yield Prometheus(url)
+
+
+@pytest.fixture(scope="module")
+def week(server: Prometheus) -> Observed:
+    return observe(server, START, START + timedelta(days=DAYS), step_s=600)
+
+
+@needs_prometheus
+def test_load_and_tokens_are_counted_through_a_restart_and_a_gap(week: Observed) -> None:
+    assert week.framework == "vllm"
+    expected = sum(rate_on(i * STEP_S / 86400) * STEP_S for i in range(DAYS * 86400 // STEP_S))
+    assert week.counts["requests"] == pytest.approx(expected, rel=0.01)
+    assert week.counts["output_tokens"] / week.counts["requests"] == pytest.approx(200, rel=0.001)
+    assert week.num_replicas == pytest.approx(2.0)
+
+
+@needs_prometheus
+def test_a_gap_is_found_and_said(week: Observed) -> None:
+    ((start, end),) = week.gaps
+    assert start == pytest.approx(GAP[0].timestamp(), abs=900)
+    assert end == pytest.approx(GAP[1].timestamp(), abs=900)
+    assert any("gaps" in note for note in week.notes)
+
+
+@needs_prometheus
+def test_latency_and_use_are_read(week: Observed) -> None:
+    ttft = week.latency["ttft_s"]
+    assert share_above(ttft.buckets, 1.0) == pytest.approx(0.10, abs=0.001)
+    assert ttft.percentile(0.95) == pytest.approx(1.75, abs=0.01)
+    assert ttft.mean_s == pytest.approx(0.5, rel=0.001)
+    assert week.means["running"] == pytest.approx(24.0)
+    assert week.means["kv_cache_usage"] == pytest.approx(0.4)
+    assert dict(zip(week.busy["resource_id"], week.busy["busy_share"].round(3), strict=True)) == {
+        "i-busy": 0.7, "i-idle": 0.01,
+    }  # fmt: skip
+
+
+@needs_prometheus
+def test_drift_finds_each_planted_fault(week: Observed) -> None:
+    found = {f.subject: f for f in drift(week, PLAN)}
+    mean = sum(rate_on(i / 100) for i in range(DAYS * 100)) / DAYS / 100
+    rate = week.requests_per_s
+    assert rate is not None
+    assert "outgrows" in found["load"].text
+    assert found["load"].usd == pytest.approx((rate / 8.0 - 1) * 3.722 * week.counted_s / 3600)
+    assert rate == pytest.approx(mean, rel=0.01)
+    weekly = BASE_RATE * GROWTH * 7 / mean
+    said = float(found["load trend"].text.split("grows by ")[1].split("%")[0]) / 100
+    assert said == pytest.approx(weekly, abs=0.01)  # a day with a gap weighs its own hours
+    assert "10.0% of requests" in found["ttft_p95_s"].text
+    assert "2.0 times" in found["ttft_p95_s"].text
+    assert "tpot_p95_s" not in found
+
+
+@needs_prometheus
+def test_a_selector_chooses_the_service(server: Prometheus) -> None:
+    end = START + timedelta(days=1)
+    one = observe(server, START, end, selector='instance="a:8000"', step_s=600)
+    assert one.num_replicas == pytest.approx(1.0)
+    with pytest.raises(MissingError, match="no metrics of vLLM"):
+        observe(server, START, end, selector='model_name="other"')
+    with pytest.raises(InputError, match="does not understand"):
+        observe(server, START, end, selector="not promql")
+    with pytest.raises(MissingError, match="no metrics"):
+        observe(server, START - timedelta(days=99), START - timedelta(days=98))
+
+
+class _Exporter(BaseHTTPRequestHandler):
+    """An SGLang-like engine that serves ten requests between scrapes."""
+
+    served = 0
+
+    def do_GET(self) -> None:
+        type(self).served += 10
+        n = self.served
+        text = (
+            f"# TYPE sglang:num_requests_total counter\nsglang:num_requests_total {n}\n"
+            f"# TYPE sglang:generation_tokens_total counter\nsglang:generation_tokens_total {n * 50}\n"
+            "# TYPE sglang:num_running_reqs gauge\nsglang:num_running_reqs 3\n"
+            "# TYPE sglang:token_usage gauge\nsglang:token_usage 0.25\n"
+            "# TYPE sglang:time_to_first_token_seconds histogram\n"
+            f'sglang:time_to_first_token_seconds_bucket{{le="0.1"}} {n // 2}\n'
+            f'sglang:time_to_first_token_seconds_bucket{{le="+Inf"}} {n}\n'
+            f"sglang:time_to_first_token_seconds_sum {n * 0.1}\nsglang:time_to_first_token_seconds_count {n}\n"
+            '# TYPE DCGM_FI_DEV_GPU_UTIL gauge\nDCGM_FI_DEV_GPU_UTIL{gpu="0",Hostname="i-1"} 80\n'
+        )
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield int(server.server_address[1])
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@needs_prometheus
+def test_a_live_engine_that_prometheus_scrapes_is_observed(tmp_path: Path) -> None:
+    with serving(_Exporter) as exporter, prometheus(tmp_path, scrape=exporter) as url:
+        started = datetime.now(UTC)
+        server = Prometheus(url)
+        for _ in range(100):
+            time.sleep(0.1)
+            seen = server.scalar('count_over_time({__name__="sglang:num_requests_total"}[1h])', time.time())
+            if seen is not None and seen >= 8:
+                break
+        found = observe(server, started, datetime.now(UTC), step_s=0.5)
+    assert found.framework == "sglang"
+    assert found.counts["requests"] > 10
+    assert found.counts["output_tokens"] == pytest.approx(50 * found.counts["requests"])
+    assert found.means["kv_cache_usage"] == pytest.approx(0.25)
+    assert found.busy["busy_share"].tolist() == [pytest.approx(0.8)]
+
+
+# Failures of the server
+
+
+class _Broken(BaseHTTPRequestHandler):
+    status, body, wait_s = 200, b"", 0.0
+
+    def do_POST(self) -> None:
+        time.sleep(self.wait_s)
+        self.rfile.read(int(self.headers["Content-Length"]))
+        try:
+            self.send_response(self.status)
+            self.send_header("Content-Length", str(len(self.body)))
+            self.end_headers()
+            self.wfile.write(self.body)
+        except OSError:
+            pass
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "wait_s", "message"),
+    [
+        (200, b"<html>", 0.0, "not Prometheus"),
+        (
+            200,
+            b'{"status":"success","data":{"resultType":"vector","result":[{"value":[1,"x"]}]}}',
+            0.0,
+            "cannot be read",
+        ),
+        (401, b"", 0.0, "PLAN_PROMETHEUS_TOKEN"),
+        (503, b'{"status":"error","errorType":"timeout","error":"query timed out"}', 0.0, "shorter period"),
+        (502, b"<html>", 0.0, "HTTP 502"),
+        (200, b"", 1.0, "cannot be reached"),
+    ],
+)
+def test_a_server_that_fails_is_missing_data(status: int, body: bytes, wait_s: float, message: str) -> None:
+    handler = type("Handler", (_Broken,), {"status": status, "body": body, "wait_s": wait_s})
+    with serving(handler) as port, pytest.raises(MissingError, match=message):
+        observe(Prometheus(f"http://127.0.0.1:{port}", timeout_s=0.4), START, START + timedelta(days=1))
+
+
+def test_nobody_listening_is_missing_data_and_no_address_is_wrong_input() -> None:
+    with pytest.raises(MissingError, match="cannot be reached"):
+        observe(Prometheus("http://127.0.0.1:9"), START, START + timedelta(days=1))
+    with pytest.raises(InputError, match="no http address"):
+        Prometheus("localhost:9090")
+    with pytest.raises(InputError, match="empty"):
+        observe(Prometheus("http://127.0.0.1:9"), START, START)
+
+
+def test_a_token_is_sent_and_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Handler(_Broken):
+        body = json.dumps({"status": "success", "data": {"resultType": "vector", "result": []}}).encode()
+
+        def do_POST(self) -> None:
+            seen.append(self.headers["Authorization"])
+            super().do_POST()
+
+    monkeypatch.setenv("PLAN_PROMETHEUS_TOKEN", "hush")
+    with serving(Handler) as port, pytest.raises(MissingError) as caught:
+        observe(Prometheus(f"http://127.0.0.1:{port}"), START, START + timedelta(days=1))
+    assert set(seen) == {"Bearer hush"}
+    assert "hush" not in str(caught.value)
+
+
+# Formulas
+
+
+def test_a_quantile_is_linear_within_its_bucket() -> None:
+    buckets = {0.1: 50.0, 0.2: 90.0, float("inf"): 100.0}
+    assert quantile(buckets, 0.5) == pytest.approx(0.1)
+    assert quantile(buckets, 0.7) == pytest.approx(0.15)
+    assert quantile(buckets, 0.99) == pytest.approx(0.2)  # beyond the last edge: all that is known
+    assert quantile({float("inf"): 0.0}, 0.5) is None
+    assert share_above(buckets, 0.15) == pytest.approx(0.3)
+    assert share_above(buckets, 5.0) == pytest.approx(0.1)
+
+
+def test_every_engine_has_a_gauge_to_find_it_by() -> None:
+    assert all(names["running"] for names in METRICS.values())
+
+
+def observed(**changes: Any) -> Observed:
+    hour = {"start_s": 0.0, "end_s": 3600.0, "framework": "vllm", "counts": {}, "means": {}, "peaks": {}, "latency": {},
+            "load": (), "num_replicas": 1.0}  # fmt: skip
+    return Observed(**{**hour, **changes})
+
+
+def test_load_near_the_plan_is_no_finding() -> None:
+    assert load_drift(observed(counts={"requests": 3600 * 8.5}), PLAN) == []
+    (found,) = load_drift(observed(counts={"requests": 3600 * 12.0}), PLAN)
+    assert found.usd == pytest.approx(3.722 / 2)  # half as much again, for an hour
+
+
+def test_longer_answers_than_planned_are_found() -> None:
+    (found,) = load_drift(observed(counts={"requests": 3600 * 8.0, "output_tokens": 3600 * 8.0 * 300}), PLAN)
+    assert "300 tokens" in found.text
+
+
+def test_a_steady_load_has_no_trend_and_a_growing_one_says_when_it_passes_the_plan() -> None:
+    def days(rates: list[float]) -> Observed:
+        return observed(load=tuple((d * 86400.0 + h * 3600, r) for d, r in enumerate(rates) for h in range(24)))
+
+    assert load_trend(days([5.0, 5.1, 4.9, 5.0, 5.1, 4.9, 5.0]), PLAN) == []
+    (found,) = load_trend(days([5.0, 5.1, 5.2, 5.3, 5.4, 5.5]), PLAN)
+    assert "passes the plan's 8.00 requests a second on 1970-01-31" in found.text
+
+
+def test_step_times_off_the_profile_ask_for_recalibration() -> None:
+    from planner.observed import Histogram
+
+    counts = {"requests": 3600 * 2.0, "input_tokens": 3600 * 2.0 * 500, "output_tokens": 3600 * 2.0 * 200}
+    base = observed(counts=counts, means={"running": 16.0})
+    predicted = predicted_step_s(base, replica_of(PLAN["plan"]["lines"][0], "llama-3.1-8b"))
+    assert predicted is not None
+    for factor, expected in ((1.0, 0), (1.6, 1)):
+        between = Histogram({1.0: 1.0, float("inf"): 1.0}, factor * predicted, "x")
+        seen = observed(counts=counts, means={"running": 16.0}, latency={"itl_s": between})
+        assert len(step_time_drift(seen, PLAN, "llama-3.1-8b")) == expected
+
+
+def test_a_promise_kept_is_no_finding() -> None:
+    from planner.observed import Histogram
+
+    kept = Histogram({0.5: 96.0, 1.0: 100.0, float("inf"): 100.0}, 0.3, "x")
+    assert slo_burn(observed(latency={"ttft_s": kept}), PLAN) == []
+
+
+def bill_of(spot_hours: float, other_hours: float) -> Bill:
+    import pandas as pd
+
+    at = pd.Timestamp(START)
+    rows = [(at, at, "g6e.xlarge", "us-east-1", p, h, h, h, h, "", "", {})
+            for p, h in (("spot", spot_hours), ("on_demand", other_hours))]  # fmt: skip
+    return Bill(pd.DataFrame(rows, columns=list(COLUMNS)))
+
+
+def test_less_spot_than_planned_costs_the_difference() -> None:
+    line = PLAN["plan"]["lines"][0]
+    plan = {"plan": {"lines": [line | {"purchase": "spot", "instances": [3]}, line | {"instances": [1]}]}}
+    (found,) = spot_share(bill_of(25, 75), plan, "us-east-1")
+    assert found.usd == pytest.approx(0.5 * 100 * (1.861 - 0.9971))
+    assert spot_share(bill_of(75, 25), plan, "us-east-1") == []
+
+
+def test_a_cheaper_plan_is_named_with_its_saving() -> None:
+    other = {"plan": {"usd_per_hour": 2.722, "lines": PLAN["plan"]["lines"]}, "verified": True}
+    (found,) = cheaper_plan(PLAN, other)
+    assert found.usd == pytest.approx(730.0)
+    assert cheaper_plan(PLAN, PLAN) == []
+
+
+def test_a_plan_is_repriced_at_todays_prices() -> None:
+    assert repriced(PLAN, "us-east-1") == []
+    line = PLAN["plan"]["lines"][0] | {"usd_per_instance_hour": 2.0}
+    (found,) = repriced({"plan": {"lines": [line]}}, "us-east-1")
+    assert found.usd == pytest.approx(2 * (1.861 - 2.0) * 730)
