@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
 
-from catalogs.units import SECONDS_PER_HOUR
+from catalogs.load import find_region, price_of
+from catalogs.units import MILLION, SECONDS_PER_HOUR
+from planner.fleet_price import DEFAULT_REGION
 from simulator.accounting import Lease, Ledger
+from simulator.scenario import Scenario
 
 CENT = Decimal("0.01")
 PriceOf = Callable[[str, str], float | None]  # (instance type, purchase) -> US dollars an hour
@@ -85,14 +89,74 @@ def cents(usd: Decimal) -> Decimal:
     return usd.quantize(CENT, ROUND_HALF_UP)
 
 
-def saved_usd(
-    input_tokens: float, output_tokens: float, usd: Decimal, all_input_tokens: float, all_output_tokens: float
-) -> float:
-    """Dollars that a cache saves, if the fleet shrinks with its load: its share of all tokens, of what the rest cost.
+def usd_per_hour_over(ledger: Ledger, price_of: PriceOf, at_s: Sequence[float]) -> list[float] | None:
+    """What the machines held at each instant cost an hour; None where a price is not known."""
+    total = [0.0] * len(at_s)
+    for lease in ledger.leases:
+        price = price_of(lease.instance_type, lease.purchase)
+        start, end = lease.billed_from_s, lease.spans[-1].end_s if lease.spans else 0.0
+        if start is None:
+            continue
+        if price is None:
+            return None
+        for k, at in enumerate(at_s):
+            total[k] += price if start <= at < end else 0.0
+    return total
+
+
+def scenario_prices(scenario: Scenario) -> PriceOf:
+    """Prices of a scenario's machines: as its lines give them, else the catalogue's.
+
+    A line's ``usd_per_hour`` is that of its own purchase form; spot is the catalogue's, or ``spot.price_share`` of it.
+    """
+    region = find_region(scenario.region or DEFAULT_REGION, where="region")
+    given = {line.instance: line.usd_per_hour for line in scenario.fleet if line.usd_per_hour is not None}
+    unnamed = [line for line in scenario.fleet if line.instance is None]
+    share = scenario.spot.price_share if scenario.spot is not None else None
+
+    def price(instance: str, purchase: str) -> float | None:
+        known = given.get(instance, unnamed[0].usd_per_hour if unnamed and instance not in given else None)
+        if purchase != "spot" or share is not None:
+            base = known
+            if base is None:
+                found = price_of(instance, region, "on_demand" if purchase == "spot" else purchase)
+                base = found.usd_per_hour if found is not None else None
+            return base if purchase != "spot" or base is None or share is None else base * share
+        found = price_of(instance, region, "spot")
+        return found.usd_per_hour if found is not None else None
+
+    return price
+
+
+def with_fleet_dollars(document: Mapping[str, Any], scenario: Scenario, ledger: Ledger) -> dict[str, Any]:
+    """A live run's answer with what its machines cost; without dollars where a price is not known."""
+    lines = fleet_cost(ledger, scenario_prices(scenario))
+    if lines is None:
+        return dict(document)
+    usd = sum((line.usd for line in lines), Decimal(0))
+    tokens = document["output_tokens_per_s"] * document["duration_s"]
+    cost = [
+        {"instance_type": x.instance_type, "purchase": x.purchase, "hours": x.hours, "usd": float(cents(x.usd)),
+         "usd_idle": float(cents(x.usd_idle))}
+        for x in lines
+    ]  # fmt: skip
+    series = document["live_fleet"]["series"]
+    rate = usd_per_hour_over(ledger, scenario_prices(scenario), series["t_s"])
+    live = {**document["live_fleet"], "cost": cost, "series": {**series, "usd_per_hour": rate}}
+    for cache in live["caches"].values():
+        computed = document["total_tokens_per_s"] * document["duration_s"]
+        cache["saved_usd"] = saved_usd(cache["input_tokens_saved"], cache["output_tokens_saved"], usd, computed)
+    per_million = float(usd) / tokens * MILLION if tokens else None
+    return {**document, "usd": float(cents(usd)), "usd_per_million_output_tokens": per_million, "live_fleet": live}
+
+
+def saved_usd(input_tokens: float, output_tokens: float, usd: Decimal, answered_tokens: float) -> float:
+    """Dollars that a cache saves if the fleet grew with its load: what the rest cost, by tokens.
 
     Args:
-        input_tokens, output_tokens: answered by the cache; ``all_*``: of all requests.
-        usd: cost of serving what the cache did not answer.
+        input_tokens, output_tokens: answered by the cache.
+        usd: cost of serving what it did not answer.
+        answered_tokens: prompt and output tokens of all completed requests, cached ones included.
     """
-    computed = all_input_tokens + all_output_tokens - input_tokens - output_tokens
+    computed = answered_tokens - input_tokens - output_tokens
     return float(usd) * (input_tokens + output_tokens) / computed if computed > 0 else 0.0

@@ -15,7 +15,7 @@ import numpy as np
 import simpy
 
 from simulator.accounting import Ledger
-from simulator.autoscaling import Oscillation, find_oscillation
+from simulator.autoscaling import Oscillation, Predictive, find_oscillation
 from simulator.caches import Caches
 from simulator.data_plane import DataPlane
 from simulator.fleet_config import BLOCK_TERMINATION_S, FleetConfig
@@ -97,9 +97,18 @@ class Fleet:
                 self._note_busy(machine)
         self.ledger.close_all(self.now_s)
         return FleetResult(
-            self.plane.outcome, self.ledger, self.series.arrays(), self.events, self.targets, self.gateway.reasons,
-            self.gateway.num_retries, self._caches.counts if self._caches else {}, self._oscillations(), self.now_s,
-        )  # fmt: skip
+            outcome=self.plane.outcome,
+            ledger=self.ledger,
+            series=self.series.arrays(),
+            events=self.events,
+            targets=self.targets,
+            reasons=self.gateway.reasons,
+            num_retries=self.gateway.num_retries,
+            caches=self._caches.counts if self._caches else {},
+            oscillations=self._oscillations(),
+            forecast_error=self._forecast_errors(),
+            end_s=self.now_s,
+        )
 
     def settle(self) -> None:
         """Let requests be served up to now."""
@@ -384,3 +393,19 @@ class Fleet:
     def _oscillations(self) -> dict[str, Oscillation]:
         found = {name: find_oscillation([t for t, _ in log], [n for _, n in log]) for name, log in self.targets.items()}
         return {name: o for name, o in found.items() if o is not None}
+
+    def _forecast_errors(self) -> dict[str, float]:
+        """Sum of absolute errors over the sum of demand, of forecasts whose instant lies within the run."""
+        errors = {}
+        arrival = self.requests.arrival_s
+        for group in self.groups:
+            scaler = group.scaler
+            if isinstance(scaler, Predictive):
+                known = [(t, rate) for t, rate in scaler.forecasts if t <= arrival[-1]]
+                ends = np.array([t for t, _ in known])
+                seen = np.searchsorted(arrival, ends) - np.searchsorted(arrival, ends - scaler.interval_s)
+                actual = seen / scaler.interval_s
+                if actual.sum() > 0:
+                    missed = np.abs(actual - [rate for _, rate in known]).sum()
+                    errors[group.spec.name] = float(missed / actual.sum())
+        return errors

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from simulator import feed
 from simulator.data_plane import Load, Outcome
 from simulator.plane import Plane, ReplicaSpec
+from simulator.records import FAILED, Records
 from simulator.routing import RouterOptions
 from simulator.workload import Requests
 
@@ -123,6 +124,33 @@ class EnginePlane:
     def advance(self, until_s: float) -> None:
         """Deliver and serve up to an instant."""
         self._plane.advance(until_s)
+
+    def records(self, requests: Requests, end_s: float) -> Records:
+        """What has happened, a row a request and a row a slot."""
+        rows, outcome = self._rows, self.outcome
+        status = np.where(outcome.status < 0, FAILED, outcome.status).astype(np.int8)
+        return Records(
+            arrival_s=requests.arrival_s.copy(),
+            scheduled_s=outcome.scheduled_s.copy(),
+            first_token_s=outcome.first_token_s.copy(),
+            finish_s=outcome.finish_s.copy(),
+            replica=outcome.replica.copy(),
+            status=status,
+            num_cached_tokens=outcome.num_cached_tokens.copy(),
+            num_preemptions=outcome.num_preemptions.copy(),
+            iterations=rows["iterations"].copy(),
+            preemptions=rows["preemptions"].copy(),
+            busy_s=np.minimum(rows["busy_s"], end_s),
+            prefix_queries=rows["prefix_queries"].copy(),
+            prefix_hits=rows["prefix_hits"].copy(),
+            num_gpu_blocks=rows["num_blocks"] + 1,
+            end_s=end_s,
+        )
+
+    @property
+    def kinds_of_slots(self) -> list[int]:
+        """The kind of replica of each slot."""
+        return list(self._kind_of)
 
     def load(self) -> Load:
         """How the slots stand."""

@@ -74,6 +74,7 @@ class FleetResult:
         targets: by group: (instant, target) whenever it changed.
         reasons: how often requests were refused, failed, answered by a cache...
         oscillations: by group, where one was found.
+        forecast_error: by group that is scaled by a forecast: its weighted absolute percentage error in this run.
         end_s: when the last request had ended, or the run was cut off.
     """
 
@@ -86,4 +87,5 @@ class FleetResult:
     num_retries: int
     caches: dict[str, CacheCount]
     oscillations: dict[str, Oscillation]
+    forecast_error: dict[str, float]
     end_s: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from simulator.workload import Requests
 from simulator.workload_spec import load_workload
 
 if TYPE_CHECKING:
+    from simulator.fleet_state import FleetResult
     from simulator.replicas import Line
     from simulator.scenario import Scenario
 
@@ -33,6 +34,7 @@ class Result:
         document: the contract's JSON; ``usd`` and what follows from it are None, since the simulator knows no dollar.
         requests, records, latencies: request by request.
         lines: the fleet as it was built.
+        fleet: what a live fleet did; None for a fixed one.
     """
 
     document: dict[str, Any]
@@ -40,6 +42,7 @@ class Result:
     records: Records
     latencies: Latencies
     lines: tuple[Line, ...]
+    fleet: FleetResult | None = None
 
     @property
     def slo_ok(self) -> bool:
@@ -65,6 +68,8 @@ def simulate(scenario: Scenario, requests: Requests | None = None, *, series_int
     lines = tuple(build_fleet(scenario))
     if requests is None:
         requests = load_workload(scenario.workload, scenario.seed)
+    if scenario.is_live:
+        return _simulate_live(scenario, lines, requests)
     specs = [line.spec for line in lines for _ in range(line.num_engines)]
     if requests.concurrency is not None:
         clients = -(-requests.concurrency // len(specs))
@@ -75,6 +80,18 @@ def simulate(scenario: Scenario, requests: Requests | None = None, *, series_int
     latencies = Latencies.of(requests, records)
     document = describe_run(scenario, lines, requests, records, latencies)
     return Result(document, requests, records, latencies, lines)
+
+
+def _simulate_live(scenario: Scenario, lines: tuple[Line, ...], requests: Requests) -> Result:
+    from simulator.fleet_run import fleet_document, run_fleet
+
+    records, present, fleet = run_fleet(scenario, lines, requests)
+    records = replace(records, series=fleet.series)
+    latencies = Latencies.of(requests, records)
+    document = describe_run(scenario, present, requests, records, latencies)
+    document["gpu_hours"] = sum(u.gpu_hours for u in fleet.ledger.usage())
+    document["live_fleet"] = fleet_document(fleet)
+    return Result(document, requests, records, latencies, present, fleet)
 
 
 def describe_run(

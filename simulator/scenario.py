@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from catalogs.errors import InputError
 from catalogs.schema import Engine, Gpu, Model, Replica
 from catalogs.yaml_source import Located, Place, Strict, check, read_yaml
+from simulator.fleet_scenario import FleetSections
 from simulator.workload import Slo
 from simulator.workload_spec import WorkloadSpec, resolve_paths
 
@@ -102,8 +103,8 @@ class FleetLine(Strict):
         )
 
 
-class Scenario(Strict):
-    """One fleet under one workload."""
+class Scenario(FleetSections):
+    """One fleet under one workload; with any of the fleet sections, a fleet that lives (docs/fleet.md)."""
 
     model: str
     workload: WorkloadSpec

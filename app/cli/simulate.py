@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from app.cli.output import Table, emit, format_option, progress_bar
+from app.cli.simulate_fleet import fleet_notes, fleet_tables
 
 if TYPE_CHECKING:
     from simulator.scenario import Scenario
@@ -24,6 +25,7 @@ KEPT_FILE_BYTES = 4 * 1024 * 1024  # larger traces are known by their hash, not 
 @click.option("--series-out", type=click.Path(), help="Write a CSV of batch, queue and KV use over time.")
 @click.option("--series-interval", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
               help="Seconds between rows of the series.")  # fmt: skip
+@click.option("--picture-out", type=click.Path(), help="Write a live fleet's course as an SVG picture.")
 @format_option
 def simulate(
     scenario: str,
@@ -32,6 +34,7 @@ def simulate(
     requests_out: str | None,
     series_out: str | None,
     series_interval: float,
+    picture_out: str | None,
     form: str,
 ) -> None:
     """Play one workload on one fleet and say how fast it was.
@@ -43,6 +46,7 @@ def simulate(
     Example:
       plan simulate examples/chat.yaml --requests-out requests.csv
     """
+    from planner.fleet_cost import with_fleet_dollars
     from planner.fleet_price import fleet_usd_per_hour, with_dollars
     from simulator.run import simulate as run
     from simulator.run import write_requests, write_series
@@ -50,21 +54,45 @@ def simulate(
 
     chosen = parse_overrides(overrides) | ({} if seed is None else {"seed": seed})
     read = read_scenario(scenario, chosen)
-    usd_per_hour = fleet_usd_per_hour(read)
+    usd_per_hour = None if read.is_live else fleet_usd_per_hour(read)
     with progress_bar("simulating"):
         result = run(read, series_interval_s=series_interval if series_out else None)
     document = with_dollars(result.document, usd_per_hour)
+    if result.fleet is not None:
+        document = with_fleet_dollars(document, read, result.fleet.ledger)
     if requests_out:
         write_requests(requests_out, result.requests, result.records)
     if series_out:
         write_series(series_out, result.records)
     keep_run(scenario, read, chosen, document)
+    if picture_out:
+        draw_picture(picture_out, document)
     emit(form, document, run_tables(document), run_notes(document))
     if not result.slo_ok:
         import sys
 
         click.echo("the SLO is missed", err=True)
         sys.exit(1)
+
+
+def draw_picture(path: str, document: Mapping[str, Any]) -> None:
+    """Write the picture of a live fleet.
+
+    Raises:
+        InputError: the fleet is a fixed one, or the folder cannot be written.
+    """
+    from app.cli.output import plain
+    from app.fleet_picture import fleet_picture
+    from catalogs.errors import InputError
+    from catalogs.files import write_text
+
+    if "live_fleet" not in document:
+        raise InputError(
+            "a fixed fleet has no course to draw",
+            where="--picture-out",
+            remedy="a scenario with autoscaling, spot or another fleet section; or --series-out",
+        )
+    write_text(path, fleet_picture(plain(document)))
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -165,7 +193,7 @@ def run_tables(answer: Mapping[str, Any]) -> list[Table]:
     if answer["slo"]:
         verdicts = list(_verdicts(answer["slo"]))
         tables.append(Table("SLO", ["promise", "limit", "simulated", "ok"], verdicts))
-    return tables
+    return tables + (fleet_tables(answer) if "live_fleet" in answer else [])
 
 
 def _percents(shares: Mapping[str, float]) -> str:
@@ -198,6 +226,7 @@ def run_notes(answer: Mapping[str, Any]) -> list[str]:
             f"mean TTFT {part['mean']:.4g} ± {part['mean_half_width_95']:.2g} s, "
             f"p95 {part['p95']:.4g} ± {part['p95_half_width_95']:.2g} s."
         )
+    notes += fleet_notes(answer) if "live_fleet" in answer else []
     if answer["usd"] is None:
         notes.append("No price: give a fleet line its `instance` (and the scenario a `region`), or `usd_per_hour`.")
     return notes

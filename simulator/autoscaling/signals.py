@@ -55,7 +55,10 @@ class FleetSnapshot:
 class Autoscaler(Protocol):
     """Decides how many replicas a fleet should have."""
 
-    interval_s: float  # how often it is asked
+    @property
+    def interval_s(self) -> float:
+        """How often it is asked."""
+        ...
 
     def target_replicas(self, now_s: float, fleet: FleetSnapshot) -> int:
         """The wanted number of replicas, within the controller's own bounds."""
