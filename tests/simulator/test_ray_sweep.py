@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,7 +15,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -38,7 +38,6 @@ def cluster() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    before = {p.pid for p in psutil.process_iter()}
     folder = f"/tmp/ray-test-{port}"  # socket names must be short
     head = (
         "--head",
@@ -52,17 +51,18 @@ def cluster() -> Iterator[str]:
         ray_command("start", f"--address=127.0.0.1:{port}", "--num-cpus=1", "--object-store-memory=100000000")
         yield f"127.0.0.1:{port}"
     finally:
-        for process in psutil.process_iter():
-            if process.pid not in before and folder in " ".join(_command_line(process)):
-                process.kill()
+        for pid, command in processes():
+            if folder in command:
+                os.kill(pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _command_line(process: psutil.Process) -> list[str]:
-    try:
-        return list(process.cmdline())
-    except psutil.Error:
-        return []
+def processes() -> Iterator[tuple[int, str]]:
+    """Number and command line of every process."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                yield int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
 def sweep_of(folder: Path, num: int, takes_s: float) -> Path:
@@ -85,10 +85,10 @@ def test_a_worker_killed_in_the_middle_loses_nothing(cluster: str, tmp_path: Pat
         deadline = time.monotonic() + 60
         while len(list((tmp_path / "ran").iterdir())) < 6 and time.monotonic() < deadline:
             time.sleep(0.05)
-        for process in psutil.process_iter():
-            if _command_line(process)[:1] and "ray::attempt" in _command_line(process)[0]:
-                os.kill(process.pid, signal.SIGKILL)
-                killed.append(process.pid)
+        for pid, command in processes():
+            if "ray::attempt" in command:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
                 return
 
     killer = threading.Thread(target=kill_one)
