@@ -37,5 +37,9 @@ bench: $(VENV)/.tests ## speed and memory, printed
 test-slow: $(VENV)/.tests ## the long studies
 	$(BIN)/pytest -m slow -s
 
+DATA ?= ../shared/data
+validation: $(VENV)/.tests ## docs/validation.md from published measurements (DATA=folder)
+	$(BIN)/python -m app.validation --data $(DATA)
+
 clean: ## remove what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

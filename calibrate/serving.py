@@ -22,6 +22,7 @@ from catalogs.names import normalise
 Metrics = Mapping[str, float]
 Predict = Callable[["ServingPoint", Mapping[str, float]], Metrics]
 FITTED = ("step_overhead_s", "per_sequence_s", "request_overhead_s")
+MAX_LOAD_REQUESTS = 1000  # requests that are sent at once where a table says "maximum load" and no number
 _FRAMEWORKS = {"vllm": "vllm", "trtllm": "tensorrt-llm", "tensorrtllm": "tensorrt-llm", "sglang": "sglang",
                "tgi": "tgi", "onnxruntime": "onnxruntime"}  # fmt: skip
 
@@ -123,9 +124,8 @@ def implied_throughput(clients: int, output_tokens: float, ttft_s: float, tpot_s
 def read_tidy(path: Path) -> list[ServingPoint]:
     """Points of a tidy table, one for each load; rows whose model, GPU, lengths or load cannot be told are left out.
 
-    Columns: ``gpu, tp, model, precision, framework, isl, osl, concurrency_or_rate, metric, value, unit, notes``.
-
-    Loads: ``batch=N`` and ``conc=N`` (a closed loop of N; a batch is sent once), ``N prompts`` (all at once).
+    Loads: ``batch=N`` and ``conc=N`` (a closed loop of N; a batch is sent once), ``N prompts`` and ``inf rate`` (all at
+    once). Columns: ``gpu, tp, model, precision, framework, isl, osl, concurrency_or_rate, metric, value, unit, notes``.
 
     Raises:
         InputError: not such a table.
@@ -169,8 +169,10 @@ def _tidy_point(group: Any, origin: str) -> ServingPoint | None:
     blocks = re.search(r"kv_tokens=(\d+)", notes)
     if blocks:
         engine["num_gpu_blocks"] = int(blocks[1]) // 16
+    precision = _precision(str(row["precision"]))
+    kv = "fp8" if framework == "tensorrt-llm" and precision == "fp8" else "auto"  # its FP8 recipe quantizes both
     return ServingPoint(
-        model, gpu, _precision(str(row["precision"])), framework, tp, isl, osl, clients, requests, measured,
+        model, gpu, precision, framework, tp, isl, osl, clients, requests, measured, kv,
         version=str(row.get("framework_version", "")).replace("nan", ""), engine=engine, origin=origin,
     )  # fmt: skip
 
@@ -181,6 +183,8 @@ def _load(text: str) -> tuple[int, int]:
     if found:
         clients = int(found[2])
         return clients, clients if found[1] == "batch" else max(64, 8 * clients)
+    if text.startswith("inf rate"):
+        return MAX_LOAD_REQUESTS, MAX_LOAD_REQUESTS
     prompts = re.search(r"(\d+) prompts", text)
     return (int(prompts[1]), int(prompts[1])) if prompts else (0, 0)
 
@@ -217,7 +221,9 @@ def _precision(name: str) -> str:
 
 def relative_errors(point: ServingPoint, predicted: Metrics) -> dict[str, float]:
     """Predicted over measured, less one, for each metric that both have."""
-    return {m: predicted[m] / v - 1.0 for m, v in point.measured.items() if m in predicted and v > 0}
+    return {
+        m: predicted[m] / v - 1.0 for m, v in point.measured.items() if v > 0 and np.isfinite(predicted.get(m, np.nan))
+    }
 
 
 def fit_overheads(points: Sequence[ServingPoint], predict: Predict, start: Mapping[str, float]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from catalogs.names import nearest
 from catalogs.schema import Replica
 from simulator.engine import ReplicaSpec
 from simulator.scenario import Scenario
+from simulator.workload import Requests
 
 SETTINGS = (
     "block_size", "max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching", "enable_chunked_prefill",
@@ -82,10 +83,15 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     return Line(replica, profile, memory, spec, count)
 
 
-def in_closed_loop(line: Line, clients: int) -> ReplicaSpec:
-    """The engine of a line when ``clients`` keep it busy: a framework may run fewer sequences than it has clients."""
+def in_closed_loop(line: Line, requests: Requests, num_engines: int = 1) -> ReplicaSpec:
+    """The engine of a line under a workload: in a closed loop a framework may run fewer sequences than it has clients.
+
+    A loop in which each client asks once is a batch, and all of it runs.
+    """
     waiting = CLOSED_LOOP_WAITING.get(line.replica.engine.framework, 0)
-    seats = max(1, clients - waiting) if waiting else line.spec.max_num_seqs
+    if requests.concurrency is None or not waiting or len(requests) <= requests.concurrency:
+        return line.spec
+    seats = max(1, -(-requests.concurrency // num_engines) - waiting)
     return replace(line.spec, max_num_seqs=min(seats, line.spec.max_num_seqs))
 
 

@@ -70,10 +70,8 @@ def simulate(scenario: Scenario, requests: Requests | None = None, *, series_int
         requests = load_workload(scenario.workload, scenario.seed)
     if scenario.is_live:
         return _simulate_live(scenario, lines, requests)
-    specs = [line.spec for line in lines for _ in range(line.num_engines)]
-    if requests.concurrency is not None:
-        clients = -(-requests.concurrency // len(specs))
-        specs = [in_closed_loop(line, clients) for line in lines for _ in range(line.num_engines)]
+    num_engines = sum(line.num_engines for line in lines)
+    specs = [in_closed_loop(line, requests, num_engines) for line in lines for _ in range(line.num_engines)]
     records = simulate_replicas(
         requests, specs, router=scenario.router, seed=scenario.seed, series_interval_s=series_interval_s
     )

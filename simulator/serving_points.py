@@ -10,9 +10,11 @@ import numpy as np
 from calibrate.profiles import Profile
 from calibrate.serving import ServingPoint
 from calibrate.validate import Comparison
+from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
-from simulator.engine import ReplicaSpec, simulate_replicas
+from simulator.engine import simulate_replicas
+from simulator.records import COMPLETED
 from simulator.replicas import Line, build_line, in_closed_loop
 from simulator.workload import Requests
 
@@ -39,7 +41,8 @@ class Predictor:
         Raises:
             InputError: the model does not fit or a name is unknown.
         """
-        spec = self._spec(point)
+        requests = requests_of(point)
+        spec = in_closed_loop(self._line(point), requests)
         if overheads is not None:
             table = spec.step_table._replace(
                 overhead_s=overheads["step_overhead_s"],
@@ -48,8 +51,9 @@ class Predictor:
                 output_overhead_s=overheads.get("output_overhead_s", 0.0),
             )
             spec = replace(spec, step_table=table)
-        requests = requests_of(point)
         records = simulate_replicas(requests, [spec])
+        if not (records.status == COMPLETED).any():
+            return {}
         ttft = records.first_token_s - records.arrival_s
         e2e = records.finish_s - records.arrival_s
         duration = float(np.nanmax(records.finish_s) - records.arrival_s.min())
@@ -66,11 +70,11 @@ class Predictor:
             answer |= {"tpot_s": float(np.nanmean(tpot)), "tpot_p50_s": float(np.nanmedian(tpot))}
         return answer
 
-    def _spec(self, point: ServingPoint) -> ReplicaSpec:
+    def _line(self, point: ServingPoint) -> Line:
         key = (point.group, point.kv_cache_dtype, tuple(sorted(point.engine.items())))
         if key not in self.lines:
             self.lines[key] = build_line(replica_of(point), self.profile)
-        return in_closed_loop(self.lines[key], point.concurrency)
+        return self.lines[key]
 
 
 def replica_of(point: ServingPoint) -> Replica:
@@ -105,7 +109,10 @@ def compare_points(points: Sequence[ServingPoint], predictor: Predictor, fitted:
     """Every measured figure of the points beside the simulated one."""
     out = []
     for point in points:
-        predicted = predictor(point)
+        try:
+            predicted = predictor(point)
+        except InputError:  # the model did fit where it was measured: another memory size, or settings not said
+            continue
         name = (
             f"{point.model} tp{point.tensor_parallel_size} {point.input_tokens}/{point.output_tokens} "
             f"x{point.concurrency}"
