@@ -185,10 +185,14 @@ def predicted_step_s(observed: Observed, replica: Replica) -> float | None:
     return t
 
 
+def _purchase(line: Mapping[str, Any]) -> str:
+    return str(line.get("purchase", "on_demand"))
+
+
 def spot_share(bill: Bill, plan: Mapping[str, Any], region: str) -> list[Finding]:
     """Spot's share of machine-hours against the plan's; dollars are what the missing hours cost beyond spot."""
     lines = plan["plan"]["lines"]
-    hours = {p: sum(float(np.mean(x["instances"])) for x in lines if (x["purchase"] == "spot") == p)
+    hours = {p: sum(float(np.mean(x["instances"])) for x in lines if (_purchase(x) == "spot") == p)
              for p in (True, False)}  # fmt: skip
     usage = bill.usage
     total = float(usage["hours"].sum())
@@ -199,7 +203,7 @@ def spot_share(bill: Bill, plan: Mapping[str, Any], region: str) -> list[Finding
     if abs(actual - planned) <= SHARE_STEP:
         return []
     usd = None
-    kinds = {x["instance_type"] for x in lines if x["purchase"] == "spot"}
+    kinds = {x["instance_type"] for x in lines if _purchase(x) == "spot"}
     pairs = [(price_of(kind, region, "on_demand"), price_of(kind, region, "spot")) for kind in kinds]
     spreads = [whole.usd_per_hour - spot.usd_per_hour for whole, spot in pairs if whole and spot]
     if spreads:
@@ -218,7 +222,7 @@ def cheaper_plan(plan: Mapping[str, Any], alternative: Mapping[str, Any]) -> lis
     held = "verified by simulation" if alternative.get("verified") else "not verified by simulation"
     saving = (now - then) * HOURS_PER_MONTH
     what = ", ".join(
-        f"{max(x['instances'])} x {x['instance_type']} {x['purchase']}" for x in alternative["plan"]["lines"]
+        f"{max(x['instances'])} x {x['instance_type']} {_purchase(x)}" for x in alternative["plan"]["lines"]
     )
     return [Finding(
         "cheaper_plan", "plan", saving,
@@ -235,12 +239,12 @@ def repriced(plan: Mapping[str, Any], region: str) -> list[Finding]:
     for line in plan["plan"]["lines"]:
         count = float(np.mean(line["instances"]))
         old = line.get("usd_per_instance_hour") or (float(line["usd_per_hour"]) / count if count else 0.0)
-        price = price_of(line["instance_type"], region, line["purchase"])
+        price = price_of(line["instance_type"], region, _purchase(line))
         if price is None or not old:
             continue
         was, now = was + count * old, now + count * price.usd_per_hour
         if abs(price.usd_per_hour / old - 1) > 1e-6:
-            moved.append(f"{line['instance_type']} {line['purchase']} ${old:,.4f} to ${price.usd_per_hour:,.4f}")
+            moved.append(f"{line['instance_type']} {_purchase(line)} ${old:,.4f} to ${price.usd_per_hour:,.4f}")
     if not moved or abs(now - was) < 0.005:
         return []
     return [Finding(

@@ -147,9 +147,18 @@ def notes(answer: dict[str, Any]) -> list[str]:
         f"(gap {answer['mip_gap']:.2%})."
     )
     if answer.get("prices_as_of"):
-        said.append(f"Prices as of {answer['prices_as_of']}.")
+        said.append(f"Prices as of {answer['prices_as_of']}{_age(answer['prices_as_of'])}.")
     said += [f"Assumed: {text}." for text in answer["assumptions"]]
     said += [f"Profile: {p['name']} ({p['source']})" for p in answer["profiles"]]
     if answer.get("run"):
         said.append(f"Run {answer['run']}: plan explain {answer['run']}")
     return said
+
+
+def _age(as_of: str) -> str:
+    """What to say of a plan whose oldest price is old; nothing where it is fresh."""
+    from catalogs.freshness import STALE_AFTER_DAYS, is_stale, today
+
+    if not is_stale(as_of, today()):
+        return ""
+    return f", older than {STALE_AFTER_DAYS} days: `plan prices refresh` fetches today's"

@@ -29,13 +29,17 @@ def report() -> None:
 
 
 @report.command()
-@click.option("--bill", type=FILE, required=True, help="CUR 2.0 or FOCUS: .csv, .csv.gz or .parquet.")
+@click.option("--bill", type=FILE, required=True, help="CUR 2.0 or FOCUS: .csv, .csv.gz, .parquet; or cost-explorer.")
 @click.option("--run", help="The plan to compare with: a run id, or last.")
 @click.option("--month", help="YYYY-MM; left out: this month.")
 @click.option("--budget", "budget_usd_per_month", type=float, help="USD a month.")
 @click.option("--busy", type=FILE, help="CSV of resource_id,busy_share: finds idle machines.")
 @click.option("--served-requests", type=float, help="Requests served in the month, for the cost of one.")
 @click.option("--served-output-tokens", type=float, help="Output tokens served in the month.")
+@click.option("--prometheus", help="Address of a Prometheus server: what was served, how busy GPUs were, drift.")
+@click.option("--selector", default="", help='PromQL label matchers of the service: namespace="prod".')
+@click.option("--framework", help="Whose metrics: vllm, sglang, tgi, tensorrt-llm; left out: those that are there.")
+@click.option("--alternative", help="A newer run of `plan recommend`: is it cheaper?")
 @click.option("--currency", help="Take only charges in this currency.")
 @click.option("-o", "--output", type=FILE, multiple=True, help="Write .html, .md, .json or .csv; may be repeated.")
 @format_option
@@ -166,13 +170,18 @@ def _ledger() -> Any:
 
 
 def _read(path: Path) -> Schedule:
+    from app.report.build import COST_EXPLORER
     from app.report.schedule import Schedule
     from catalogs.yaml_source import read_model
 
     found, _ = read_model(path, Schedule)
     folder = path.resolve().parent
     sources = found.report
-    beside = {"bill": folder / sources.bill, "busy": None if sources.busy is None else folder / sources.busy}
+    asked = str(sources.bill) == COST_EXPLORER
+    beside = {
+        "bill": sources.bill if asked else folder / sources.bill,
+        "busy": None if sources.busy is None else folder / sources.busy,
+    }
     return found.model_copy(update={"report": sources.model_copy(update=beside)})
 
 

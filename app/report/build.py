@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from pydantic import Field
 from app.report.schema import Report
 from catalogs.errors import InputError
 from catalogs.yaml_source import Strict
-from planner.cost_report import Evidence, figures, month_of
+from planner.bill import Bill
+from planner.cost_report import Evidence, figures, month_of, within
 
 FORMS = ("html", "md", "json", "csv")
+COST_EXPLORER = "cost-explorer"
 
 
 class Sources(Strict):
     """What a report is made of: the flags of `plan report build`, or `report:` in a schedule file."""
 
-    bill: Path = Field(description="CUR 2.0 or FOCUS, .csv, .csv.gz or .parquet")
+    bill: Path = Field(description="CUR 2.0 or FOCUS, .csv, .csv.gz or .parquet; or cost-explorer, to ask AWS")
     run: str | None = Field(None, description="a run of `plan recommend`: its id, or last")
     month: str | None = Field(None, description="YYYY-MM; left out: the month of the instant the report is for")
     budget_usd_per_month: float | None = Field(None, gt=0)
@@ -28,6 +31,11 @@ class Sources(Strict):
     served_requests: float | None = Field(None, ge=0)
     served_output_tokens: float | None = Field(None, ge=0)
     currency: str | None = Field(None, description="take only charges in this currency")
+    alternative: str | None = Field(None, description="a newer run of `plan recommend`: is it cheaper?")
+    prometheus: str | None = Field(None, description="address of a Prometheus server: what was served, and drift")
+    selector: str = Field("", description='PromQL label matchers of the service: namespace="prod"')
+    framework: str | None = Field(None, description="vllm, sglang, tgi or tensorrt-llm; left out: the one found")
+    model: str | None = Field(None, description="the served model, to predict step times; left out: the plan's")
     tag: str = Field("plan-model", description="the tag key that links machines to plans")
     title: str = "GPU cost"
 
@@ -38,18 +46,23 @@ def build(sources: Sources, moment: datetime) -> Report:
     Raises:
         InputError: a source that cannot be read, or nothing to report.
     """
-    from planner.bill_readers import read_bill
+    from app.report.metrics import gather
 
     start, end = _month(sources.month) if sources.month else month_of(moment)
     plan, run_id = _plan(sources.run)
-    served = {"requests": sources.served_requests, "output_tokens": sources.served_output_tokens}
+    bill = _bill(sources, start, min(end, moment))
+    alternative = _plan(sources.alternative)[0]
+    gathered = gather(sources, (start, end), moment, within(bill, start, end), plan, alternative)
+    given = {"requests": sources.served_requests, "output_tokens": sources.served_output_tokens}
+    served = {**gathered.served, **{k: v for k, v in given.items() if v}}
     evidence = Evidence(
-        bill=read_bill(sources.bill, currency=sources.currency),
+        bill=replace(bill, notes=(*bill.notes, *gathered.notes)),
         plan=plan,
         plan_run=run_id,
         budget_usd_per_month=sources.budget_usd_per_month,
-        served={k: v for k, v in served.items() if v} or None,
-        busy=_busy(sources.busy),
+        served=served or None,
+        busy=gathered.busy if sources.busy is None else _busy(sources.busy),
+        drift=gathered.drift,
         tag=sources.tag,
     )
     found = figures(evidence, start, end)
@@ -58,9 +71,25 @@ def build(sources: Sources, moment: datetime) -> Report:
         built_at=moment.astimezone(UTC).isoformat(timespec="seconds"),
         recommendation=_recommendation(found),
         confidence=_confidence(evidence, found),
-        sources={"bill": sources.bill.name, "plan run": run_id or "none", "metrics": "given" if served else "none"},
+        sources={
+            "bill": sources.bill.name,
+            "plan run": run_id or "none",
+            "metrics": "given" if any(given.values()) else gathered.label,
+        },
         **found,
     )
+
+
+def _bill(sources: Sources, start: datetime, end: datetime) -> Bill:
+    """The bill from its file, or from Cost Explorer for whole days up to ``end``."""
+    if str(sources.bill) == COST_EXPLORER:
+        from planner.bill_cost_explorer import read_cost_explorer
+
+        until = max(end, start + timedelta(days=1)).date()
+        return read_cost_explorer(start.date(), until, tag_key=sources.tag, currency=sources.currency)
+    from planner.bill_readers import read_bill
+
+    return read_bill(sources.bill, currency=sources.currency)
 
 
 def message_forms(report: Report) -> dict[str, str]:
