@@ -210,7 +210,7 @@ SECTIONS: tuple[Callable[[Path], list[Section]], ...] = (
 
 
 def refit_overheads(data: Path, path: Path) -> None:
-    """Fit each framework's overheads on all its closed loops and write them, with their errors, to the shipped table."""
+    """Fit each framework's overheads on all its closed loops; write them, with their errors, to the shipped table."""
     points, predictor = read_closed_loop(data / "serving/silicon_closed_loop_h100.csv"), Predictor()
     table: dict[str, dict[str, Any]] = {name: dict(known) for name, known in default_overheads().items()}
     for framework in sorted({p.framework for p in points}):
@@ -224,7 +224,7 @@ def refit_overheads(data: Path, path: Path) -> None:
             for s in summarise((c for p, e in errors for c in _from_errors(p, e)), by_group=False)
         }
         table[framework] = {name: float(f"{value:.4g}") for name, value in fit.items()} | {
-            "source": f"fitted on {len(mine)} closed-loop points on H100, version {', '.join(versions) or 'not stated'}",
+            "source": f"fitted on {len(mine)} closed loops on H100, version {', '.join(versions) or 'not stated'}",
             "graphs": True,
             "error_median": medians,
         }
