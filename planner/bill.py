@@ -49,26 +49,40 @@ def amortise_capacity_blocks(bill: Bill) -> Bill:
     """Spread each Capacity Block's fee over the machine-hours that ran in it.
 
     A fee is a charge of purchase ``capacity_block`` with money and no hours; the block's hours are those of the same
-    instance type and region from then on until the next fee. A fee without hours stays on its day, and is said.
+    instance type and region from then on until the next fee. A fee without hours stays on its day, and is said. Of a
+    fee whose period ends after the bill does, only the part within the bill counts.
     """
     charges = bill.charges.reset_index(drop=True).copy()
     block = charges["purchase"] == "capacity_block"
     fees = charges[block & charges["hours"].isna() & (charges["billed"] != 0)].sort_values("start")
-    notes = list(bill.notes)
+    notes, last = list(bill.notes), charges.loc[charges["hours"] > 0, "end"].max()
     for (kind, region), group in fees.groupby(["instance_type", "region"]):
         starts = [*group["start"], pd.Timestamp.max.tz_localize("UTC")]
         for fee, until in zip(group.index, starts[1:], strict=True):
             at = charges.loc[fee, "start"]
-            day = at.floor("D")
+            share = _share_within(at, charges.loc[fee, "end"], last)
+            due = float(charges.loc[fee, "billed"]) * share
+            if share < 1:
+                notes.append(
+                    f"{1 - share:.0%} of the Capacity Block fee of {at:%Y-%m-%d} for {kind} is for days after this bill"
+                )
             same = block & (charges["instance_type"] == kind) & (charges["region"] == region)
-            inside = same & charges["hours"].gt(0) & (charges["start"] >= day) & (charges["start"] < until)
+            inside = same & charges["hours"].gt(0) & (charges["start"] >= at.floor("D")) & (charges["start"] < until)
             hours = charges.loc[inside, "hours"].sum()
             if hours > 0:
-                charges.loc[inside, "effective"] += charges.loc[fee, "billed"] * charges.loc[inside, "hours"] / hours
+                charges.loc[inside, "effective"] += due * charges.loc[inside, "hours"] / hours
                 charges.loc[fee, "effective"] = 0.0
             else:
+                charges.loc[fee, "effective"] = due
                 notes.append(f"the Capacity Block fee of {at:%Y-%m-%d} for {kind} has no hours in this bill")
     return replace(bill, charges=charges, notes=tuple(notes))
+
+
+def _share_within(start: pd.Timestamp, end: pd.Timestamp, bill_end: pd.Timestamp) -> float:
+    """The share of a block that lies in the bill; all of it where the fee's own period is a day or less."""
+    length = (end - start).total_seconds()
+    inside = (min(end, bill_end) - start).total_seconds()
+    return inside / length if length > 86_400 and 0 < inside < length else 1.0
 
 
 def spend(bill: Bill, by: Sequence[str] = ("instance_type", "purchase")) -> pd.DataFrame:

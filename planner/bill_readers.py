@@ -72,7 +72,7 @@ def _read(
     currency: str | None,
     num_unknown: int,
 ) -> Bill:
-    kept, currencies, num_rows = [], dict[str, int](), 0
+    kept, currencies, used, num_rows = [], dict[str, int](), dict[str, float](), 0
     for piece in _pieces(path, columns):
         num_rows += len(piece)
         piece.columns = pd.Index([str(c) for c in piece.columns])
@@ -90,6 +90,8 @@ def _read(
             charges["commitment_id"] != ""
         )
         kept.append(charges[charges["instance_type"].notna() | of_commitment])
+        for name, usd in _use_of_commitments(charges).items():
+            used[name] = used.get(name, 0.0) + usd
     if num_rows == 0:
         raise InputError("the bill is empty", where=str(path))
     if len(currencies) > 1 and currency is None:
@@ -98,19 +100,41 @@ def _read(
             f"the bill mixes currencies: {counts}", where=str(path), why="their sums would mean nothing",
             remedy=f"--currency {max(currencies, key=lambda c: currencies[c])} takes that one alone",
         )  # fmt: skip
-    charges = _gpu_commitments_only(pd.concat(kept, ignore_index=True)[list(COLUMNS)])
-    notes = [] if num_unknown == 0 else [f"{num_unknown} columns of the bill were not needed"]
+    charges, notes = _gpu_commitments_only(pd.concat(kept, ignore_index=True)[list(COLUMNS)], used)
+    if num_unknown:
+        notes.append(f"{num_unknown} columns of the bill were not needed")
     if charges.empty:
         notes.append("the bill holds no GPU machines")
     name = currency or next(iter(currencies), "USD")
     return amortise_capacity_blocks(Bill(charges, name, num_rows, tuple(notes)))
 
 
-def _gpu_commitments_only(charges: pd.DataFrame) -> pd.DataFrame:
-    """Without the fees of commitments that covered no GPU machine: a fee names its commitment, not its machines."""
+def _use_of_commitments(charges: pd.DataFrame) -> dict[str, float]:
+    """The effective cost that each commitment covered, on machines with GPUs and without."""
+    covered = charges[charges["purchase"].isin(["savings_plan", "reserved"]) & (charges["commitment_id"] != "")]
+    return {str(name): float(usd) for name, usd in covered.groupby("commitment_id")["effective"].sum().items()}
+
+
+def _gpu_commitments_only(charges: pd.DataFrame, used: Mapping[str, float]) -> tuple[pd.DataFrame, list[str]]:
+    """Without the fees of commitments that covered no GPU machine; those shared with others count by GPUs' share.
+
+    A fee names its commitment, not its machines: a Compute Savings Plan's unused part belongs to all that it covers.
+
+    Args:
+        charges: of GPU machines, and every fee of a commitment.
+        used: effective cost that each commitment covered, over all machines.
+    """
     machine = charges["instance_type"].notna()
-    covering = set(charges.loc[machine, "commitment_id"]) - {""}
-    return charges[machine | charges["commitment_id"].isin(covering)].reset_index(drop=True)
+    on_gpus = _use_of_commitments(charges[machine])
+    kept = charges[machine | charges["commitment_id"].isin(set(charges.loc[machine, "commitment_id"]) - {""})]
+    kept = kept.reset_index(drop=True)
+    fees, notes = kept["instance_type"].isna(), []
+    for name in kept.loc[fees, "commitment_id"].unique():
+        share = on_gpus.get(name, 0.0) / used[name] if used.get(name) else 1.0
+        if share < 1 - 1e-9:
+            kept.loc[fees & (kept["commitment_id"] == name), ["billed", "effective"]] *= share
+            notes.append(f"{share:.1%} of commitment {name} is used by GPU machines; so much of its fees counts here")
+    return kept, notes
 
 
 def _column_names(path: Path) -> list[str]:
@@ -248,7 +272,9 @@ def _numbers(rows: pd.DataFrame, name: str) -> pd.Series[float]:
     found = pd.to_numeric(rows[name], errors="coerce")
     bad = found.isna() & rows[name].notna() & (rows[name].astype(str).str.strip() != "")
     if bad.any():
-        raise ValueError(f"{name} is {rows[name][bad].iloc[0]!r} in row {int(np.argmax(bad)) + 2}, not a number")
+        raise ValueError(
+            f"{name} is {rows[name][bad].iloc[0]!r} in row {int(rows.index[np.argmax(bad)]) + 2}, not a number"
+        )
     return found.astype(float)
 
 

@@ -339,7 +339,6 @@ def test_diff_before_any_refresh_says_what_to_do() -> None:
         CliRunner().invoke(prices, ["diff"], catch_exceptions=False)
 
 
-@pytest.mark.slow
 def test_moto_answers_instance_types_and_zones() -> None:
     """moto's own instance catalogue: 1,395 types, of which the GPU ones agree with ours."""
     from moto.server import ThreadedMotoServer

@@ -158,3 +158,31 @@ def test_a_value_that_cannot_be_read_is_named(tmp_path: Path, change: Any) -> No
         read_bill(write(tmp_path, [focus(**change)]))
     with pytest.raises(InputError, match="cannot read"):
         read_bill(tmp_path / "absent.csv")
+
+
+def test_the_unused_part_of_a_plan_shared_with_other_machines_counts_by_the_gpus_share(tmp_path: Path) -> None:
+    arn = {"savings_plan_savings_plan_a_r_n": "arn:sp/1"}
+    rows = [
+        cur("SavingsPlanCoveredUsage", savings_plan_savings_plan_effective_cost=20.0, **arn),
+        cur("SavingsPlanCoveredUsage", usage="BoxUsage:m7i.large", savings_plan_savings_plan_effective_cost=60.0, **arn),
+        cur("SavingsPlanRecurringFee", usage="ComputeSP:1yrNoUpfront", cost=100.0, hours=24,
+            savings_plan_total_commitment_to_date=100.0, savings_plan_used_commitment=80.0, **arn),
+    ]  # fmt: skip
+    bill = read_bill(write(tmp_path, rows))
+    assert commitments(bill).unused == pytest.approx(5.0)  # a quarter of 20
+    assert any("25.0% of commitment arn:sp/1" in note for note in bill.notes)
+
+
+def test_a_capacity_block_that_outlasts_the_bill_counts_its_days_within(tmp_path: Path) -> None:
+    fee = cur("Fee", usage="CapacityBlock:p5.48xlarge", hours=0, cost=8000.0)
+    fee |= {"line_item_usage_end_date": "2026-10-09T00:00:00Z"}  # eight days, of which the bill has two
+    days = [
+        cur("Usage", usage="CapacityBlock:p5.48xlarge", hours=24, cost=0.0)
+        | {"line_item_usage_start_date": f"2026-10-0{d}T00:00:00Z"}
+        | {"line_item_usage_end_date": f"2026-10-0{d + 1}T00:00:00Z"}
+        for d in (1, 2)
+    ]
+    bill = read_bill(write(tmp_path, [*days, fee]))
+    assert total(bill)["billed"] == pytest.approx(8000.0)
+    assert total(bill)["effective"] == pytest.approx(2000.0)
+    assert any("75% of the Capacity Block fee" in note for note in bill.notes)
