@@ -273,7 +273,7 @@ def _numbers(rows: pd.DataFrame, name: str) -> pd.Series[float]:
     bad = found.isna() & rows[name].notna() & (rows[name].astype(str).str.strip() != "")
     if bad.any():
         raise ValueError(
-            f"{name} is {rows[name][bad].iloc[0]!r} in row {int(rows.index[np.argmax(bad)]) + 2}, not a number"
+            f"{name} is {rows[name][bad].iloc[0]!r} in row {int(rows.index[int(np.argmax(bad))]) + 2}, not a number"
         )
     return found.astype(float)
 

@@ -164,7 +164,7 @@ def test_the_unused_part_of_a_plan_shared_with_other_machines_counts_by_the_gpus
     arn = {"savings_plan_savings_plan_a_r_n": "arn:sp/1"}
     rows = [
         cur("SavingsPlanCoveredUsage", savings_plan_savings_plan_effective_cost=20.0, **arn),
-        cur("SavingsPlanCoveredUsage", usage="BoxUsage:m7i.large", savings_plan_savings_plan_effective_cost=60.0, **arn),
+        cur("SavingsPlanCoveredUsage", "BoxUsage:m7i.large", savings_plan_savings_plan_effective_cost=60.0, **arn),
         cur("SavingsPlanRecurringFee", usage="ComputeSP:1yrNoUpfront", cost=100.0, hours=24,
             savings_plan_total_commitment_to_date=100.0, savings_plan_used_commitment=80.0, **arn),
     ]  # fmt: skip
