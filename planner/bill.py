@@ -80,11 +80,8 @@ def amortise_capacity_blocks(bill: Bill) -> Bill:
 
 def _share_within(start: pd.Timestamp, end: pd.Timestamp, bill_end: pd.Timestamp) -> float:
     """The share of a block that lies in the bill; all of it where the fee's own period is a day or less."""
-    if pd.isna(bill_end):
-        return 1.0
-    length = (end - start).total_seconds()
-    inside = (min(end, bill_end) - start).total_seconds()
-    return inside / length if length > 86_400 and 0 < inside < length else 1.0
+    length, until = (end - start).total_seconds(), (bill_end - start).total_seconds()  # NaN where no machine ran
+    return until / length if length > 86_400 and 0 < until < length else 1.0
 
 
 def spend(bill: Bill, by: Sequence[str] = ("instance_type", "purchase")) -> pd.DataFrame:
