@@ -18,7 +18,7 @@ from catalogs.names import nearest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PIECE_BYTES = 8 * 1024 * 1024
+PIECE_BYTES = 2 * 1024 * 1024  # Arrow reads up to 32 of them ahead
 PIECE_ROWS = 262_144
 Fault = tuple[str, str, str]  # what, why, remedy
 

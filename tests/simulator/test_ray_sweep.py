@@ -51,8 +51,9 @@ def cluster() -> Iterator[str]:
         ray_command("start", f"--address=127.0.0.1:{port}", "--num-cpus=1", "--object-store-memory=100000000")
         yield f"127.0.0.1:{port}"
     finally:
-        for pid, command in processes():
-            if folder in command:
+        ours = {pid for pid, command in processes() if folder in command}
+        for pid in ours | {pid for pid, _ in processes() if parent(pid) in ours}:  # agents change their command lines
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -63,6 +64,14 @@ def processes() -> Iterator[tuple[int, str]]:
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 yield int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+
+
+def parent(pid: int) -> int:
+    """Number of a process's parent; 0 if it has gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def sweep_of(folder: Path, num: int, takes_s: float) -> Path:
