@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-PAGES = Path(__file__).resolve().parent / "pages"
+VIEWS = Path(__file__).resolve().parent / "views"
 # file, title, icon; the order is the order of the menu
 MENU: tuple[tuple[str, str, str], ...] = (
     ("start", "Start", ":material/home:"),
@@ -38,11 +38,11 @@ def door() -> bool:
     return False
 
 
-st.set_page_config(page_title="GPU capacity planner", page_icon=str(PAGES.parent / "icon.svg"), layout="wide")
+st.set_page_config(page_title="GPU capacity planner", page_icon=str(VIEWS.parent / "icon.svg"), layout="wide")
 if door():
     pages = [
-        st.Page(PAGES / f"{file}.py", title=title, icon=icon, url_path=file, default=file == "start")
+        st.Page(VIEWS / f"{file}.py", title=title, icon=icon, url_path=file, default=file == "start")
         for file, title, icon in MENU
-        if (PAGES / f"{file}.py").exists()
+        if (VIEWS / f"{file}.py").exists()
     ]
     st.navigation(pages).run()

@@ -98,7 +98,12 @@ class Visit:
     def shot(self, name: str) -> None:
         """Keep a picture of the whole page."""
         SHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+        size = self.page.viewport_size
+        inner = self.page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
+        self.page.set_viewport_size({"width": size["width"], "height": min(6000, max(size["height"], inner))})
+        self.settle()
+        self.page.screenshot(path=SHOTS / f"{name}.png")
+        self.page.set_viewport_size(size)
 
     def close(self) -> None:
         """End the visit; fails on what the browser complained of."""

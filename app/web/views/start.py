@@ -25,8 +25,8 @@ with right:
             st.session_state["upload_id"] = uploaded.file_id
         except PlanError as problem:
             error(problem)
-    st.page_link("pages/workload.py", label="Look at the workload", icon=":material/show_chart:")
-    st.page_link("pages/recommend.py", label="Find the cheapest fleet", icon=":material/shopping_cart:")
+    st.page_link("views/workload.py", label="Look at the workload", icon=":material/show_chart:")
+    st.page_link("views/recommend.py", label="Find the cheapest fleet", icon=":material/shopping_cart:")
     st.markdown(
         "1. **Workload**: when requests arrive and how long they are.\n"
         "2. **Capacity**: measured step times say what rate each GPU sustains within your limits.\n"

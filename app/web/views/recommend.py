@@ -90,7 +90,7 @@ def show(answer: dict[str, Any]) -> None:
     a.metric("USD an hour", f"{plan['usd_per_hour']:,.2f}")
     b.metric("USD a month", f"{plan['usd_per_month']:,.0f}")
     per_million = plan.get("usd_per_million_output_tokens")
-    c.metric("USD per million output tokens", "–" if per_million is None else f"{per_million:,.3f}")
+    c.metric("USD per M output tokens", "–" if per_million is None else f"{per_million:,.3f}")
     d.metric("Proven within", f"{answer['mip_gap']:.2%}")
     (st.success if answer["verified"] else st.warning)(notes(answer)[0])
     for i, found in enumerate(tables(answer)):
@@ -109,7 +109,7 @@ def show(answer: dict[str, Any]) -> None:
         for note in notes(answer)[1:]:
             st.text(note)
     st.download_button("Download the answer (JSON)", json.dumps(answer, indent=1), "plan.json")
-    st.page_link("pages/export.py", label="Deploy it", icon=":material/ios_share:")
+    st.page_link("views/export.py", label="Deploy it", icon=":material/ios_share:")
 
 
 def as_command(settings: dict[str, Any]) -> str:

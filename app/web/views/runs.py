@@ -20,7 +20,7 @@ except PlanError as problem:
     st.stop()
 if not runs:
     st.info("No runs yet. The Recommend page makes the first one; `plan demo` does too.")
-    st.page_link("pages/recommend.py", label="Find the cheapest fleet", icon=":material/shopping_cart:")
+    st.page_link("views/recommend.py", label="Find the cheapest fleet", icon=":material/shopping_cart:")
     st.stop()
 
 rows = [{"run": r.run_id, "kind": r.kind, "created (UTC)": r.created_at, "title": r.title} for r in runs]

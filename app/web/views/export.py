@@ -19,7 +19,7 @@ except PlanError as problem:
     st.stop()
 if not runs:
     st.info("No plan yet. The Recommend page makes one.")
-    st.page_link("pages/recommend.py", label="Find the cheapest fleet", icon=":material/shopping_cart:")
+    st.page_link("views/recommend.py", label="Find the cheapest fleet", icon=":material/shopping_cart:")
     st.stop()
 by_id = {r.run_id: r for r in runs}
 wanted = st.query_params.get("run")
