@@ -84,5 +84,5 @@ def fleet_document(result: FleetResult) -> dict[str, Any]:
         "num_events": len(result.events),
         "events": [{"t_s": t, "what": what} for t, what in result.events[:MAX_EVENTS]],
         "forecast": result.forecast_error,
-        "series": {name: values.tolist() for name, values in result.series.items()},
+        "series": {name: [None if v != v else v for v in values.tolist()] for name, values in result.series.items()},
     }  # fmt: skip

@@ -30,7 +30,8 @@ duration = hours * 3600.0
 shape = 1 + 0.6 * np.sin(np.linspace(0, 2 * np.pi * hours / 24, 1441) - np.pi / 2)
 edges = np.concatenate([[0.0], np.cumsum((shape[1:] + shape[:-1]) / 2)])
 arrival = np.sort(np.interp(rng.uniform(size=n), edges / edges[-1], np.linspace(0, duration, 1441)))
-requests = Requests(arrival, rng.lognormal(6.3, 0.8, n).astype(np.int64) + 1, rng.lognormal(5.0, 0.6, n).astype(np.int64) + 1)
+inputs = rng.lognormal(6.3, 0.8, n).astype(np.int64) + 1
+requests = Requests(arrival, inputs, rng.lognormal(5.0, 0.6, n).astype(np.int64) + 1)
 axis = np.array([0.0, 1e6])
 work = 0.012 + 4e-5 * np.arange(8193.0)
 table = StepTable(work, work, np.zeros(513), axis, axis, axis, axis, np.zeros((2, 2, 2, 2)), 0.0, 0.0, 0.0, 0.0)
@@ -38,8 +39,10 @@ spec = ReplicaSpec(table, num_gpu_blocks=16000)
 
 def play(requests):
     plane = EnginePlane(requests, [spec], "{router}", seed)
-    scaler = lambda: Hpa(HpaConfig((HpaMetric("running_requests", 2.0),), min_replicas=replicas // 2, max_replicas=replicas * 2))
-    group = Group("g", 0, "g6e.xlarge", replicas, scaler=scaler, spot=SpotPolicy(2, 0, True), cold_start=ColdStart(16e9))
+    bounds = dict(min_replicas=replicas // 2, max_replicas=replicas * 2)
+    scaler = lambda: Hpa(HpaConfig((HpaMetric("running_requests", 2.0),), **bounds))
+    spot = SpotPolicy(2, 0, True)
+    group = Group("g", 0, "g6e.xlarge", replicas, scaler=scaler, spot=spot, cold_start=ColdStart(16e9))
     config = FleetConfig((group,), availability=synthesise(catalogue_zones(), duration + 3600, seed))
     return Fleet(requests, plane, config, seed, seats=(256,)).run()
 

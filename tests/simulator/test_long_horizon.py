@@ -1,0 +1,54 @@
+"""The shortcut for long horizons: close to a full run, in latency and in machine hours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from simulator.autoscaling import Hpa, HpaConfig, HpaMetric
+from simulator.cold_start import ColdStart, LogNormal
+from simulator.fleet import Fleet
+from simulator.fleet_config import FleetConfig, Group
+from simulator.fleet_plane import EnginePlane
+from simulator.fluid_plane import probe
+from simulator.long_horizon import Windows, run_long
+from simulator.workload import Requests
+from tests.simulator.test_fleet_plane import SPEC
+
+HOURS = 8
+
+
+def wave(hours: float, rate_rps: float) -> Requests:
+    rng = np.random.default_rng(0)
+    arrival = np.cumsum(rng.exponential(1 / (2 * rate_rps), int(hours * 3600 * rate_rps * 2.2)))
+    arrival = arrival[arrival < hours * 3600]
+    keep = rng.uniform(size=len(arrival)) < 0.5 * (1 + 0.7 * np.sin(2 * np.pi * arrival / (hours * 3600)))
+    n = int(keep.sum())
+    return Requests(arrival[keep], rng.integers(100, 800, n), rng.integers(20, 200, n))
+
+
+def config() -> FleetConfig:
+    def scaler() -> Hpa:
+        return Hpa(HpaConfig((HpaMetric("running_requests", 8.0),), min_replicas=1, max_replicas=20))
+
+    return FleetConfig((Group("g", 0, "g6e.xlarge", 2, scaler=scaler, cold_start=ColdStart(total=LogNormal(90.0))),))
+
+
+def test_a_curve_grows_with_the_load_up_to_saturation() -> None:
+    curve = probe(wave(1, 5), SPEC)
+    assert curve.max_rps > 0 and (np.diff(curve.running) >= -1e-9).all() and curve.busy[-1] > 0.9
+    assert curve.at("ttft_p95_s", 0.2) < curve.at("ttft_p95_s", 0.96)
+
+
+def test_windows_and_stream_agree_with_the_full_run() -> None:
+    requests = wave(HOURS, 5.0)
+    full = Fleet(requests, EnginePlane(requests, [SPEC]), config(), seats=(32,)).run()
+    long = run_long(requests, [SPEC], config(), windows=Windows(10, 600.0, 60.0))
+    ttft = full.outcome.first_token_s - requests.arrival_s
+    e2e = full.outcome.finish_s - requests.arrival_s
+    for percent in (50, 90):
+        assert long.percentile("ttft", percent) == pytest.approx(np.percentile(ttft, percent), rel=0.1)
+        assert long.percentile("e2e", percent) == pytest.approx(np.percentile(e2e, percent), rel=0.1)
+    hours = [sum(u.billed_s for u in r.ledger.usage()) for r in (full, long.fleet)]
+    assert hours[1] == pytest.approx(hours[0], rel=0.1)
+    assert sum(w for _, w in long.windows) == pytest.approx(HOURS * 6, abs=1)
