@@ -1,9 +1,9 @@
 """Learns a server's step time and per-request overhead from what clients saw.
 
 A request's decode phase is a number of steps, each with some sequences decoding at some context; when another request
-gets its first token meanwhile, its prompt ran in one of these steps (or several, in chunks). A lone request's TTFT is
-the overhead plus the steps of its own prompt. Both are sums of step times, so the coefficients of
-``endpoint_step.StepFit`` follow by least squares on the logarithm of durations.
+gets its first token meanwhile, its prompt ran in one of these steps (or several, in chunks). A request's TTFT is the
+overhead, the steps of the prompts that went before or with it, and those of its own. Both are sums of step times, so
+the coefficients of ``endpoint_step.StepFit`` follow by least squares on the logarithm of durations.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from catalogs.errors import InputError
 FloatArray = NDArray[np.float64]
 POWERS = (1.0, 2.0, 4.0)
 LEAST_OBSERVATIONS = 3
+WORTH_A_TERM = 0.7  # of the cost without it: a term that few servers have must earn its place
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Fitted:
 
 
 def observations_of(replies: Sequence[Reply], point: int, chunk_tokens: int) -> list[Observation]:
-    """Observations of one load point's replies: every decode phase, and TTFTs of requests that were alone."""
+    """Observations of one load point's replies: every decode phase and every TTFT."""
     good = [r for r in replies if r.ok]
     found = []
     for reply in good:
@@ -75,9 +76,37 @@ def observations_of(replies: Sequence[Reply], point: int, chunk_tokens: int) -> 
         num = len(reply.token_at_s) - 1
         if num >= 2 and reply.e2e_s > reply.ttft_s:
             found.append(_decode_phase(reply, others, point, chunk_tokens))
-        if not any(o.sent_at_s < reply.token_at_s[0] and o.finish_at_s > reply.sent_at_s for o in others):
-            found.append(Observation("ttft", reply.ttft_s, prompt_steps(reply.input_tokens, chunk_tokens), point))
+        found.append(_first_token(reply, others, point, chunk_tokens))
     return found
+
+
+def _first_token(reply: Reply, others: Sequence[Reply], point: int, chunk_tokens: int) -> Observation:
+    """TTFT as the steps from sending to the first token: prompts whose first token came meanwhile ran in them too.
+
+    Of a prompt that was sent earlier, the share after this request's sending counts; while others decode, half a step
+    goes by before a new request is seen.
+    """
+    sent_s, first_s = reply.sent_at_s, reply.token_at_s[0]
+    tokens, keys = float(reply.input_tokens), reply.input_tokens**2 / 2
+    num_decode = weighted = 0.0
+    for other in others:
+        its_first, its_last = other.token_at_s[0], other.token_at_s[-1]
+        if sent_s < its_first <= first_s:
+            share = min(1.0, (its_first - sent_s) / max(its_first - other.sent_at_s, 1e-9))
+            tokens += share * other.input_tokens
+            keys += share * other.input_tokens**2 / 2
+        overlap = max(0.0, min(its_last, first_s) - max(its_first, sent_s)) / (first_s - sent_s)
+        num_decode += overlap
+        weighted += overlap * (other.input_tokens + len(other.token_at_s) / 2)
+    context = weighted / num_decode if num_decode else 0.0
+    if tokens == reply.input_tokens:
+        steps = prompt_steps(tokens, chunk_tokens, num_decode, context)
+    else:  # prompts share steps, each attending to its own keys
+        num = tokens / max(min(tokens, chunk_tokens - num_decode), 1.0)
+        steps = (Steps(num, tokens / num, keys / tokens, num_decode, context),)
+    if num_decode >= 1.0:
+        steps = (*steps, Steps(0.5, 0.0, 0.0, num_decode, context))
+    return Observation("ttft", reply.ttft_s, steps, point)
 
 
 def prompt_steps(tokens: float, chunk_tokens: int, num_decode: float = 0.0, context: float = 0.0) -> tuple[Steps, ...]:
@@ -148,15 +177,21 @@ def fit_step(observations: Sequence[Observation], left_out: bool = True) -> Fitt
             why=f"a step time needs at least {LEAST_OBSERVATIONS}, decode phases of two tokens and more among them",
             remedy="measure at more loads and with more output tokens, and at concurrency 1 for the overhead",
         )
-    fits = [_fit(observations, power) for power in POWERS]
-    best = min(fits, key=lambda found: found[1])[0]
+    best, cost = min((_fit(observations, power) for power in POWERS), key=lambda found: found[1])
+    crossed, cost_crossed = _fit(observations, best.power, crossed=True)
+    if cost_crossed < WORTH_A_TERM * cost:
+        best = crossed
     errors: list[tuple[int, str, float]] = []
     points = sorted({o.point for o in observations})
     if left_out and len(points) >= LEAST_OBSERVATIONS:
         for point in points:
             seen = [o for o in observations if o.point != point]
             if {o.kind for o in seen} == kinds:
-                errors += _errors(_fit(seen, best.power)[0], [o for o in observations if o.point == point], point)
+                errors += _errors(
+                    _fit(seen, best.power, best.decode_keys_s + best.prefill_keys_s > 0)[0],
+                    [o for o in observations if o.point == point],
+                    point,
+                )
     return Fitted(best, tuple(errors))
 
 
@@ -180,26 +215,34 @@ class _Rows:
 
     def __init__(self, observations: Sequence[Observation]) -> None:
         flat = [
-            (i, s.num, s.prefill_tokens, s.prefill_tokens * s.prefill_context, s.num_decode, s.decode_context)
+            (i, s.num, s.prefill_tokens, s.prefill_context, s.num_decode, s.decode_context)
             for i, o in enumerate(observations)
             for s in o.steps
         ]
         columns = np.array(flat, dtype=np.float64).T
         self.owner = columns[0].astype(np.int64)
-        self.num, self.prefill, self.prefill_keys, self.decode, self.context = columns[1:]
+        self.num, self.prefill, prompt_context, self.decode, self.context = columns[1:]
+        self.prefill_keys = self.prefill * prompt_context
+        ends = np.where(self.prefill > 0, np.maximum(self.prefill, prompt_context + self.prefill / 2), 0.0)
+        keys = self.decode * self.context + ends
+        self.decode_keys, self.prefill_all_keys = self.decode * keys, self.prefill * keys
         self.is_ttft = np.array([o.kind == "ttft" for o in observations], dtype=np.float64)
 
     def durations(self, x: FloatArray, power: float) -> FloatArray:
-        floor, token, decode, decode_context, prefill_context, overhead = x
+        floor, token, decode, decode_context, prefill_context, decode_keys, prefill_keys, overhead = x
         tokens = (self.prefill + self.decode) * token
         step = (floor**power + tokens**power) ** (1.0 / power)
         step = step + self.decode * (decode + self.context * decode_context) + self.prefill_keys * prefill_context
+        step = step + self.decode_keys * decode_keys + self.prefill_all_keys * prefill_keys
         sums = np.bincount(self.owner, weights=self.num * step, minlength=self.is_ttft.size)
         return np.asarray(sums + self.is_ttft * overhead)
 
 
-def _fit(observations: Sequence[Observation], power: float) -> tuple[StepFit, float]:
-    """(fit, cost) at one power. Coefficients stay >= 0 by fitting their logarithms from a small start."""
+def _fit(observations: Sequence[Observation], power: float, crossed: bool = False) -> tuple[StepFit, float]:
+    """(fit, cost) at one power; ``crossed``: with the term of attention over all keys of a batch.
+
+    Coefficients stay >= 0 by fitting their logarithms from a small start.
+    """
     from scipy.optimize import least_squares
 
     rows = _Rows(observations)
@@ -208,23 +251,25 @@ def _fit(observations: Sequence[Observation], power: float) -> tuple[StepFit, fl
     tokens = max(float(rows.prefill.max()), 1.0)
     keys = max(float((rows.context * rows.decode).max()), 1.0)
     square = max(float(rows.prefill_keys.max()), 1.0)
-    start = np.array([0.6, 0.5 / tokens, 0.05, 0.05 / keys, 0.05 / square, 0.2]) * one_step
+    crossed_keys = [0.05 / max(float(k.max()), 1.0) for k in (rows.decode_keys, rows.prefill_all_keys)]
+    start = np.array([0.6, 0.5 / tokens, 0.05, 0.05 / keys, 0.05 / square, *crossed_keys, 0.2]) * one_step
 
+    used = np.array([1.0, 1.0, 1.0, 1.0, 1.0, float(crossed), float(crossed), 1.0])
     # weigh load points alike, however many requests each had; and the two kinds of observation alike
     groups = [(o.point, o.kind) for o in observations]
     counts = {g: groups.count(g) for g in set(groups)}
     weights = np.array([counts[g] ** -0.5 for g in groups])
 
     def misfit(logs: FloatArray) -> FloatArray:
-        return np.asarray(weights * np.log(rows.durations(np.exp(logs), power) / measured))
+        return np.asarray(weights * np.log(rows.durations(np.exp(logs) * used, power) / measured))
 
     bounds = (np.log(start) - 12.0, np.log(start) + 8.0)
     found = least_squares(misfit, np.log(start), bounds=bounds, loss="soft_l1", f_scale=0.1, max_nfev=400)
-    values = np.exp(found.x)
+    values = np.exp(found.x) * used
     negligible = values < start * 1e-4  # at the lower bound: the data do not show the term
     values = np.where(negligible, 0.0, values)
-    floor, token, decode, decode_context, prefill_context, overhead = map(float, values)
-    return StepFit(floor, token, decode, decode_context, prefill_context, power, overhead), float(found.cost)
+    *steps, overhead = map(float, values)
+    return StepFit(*steps, power=power, request_overhead_s=overhead), float(found.cost)  # type: ignore[misc]
 
 
 def _parameters(fit: StepFit) -> FloatArray:
@@ -235,6 +280,8 @@ def _parameters(fit: StepFit) -> FloatArray:
             fit.decode_s,
             fit.decode_context_s,
             fit.prefill_context_s,
+            fit.decode_keys_s,
+            fit.prefill_keys_s,
             fit.request_overhead_s,
         ]
     )

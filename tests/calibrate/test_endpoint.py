@@ -1,6 +1,7 @@
 """The endpoint client and sweep against a real HTTP server on loopback; fits on replies made from a known step time."""
 
 import asyncio
+import dataclasses
 import json
 import random
 import socket
@@ -8,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from scipy.interpolate import interpn
 
 from app.cli.main import cli
 from calibrate import endpoint
 from calibrate.endpoint_client import Reply, Server, ask, check_url
-from calibrate.endpoint_fit import fit_step, observations_of, prompt_steps
+from calibrate.endpoint_fit import Fitted, fit_step, observations_of, prompt_steps
 from calibrate.endpoint_step import StepFit, step_fit, step_table
 from calibrate.profiles import load_profile
 from calibrate.serving_points import summarise
@@ -142,7 +144,7 @@ def test_the_command_writes_a_profile_that_the_step_table_reads(tmp_path: Path) 
     assert "sk-" not in path.read_text()
     profile = load_profile(path)
     assert profile.kind == "endpoint" and profile.model == "m"
-    assert step_fit(profile).floor_s > 0
+    assert step_fit(profile).step_time_s(StepShape(9, 4.5, 1, 9.0, 2)) > 0
 
 
 def test_open_loop_arrivals_are_all_answered() -> None:
@@ -225,17 +227,20 @@ def test_aggregate_points_alone_give_a_step_time() -> None:
     assert fit.step_time_s(shape) == pytest.approx(TRUE.step_time_s(shape), rel=0.25)
 
 
-def test_the_table_of_a_measured_server_equals_its_formula() -> None:
+@pytest.mark.parametrize("crossed_s", [0.0, 2e-9])
+def test_the_table_of_a_measured_server_follows_its_formula(crossed_s: float) -> None:
     gpu = Gpu("x", "x", 8.0, 1, {"fp32": 1.0}, 1e9, 1e9, 1e6, None, 1e9, 1.0, "", "", "")
     model = Model("m", "decoder", 1, 8, 1, 1, 8, 8, 8, 4096, "bf16")
-    points = [summarise(served(1, 64, 8, 4), 1)]
-    fitted = fit_step([o for i in range(3) for o in observations_of(served(1, 64 * 2**i, 8, 4), i, 512)])
-    profile = endpoint.endpoint_profile("p", fitted, points, {})
+    fit = dataclasses.replace(TRUE, decode_keys_s=3 * crossed_s, prefill_keys_s=crossed_s)
+    profile = endpoint.endpoint_profile("p", Fitted(fit, ()), [summarise(served(1, 64, 8, 4), 1)], {})
     table = step_table(Replica(model, gpu), profile, 512, 32)
-    fit, shape = fitted.fit, StepShape(100, 50.0, 8, 1000.0, 8)
-    attention = 100 * 50.0 * fit.prefill_context_s + 8 * (fit.decode_s + 1000.0 * fit.decode_context_s)
-    assert table.mixed_tokens_s[108] + attention == pytest.approx(fit.step_time_s(shape))
-    assert table.attention_s[1, 1, 1, 1] == pytest.approx(
-        512 * 4096 * fit.prefill_context_s + 32 * (fit.decode_s + 4096 * fit.decode_context_s)
-    )
+    axes = (table.prefill_tokens_axis, table.prefill_context_axis, table.num_decode_axis, table.decode_context_axis)
+    for shape in (
+        StepShape(100, 50.0, 8, 1000.0, 8),
+        StepShape(0, 0.0, 27, 333.0, 27),
+        StepShape(500, 900.0, 1, 9.0, 1),
+    ):
+        at = (shape.num_prefill_tokens, shape.prefill_mean_context, shape.num_decode, shape.decode_mean_context)
+        told = table.mixed_tokens_s[at[0] + at[2]] + interpn(axes, table.attention_s, at)[0]
+        assert told == pytest.approx(fit.step_time_s(shape), rel=0.02 if crossed_s else 1e-9)
     assert table.request_overhead_s == fit.request_overhead_s

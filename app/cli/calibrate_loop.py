@@ -1,0 +1,184 @@
+"""`plan calibrate loop`: measure a server at some loads, predict others, run those for real, compare."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from app.cli.calibrate_endpoint import Numbers
+from app.cli.output import Table, emit, format_option, progress_bar
+from catalogs.errors import InputError, PlanError
+
+if TYPE_CHECKING:
+    from calibrate.endpoint import Load, Measured
+    from calibrate.endpoint_client import Server
+
+MEASURED_SEED, CHECKED_SEED = 0, 1
+
+
+@click.command()
+@click.option("--serve", type=click.Choice(["transformers", "vllm"]), help="Engine to start on loopback.")
+@click.option("--python", default=sys.executable, help="Interpreter that has the engine; left out: this one.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--shape", type=click.Choice(["tiny", "small", "8b"]), default="small", show_default=True, help="Model.")
+@click.option("--url", help="A server that runs already, in place of --serve; give --model-config too.")
+@click.option("--model-config", type=click.Path(), help="Hugging Face config.json of the model at --url.")
+@click.option("--concurrency", type=Numbers(), default="1,2,6,12", show_default=True, help="Loads to learn from.")
+@click.option("--input-tokens", type=Numbers(), default="32,128,512", show_default=True, help="Lengths, likewise.")
+@click.option("--output-tokens", type=click.IntRange(min=2), default=32, show_default=True)
+@click.option("--check-concurrency", type=Numbers(), default="4,8", show_default=True, help="Loads to predict.")
+@click.option("--check-input-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--check-rate-share", type=click.FloatRange(0.05, 0.95), default=0.5, show_default=True,
+              help="Poisson arrivals at this share of the highest measured rate.")  # fmt: skip
+@click.option("--num-requests", type=click.IntRange(min=2), default=24, show_default=True, help="At each load.")
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Times the loads to predict run."
+)
+@click.option("--max-num-batched-tokens", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--max-num-seqs", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--block-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--num-gpu-blocks", type=click.IntRange(min=1), default=1024, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of a CPU server.")
+@click.option("--gpu", default="L4", show_default=True, help="Catalogue GPU that the scenario names.")
+@click.option("-o", "--output", default="server.json", show_default=True, type=click.Path(dir_okay=False))
+@format_option
+def loop(output: str, form: str, **options: Any) -> None:
+    """Prove the loop on this machine: calibrate a real server, simulate other loads, run those, compare.
+
+    Starts transformers' server (continuous batching) or vLLM with random weights, or takes one that runs. Prints the
+    error of every predicted run.
+
+    \b
+    Example:
+      plan calibrate loop --serve transformers --shape small
+      plan calibrate loop --serve vllm --device cuda --shape 8b --gpu H100-SXM --max-num-batched-tokens 2048
+    """
+    if bool(options["serve"]) == bool(options["url"]):
+        raise InputError("give either --serve or --url", remedy="--serve transformers")
+    with _server(options) as (url, config):
+        from calibrate.endpoint_client import Server, check_url
+
+        check_url(url)
+        learned, checked, profile = _measure(Server(url, "" if options["url"] else str(config.parent)), options, output)
+        _answer(form, output, learned, checked, _scenario(options, config, profile))
+
+
+@contextmanager
+def _server(options: dict[str, Any]) -> Iterator[tuple[str, Path]]:
+    if options["url"]:
+        config = Path(options["model_config"] or "")
+        if not options["model_config"] or not config.is_file():
+            raise InputError("--url needs the model's config.json", where="--model-config", remedy="config.json of it")
+        yield options["url"], config
+        return
+    from calibrate.server_process import Serving, running_server, write_random_model
+
+    serving = Serving(
+        engine=options["serve"],
+        python=options["python"],
+        device=options["device"],
+        max_num_batched_tokens=options["max_num_batched_tokens"],
+        block_size=options["block_size"],
+        num_gpu_blocks=options["num_gpu_blocks"],
+        threads=options["threads"],
+    )
+    with tempfile.TemporaryDirectory(prefix="plan-loop-") as directory:
+        click.echo(f"starting {serving.engine} with random weights ({options['shape']})", err=True)
+        write_random_model(serving, Path(directory), options["shape"])
+        with running_server(serving, Path(directory)) as url:
+            yield url, Path(directory) / "config.json"
+
+
+def _measure(server: Server, options: dict[str, Any], output: str) -> tuple[Measured, Measured, Path]:
+    from calibrate.endpoint import design, endpoint_profile, fit_measured
+    from calibrate.profiles import profile_to_dict
+
+    num, tokens = options["num_requests"], options["output_tokens"]
+    loads = design(options["concurrency"], options["input_tokens"], tokens, num)
+    learned = asyncio.run(_run(server, loads, MEASURED_SEED))
+    fitted = fit_measured(learned, options["max_num_batched_tokens"])
+    about = {"gpu": options["gpu"], "framework": options["serve"] or "", "source": f"{server.url}, measured"}
+    profile = endpoint_profile(Path(output).stem, fitted, learned.points, about, learned.notes)
+    path = Path(output).absolute()
+    path.write_text(json.dumps(profile_to_dict(profile), indent=1) + "\n")
+    checked = asyncio.run(_run(server, _unseen(options, learned), CHECKED_SEED))
+    return learned, checked, path
+
+
+def _unseen(options: dict[str, Any], learned: Measured) -> list[Load]:
+    from calibrate.endpoint import Load
+
+    num, tokens, length = options["num_requests"], options["output_tokens"], options["check_input_tokens"]
+    loads = [Load(c, length, tokens, max(num, 3 * c)) for c in options["check_concurrency"]]
+    middle = sorted(options["input_tokens"])[len(options["input_tokens"]) // 2]
+    best = max(p.requests_per_s or 0.0 for p in learned.points)
+    loads.append(Load(None, middle, tokens, 2 * num, rate_rps=round(options["check_rate_share"] * best, 3)))
+    return loads * options["repeats"]
+
+
+async def _run(server: Server, loads: Sequence[Load], seed: int) -> Measured:
+    from calibrate.endpoint import connect, measure
+
+    session = await connect(server)
+    await measure(session, loads[:1], lambda _text, _share: None, seed + 100)  # compiles, allocates, fills caches
+    click.echo(f"{len(loads)} loads, {sum(x.num_requests for x in loads)} requests", err=True)
+    with progress_bar("measuring") as progress:
+        measured = await measure(session, loads, progress, seed)
+    measured.notes[:0] = session.notes
+    return measured
+
+
+def _scenario(options: dict[str, Any], config: Path, profile: Path) -> Any:
+    from simulator.server_check import scenario_of
+
+    names = ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks")
+    engine = {name: options[name] for name in names} | {"enable_prefix_caching": False, "max_model_len": 8192}
+    try:
+        return scenario_of(str(config), options["gpu"], str(profile), engine)
+    except ValueError as error:
+        if isinstance(error, PlanError):
+            raise
+        raise InputError(f"no scenario can be made of this: {error}", remedy="check the engine's settings") from None
+
+
+def _answer(form: str, output: str, learned: Measured, checked: Measured, scenario: Any) -> None:
+    from simulator.server_check import METRICS, check, summary
+
+    seen = check(scenario, learned.points, learned.replies)
+    rows = check(scenario, checked.points, checked.replies)
+    document = {
+        "schema_version": 1,
+        "profile": output,
+        "learned_from": seen,
+        "predicted": rows,
+        "error": summary(rows),
+        "error_on_learned": summary(seen),
+        "notes": [*learned.notes, *checked.notes],
+    }
+    columns = ["load", "requests"]
+    for name in METRICS:
+        columns += [f"{name} measured", "predicted", "error"]
+    tables = [
+        Table("Loads that the profile did not see", columns, [_cells(r, METRICS) for r in rows]),
+        Table("Loads that it was learned from", columns, [_cells(r, METRICS) for r in seen]),
+    ]
+    said = [f"note: {text}" for text in dict.fromkeys([*learned.notes, *checked.notes])]
+    for name, error in summary(rows).items():
+        said.append(f"{name}: error {error['median']:.1%} in the median, {error['worst']:.1%} at worst")
+    emit(form, document, tables, [*said, f"wrote {output}"])
+
+
+def _cells(row: dict[str, Any], metrics: Sequence[str]) -> list[object]:
+    cells: list[object] = [row["load"], row["num_requests"]]
+    for name in metrics:
+        error = row["error"][name]
+        cells += [row["measured"][name], row["predicted"][name], "–" if error is None else f"{error:+.1%}"]
+    return cells

@@ -1,0 +1,45 @@
+"""Writes a Llama of random weights with a word-level tokenizer, for servers to load; run by the server's Python.
+
+    python random_model.py DIRECTORY HIDDEN LAYERS HEADS KV_HEADS MLP VOCAB
+
+Needs transformers and torch. The generation config has no end token, so that answers are as long as asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def write_model(directory: str, hidden: int, layers: int, heads: int, kv_heads: int, mlp: int, vocab: int) -> None:
+    """Config, weights (fixed seed) and tokenizer, in the form that ``from_pretrained`` reads."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, vocab)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    fast.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    fast.save_pretrained(directory)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=hidden // heads,
+        max_position_embeddings=8192,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(directory)
+
+
+if __name__ == "__main__":
+    write_model(sys.argv[1], *map(int, sys.argv[2:8]))
