@@ -14,11 +14,11 @@ from calibrate.endpoint_client import Reply, Server, ServerError, ask, endpoint_
 from calibrate.endpoint_fit import Fitted, fit_step, observations_of, observations_of_points
 from calibrate.endpoint_step import FAMILY, fit_parameters
 from calibrate.profiles import Profile
+from calibrate.random_model import SYLLABLES
 from calibrate.serving_points import ServingPoint, point_to_dict, summarise
 from catalogs.errors import InputError, MissingError, PlanError
 
 Progress = Callable[[str, float], None]
-_SYLLABLES = ("ba", "de", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu")
 MOST_FAILED = 0.2  # share of a load point's requests; above it the point is not used
 
 
@@ -82,7 +82,7 @@ def design(
 
 def prompt_of(num_words: int, rng: random.Random) -> str:
     """A prompt of random words; no two begin alike, so that a prefix cache does not help."""
-    return " ".join("".join(rng.choices(_SYLLABLES, k=2)) for _ in range(max(1, num_words)))
+    return " ".join("".join(rng.choices(SYLLABLES, k=2)) for _ in range(max(1, num_words)))
 
 
 async def connect(server: Server, metrics_url: str | None = None) -> Session:

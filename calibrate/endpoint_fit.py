@@ -1,9 +1,8 @@
 """Learns a server's step time and per-request overhead from what clients saw.
 
-A request's decode phase is a number of steps, each with some sequences decoding at some context; when another request
-gets its first token meanwhile, its prompt ran in one of these steps (or several, in chunks). A request's TTFT is the
-overhead, the steps of the prompts that went before or with it, and those of its own. Both are sums of step times, so
-the coefficients of ``endpoint_step.StepFit`` follow by least squares on the logarithm of durations.
+Tokens that come together are a step's (``engine_steps.py``), so its duration, its sequences and the prompts in it are
+known; a lone request's TTFT is the overhead plus the steps of its own prompt. The coefficients of
+``endpoint_step.StepFit`` follow by least squares on the logarithm of durations.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from calibrate.endpoint_client import Reply
 from calibrate.endpoint_step import StepFit
+from calibrate.engine_steps import engine_steps
 from calibrate.serving_points import ServingPoint
 from catalogs.errors import InputError
 
@@ -68,45 +68,21 @@ class Fitted:
 
 
 def observations_of(replies: Sequence[Reply], point: int, chunk_tokens: int) -> list[Observation]:
-    """Observations of one load point's replies: every decode phase and every TTFT."""
+    """Observations of one load point's replies: every step that can be told, and TTFTs of requests that were alone."""
     good = [r for r in replies if r.ok]
     found = []
+    for step in engine_steps(good, chunk_tokens):
+        if step.duration_s and step.decoding:
+            num = float(len(step.decoding))
+            context = sum(c for _, c in step.decoding) / num
+            keys = step.prefill_keys / step.prefill_tokens if step.prefill_tokens else 0.0
+            shape = Steps(1.0, step.prefill_tokens, keys, num, context)
+            found.append(Observation("decode", step.duration_s, (shape,), point))
     for reply in good:
-        others = [o for o in good if o is not reply]
-        num = len(reply.token_at_s) - 1
-        if num >= 2 and reply.e2e_s > reply.ttft_s:
-            found.append(_decode_phase(reply, others, point, chunk_tokens))
-        found.append(_first_token(reply, others, point, chunk_tokens))
+        others = (o for o in good if o is not reply)
+        if not any(o.sent_at_s < reply.token_at_s[0] and o.finish_at_s > reply.sent_at_s for o in others):
+            found.append(Observation("ttft", reply.ttft_s, prompt_steps(reply.input_tokens, chunk_tokens), point))
     return found
-
-
-def _first_token(reply: Reply, others: Sequence[Reply], point: int, chunk_tokens: int) -> Observation:
-    """TTFT as the steps from sending to the first token: prompts whose first token came meanwhile ran in them too.
-
-    Of a prompt that was sent earlier, the share after this request's sending counts; while others decode, half a step
-    goes by before a new request is seen.
-    """
-    sent_s, first_s = reply.sent_at_s, reply.token_at_s[0]
-    tokens, keys = float(reply.input_tokens), reply.input_tokens**2 / 2
-    num_decode = weighted = 0.0
-    for other in others:
-        its_first, its_last = other.token_at_s[0], other.token_at_s[-1]
-        if sent_s < its_first <= first_s:
-            share = min(1.0, (its_first - sent_s) / max(its_first - other.sent_at_s, 1e-9))
-            tokens += share * other.input_tokens
-            keys += share * other.input_tokens**2 / 2
-        overlap = max(0.0, min(its_last, first_s) - max(its_first, sent_s)) / (first_s - sent_s)
-        num_decode += overlap
-        weighted += overlap * (other.input_tokens + len(other.token_at_s) / 2)
-    context = weighted / num_decode if num_decode else 0.0
-    if tokens == reply.input_tokens:
-        steps = prompt_steps(tokens, chunk_tokens, num_decode, context)
-    else:  # prompts share steps, each attending to its own keys
-        num = tokens / max(min(tokens, chunk_tokens - num_decode), 1.0)
-        steps = (Steps(num, tokens / num, keys / tokens, num_decode, context),)
-    if num_decode >= 1.0:
-        steps = (*steps, Steps(0.5, 0.0, 0.0, num_decode, context))
-    return Observation("ttft", reply.ttft_s, steps, point)
 
 
 def prompt_steps(tokens: float, chunk_tokens: int, num_decode: float = 0.0, context: float = 0.0) -> tuple[Steps, ...]:
@@ -118,28 +94,6 @@ def prompt_steps(tokens: float, chunk_tokens: int, num_decode: float = 0.0, cont
         steps.append(Steps(1.0, chunk, done + chunk / 2, num_decode, context))
         done += chunk
     return tuple(steps)
-
-
-def _decode_phase(reply: Reply, others: Sequence[Reply], point: int, chunk_tokens: int) -> Observation:
-    begin_s, end_s = reply.token_at_s[0], reply.token_at_s[-1]
-    num_steps = len(reply.token_at_s) - 1
-    num_decode, context = 1.0, reply.input_tokens + num_steps / 2
-    weighted = context
-    for other in others:  # each other's share of the phase
-        first, last = other.token_at_s[0], other.token_at_s[-1]
-        share = max(0.0, min(last, end_s) - max(first, begin_s)) / (end_s - begin_s)
-        num_decode += share
-        weighted += share * (other.input_tokens + len(other.token_at_s) / 2)
-    mean_context = weighted / num_decode
-    prompts = [o.input_tokens for o in others if begin_s < o.token_at_s[0] <= end_s]
-    mixed = [s for tokens in prompts for s in prompt_steps(tokens, chunk_tokens, num_decode, mean_context)]
-    if len(mixed) > num_steps:  # several prompts shared a step
-        tokens = sum(s.prefill_tokens for s in mixed)
-        keys = sum(s.prefill_tokens * s.prefill_context for s in mixed) / tokens
-        mixed = [Steps(float(num_steps), tokens / num_steps, keys, num_decode, mean_context)]
-    rest = num_steps - sum(s.num for s in mixed)
-    steps = (Steps(rest, 0.0, 0.0, num_decode, mean_context), *mixed)
-    return Observation("decode", end_s - begin_s, steps, point)
 
 
 def observations_of_points(points: Iterable[ServingPoint], chunk_tokens: int) -> list[Observation]:

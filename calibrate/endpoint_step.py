@@ -5,9 +5,9 @@
            + keys * (num_decode * decode_keys_s + prefill_tokens * prefill_keys_s)
 
 ``floor_s`` is what a step costs however small (weights read once, launches, the engine's own work); p says how sharply
-it gives way to arithmetic: 1 adds the two, large values take the longer one. The last term (keys: of all
-sequences in the step) is that of engines whose attention masks one matrix of all tokens against all sequences' keys (transformers' continuous batching with SDPA); it
-vanishes where each sequence attends to its own keys alone.
+it gives way to arithmetic: 1 adds the two, large values take the longer one. The last term (keys: of all sequences in
+the step) is that of engines whose attention masks one matrix of all tokens against all sequences' keys (transformers'
+continuous batching with SDPA); it vanishes where each sequence attends to its own keys alone.
 """
 
 from __future__ import annotations

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import sys
 
+SYLLABLES = ("ba", "de", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu")
+
 
 def write_model(directory: str, hidden: int, layers: int, heads: int, kv_heads: int, mlp: int, vocab: int) -> None:
     """Config, weights (fixed seed) and tokenizer, in the form that ``from_pretrained`` reads."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers  # type: ignore[import-not-found, unused-ignore]
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, vocab)}
+    # the words that `plan calibrate endpoint` makes prompts of are tokens of their own: else all prompts would be equal
+    spoken = [first + second for first in SYLLABLES for second in SYLLABLES]
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {word: 3 + i for i, word in enumerate(spoken)}
+    words |= {f"w{i}": i for i in range(len(words), vocab)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")

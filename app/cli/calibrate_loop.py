@@ -121,7 +121,7 @@ def _unseen(options: dict[str, Any], learned: Measured) -> list[Load]:
     middle = sorted(options["input_tokens"])[len(options["input_tokens"]) // 2]
     best = max(p.requests_per_s or 0.0 for p in learned.points)
     loads.append(Load(None, middle, tokens, 2 * num, rate_rps=round(options["check_rate_share"] * best, 3)))
-    return loads * options["repeats"]
+    return loads * int(options["repeats"])
 
 
 async def _run(server: Server, loads: Sequence[Load], seed: int) -> Measured:

@@ -16,6 +16,7 @@ from calibrate import endpoint
 from calibrate.endpoint_client import Reply, Server, ask, check_url
 from calibrate.endpoint_fit import Fitted, fit_step, observations_of, prompt_steps
 from calibrate.endpoint_step import StepFit, step_fit, step_table
+from calibrate.engine_steps import engine_steps
 from calibrate.profiles import load_profile
 from calibrate.serving_points import summarise
 from calibrate.step import StepShape
@@ -211,7 +212,7 @@ def test_a_known_step_time_is_learned_from_tokens_instants() -> None:
 
 def test_too_little_to_learn_from_is_refused() -> None:
     with pytest.raises(InputError, match="usable observations"):
-        fit_step(observations_of(served(1, 64, 2, 3), 0, 512))
+        fit_step(observations_of(served(1, 64, 1, 5), 0, 512))
 
 
 def test_a_prompt_runs_in_chunks() -> None:
@@ -244,3 +245,17 @@ def test_the_table_of_a_measured_server_follows_its_formula(crossed_s: float) ->
         told = table.mixed_tokens_s[at[0] + at[2]] + interpn(axes, table.attention_s, at)[0]
         assert told == pytest.approx(fit.step_time_s(shape), rel=0.02 if crossed_s else 1e-9)
     assert table.request_overhead_s == fit.request_overhead_s
+
+
+def test_steps_are_found_in_tokens_that_came_together() -> None:
+    replies = served(3, 700, 8, 6)
+    steps = engine_steps(replies, 512)
+    assert sum(s.prefill_tokens for s in steps) == 6 * 700
+    assert all(s.prefill_tokens + len(s.decoding) <= 512 for s in steps[1:])
+    told = [s for s in steps if s.duration_s and not s.first and not s.prefill_tokens]
+    assert told
+    for step in told:
+        mean = sum(c for _, c in step.decoding) / len(step.decoding)
+        shape = StepShape(0, 0.0, len(step.decoding), mean, len(step.decoding))
+        assert step.duration_s == pytest.approx(TRUE.step_time_s(shape), rel=0.01)
+    assert engine_steps([], 512) == []
