@@ -22,7 +22,8 @@ class EngineStep:
     """One step as clients saw it.
 
     Attributes:
-        at_s: when its tokens came. duration_s: since the step before; None where no sequence spans both.
+        at_s: when its tokens came. duration_s: since the step before; None where no sequence spans both,
+            or where it cannot be told which prompts ran in it.
         decoding: (reply, its context) of the sequences that decoded. prefill_tokens, prefill_keys: of the prompts
             computed in it, and the keys that these tokens attended to in sum.
     """
@@ -83,6 +84,8 @@ def _place_prompts(steps: Sequence[EngineStep], replies: Sequence[Reply], token_
             if not ends_here and (replies[i].sent_at_s >= begin_s or budget <= 0):
                 continue
             take = left[i] if ends_here else min(left[i], budget)
+            if take > budget:  # part of the prompt ran in a step that nobody saw: how much, cannot be told
+                step.duration_s = None
             done = replies[i].input_tokens - left[i]
             step.prefill_tokens += take
             step.prefill_keys += take * (done + take / 2)
