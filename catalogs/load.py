@@ -6,6 +6,7 @@ fetched from AWS (``plan prices refresh``) take the place of the catalogue's whe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -13,9 +14,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import cast
 
+from catalogs.engines import engine_defaults as engine_defaults
+from catalogs.engines import frameworks as frameworks
+from catalogs.engines import resolve_engine as resolve_engine
 from catalogs.errors import InputError
 from catalogs.names import nearest, normalise, resolve
-from catalogs.schema import Engine, Gpu, Instance, Mla, Model, ModelKind, Moe, Price, Purchase
+from catalogs.schema import Gpu, Instance, Mla, Model, ModelKind, Moe, Price, Purchase
 from catalogs.tables import Row, read_table, scaled
 from catalogs.units import GB, GBIT_BYTES, GIB, MIB, TERA
 
@@ -124,9 +128,10 @@ def find_model(name_or_path: str, where: str = "") -> Model:
 
         return read_config(path / "config.json" if is_folder else path)
     by_key = _model_keys()
-    for key in _model_spellings(name_or_path):
+    for key, quantization in _model_spellings(name_or_path):
         if key in by_key:
-            return models()[by_key[key]]
+            found = models()[by_key[key]]
+            return replace(found, quantization=quantization) if quantization else found
     close = nearest(name_or_path.rsplit("/", 1)[-1], models())
     raise InputError(
         f"unknown model {name_or_path!r}",
@@ -175,96 +180,10 @@ def price_of(instance: str, region: str, purchase: str) -> Price | None:
 
 def forget() -> None:
     """Read every table afresh at the next call (after a refresh of prices, or in tests)."""
-    for cached in (_gpu_rows, gpus, models, instances, catalogue_prices, prices, regions, _price_index, _engines):
+    for cached in (_gpu_rows, gpus, models, instances, catalogue_prices, prices, regions, _price_index):
         cached.cache_clear()
     _gpu_aliases.cache_clear()
     _model_keys.cache_clear()
-
-
-# Engines
-
-
-@cache
-def _engines() -> Mapping[str, Mapping[str, object]]:
-    import yaml
-
-    with (DATA / "engines.yaml").open(encoding="utf-8") as file:
-        return cast(Mapping[str, Mapping[str, object]], yaml.safe_load(file))
-
-
-def frameworks() -> tuple[str, ...]:
-    """The serving frameworks that are known."""
-    return tuple(_engines())
-
-
-def engine_defaults(framework: str, gpu: Gpu | None = None, where: str = "") -> Mapping[str, object]:
-    """A framework's own defaults under vLLM's names, for one GPU where they depend on it.
-
-    Returns:
-        ``max_num_seqs``, ``max_num_batched_tokens``, ``max_model_len``, ``block_size``, ``gpu_memory_utilization``,
-        ``enable_prefix_caching``, ``enable_chunked_prefill``, ``version``, ``source``, ``as_of``, ``notes``; ``None``
-        where the value follows from the model.
-
-    Raises:
-        InputError: the framework is not known.
-    """
-    entry = _engines()[resolve(framework, _engines(), "framework", where)]
-    merged = dict(cast(Mapping[str, object], entry["defaults"]))
-    if gpu is not None:
-        for tier in cast(list[dict[str, object]], entry["tiers"]):
-            if _tier_holds(tier, gpu):
-                merged |= {k: v for k, v in tier.items() if k in merged}
-                break
-    return merged | {k: entry.get(k, "") for k in ("version", "source", "as_of", "notes")}
-
-
-def _tier_holds(tier: Mapping[str, object], gpu: Gpu) -> bool:
-    memory_gib = gpu.memory_bytes / GIB
-    below, start, excluded = tier.get("memory_gib_below"), tier.get("memory_gib_from"), tier.get("not_gpu")
-    if isinstance(below, (int, float)) and memory_gib >= below:
-        return False
-    if isinstance(start, (int, float)) and memory_gib < start:
-        return False
-    return not (isinstance(excluded, str) and gpu.name.startswith(excluded))
-
-
-def resolve_engine(engine: Engine, model: Model, gpu: Gpu) -> Engine:
-    """The engine with every ``None`` filled by its framework's default; ``num_gpu_blocks`` stays for the memory model.
-
-    As vLLM does: a batch never holds more tokens than ``max_num_seqs`` x ``max_model_len``, and never more sequences
-    than tokens.
-
-    Raises:
-        InputError: the framework is not known.
-    """
-    framework = resolve(engine.framework, _engines(), "framework", "framework")
-    defaults = engine_defaults(framework, gpu)
-
-    def pick(name: str) -> object:
-        own = getattr(engine, name)
-        return defaults[name] if own is None else own
-
-    max_model_len = int(cast(int, pick("max_model_len") or model.max_position_embeddings or 1))
-    max_num_seqs = int(cast(int, pick("max_num_seqs")))
-    tokens = pick("max_num_batched_tokens")
-    most = max_num_seqs * max_model_len
-    max_num_batched_tokens = most if tokens is None else int(cast(int, tokens))
-    if engine.max_num_batched_tokens is None:
-        max_num_batched_tokens = min(max_num_batched_tokens, most)
-    if engine.max_num_seqs is None:
-        max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
-    return replace(
-        engine,
-        framework=framework,
-        version=str(pick("version")),
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_model_len=max_model_len,
-        block_size=int(cast(int, pick("block_size"))),
-        gpu_memory_utilization=float(cast(float, pick("gpu_memory_utilization"))),
-        enable_prefix_caching=bool(pick("enable_prefix_caching")),
-        enable_chunked_prefill=bool(pick("enable_chunked_prefill")),
-    )
 
 
 # Rows to nouns
@@ -392,10 +311,28 @@ def _model_keys() -> Mapping[str, str]:
     return keys | {normalise(name): name for name in models()}
 
 
-def _model_spellings(name: str) -> list[str]:
-    """The name; without its organisation; without its tuning suffix, as in ``-Instruct``, ``-chat`` or ``-it``."""
-    import re
+# how publishers end the name of a quantized checkpoint, and the precision it stands for
+QUANTIZED_ENDINGS = {
+    "awq": "int4-awq", "gptq": "int4-gptq", "fp8": "fp8", "w8a8": "int8", "int8": "int8", "w4a16": "int4-gptq",
+    "nvfp4": "nvfp4", "fp4": "nvfp4", "int4": "int4-gptq",
+}  # fmt: skip
 
+
+def _model_spellings(name: str) -> list[tuple[str, str | None]]:
+    """The name as it may stand in the catalogue, and the precision that its ending says.
+
+    Without its organisation; without its tuning suffix (``-Instruct``, ``-chat``, ``-it``); without the ending of a
+    quantized checkpoint (``-AWQ``, ``-GPTQ-Int4``, ``-FP8-dynamic``).
+    """
     plain = name.strip().rsplit("/", 1)[-1]
-    bare = re.sub(r"([-_](instruct|chat|it|hf|base|pt))+$", "", plain, flags=re.IGNORECASE)
-    return [normalise(n) for n in (name, plain, bare)]
+    tuned = re.compile(r"([-_](instruct|chat|it|hf|base|pt))+$", re.IGNORECASE)
+    found: list[tuple[str, str | None]] = [(normalise(n), None) for n in (name, plain, tuned.sub("", plain))]
+    endings = "|".join(QUANTIZED_ENDINGS)
+    match = re.search(
+        rf"[-_.](?:quantized[-_.])?({endings})(?:[-_.](?:int[48]|dynamic|block|kv|\d+bit|g128))*$", plain, re.I
+    )
+    if match:
+        bare = plain[: match.start()]
+        precision = QUANTIZED_ENDINGS[match.group(1).lower()]
+        found += [(normalise(n), precision) for n in (bare, tuned.sub("", bare))]
+    return found

@@ -72,6 +72,22 @@ def test_parameters_counted_from_the_shape_agree_with_the_published_number(name:
     assert num_parameters(model) == pytest.approx(model.num_parameters, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("spelling", "name", "precision"),
+    [
+        ("TheBloke/Mistral-7B-v0.1-AWQ", "mistral-7b", "int4-awq"),
+        ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", "qwen2.5-7b", "int4-gptq"),
+        ("neuralmagic/Meta-Llama-3.1-8B-Instruct-FP8", "llama-3.1-8b", "fp8"),
+        ("RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic", "llama-3.3-70b", "fp8"),
+        ("RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w8a8", "llama-3.1-8b", "int8"),
+        ("Qwen/Qwen3-8B", "qwen3-8b", None),
+    ],
+)
+def test_a_quantized_checkpoint_is_its_model_in_that_precision(spelling: str, name: str, precision: str | None) -> None:
+    model = load.find_model(spelling)
+    assert (model.name, model.quantization) == (name, precision)
+
+
 def test_rates_are_dense_and_the_a10g_is_not_an_a10() -> None:
     assert load.gpus()["A10G"].peak_flops["bf16"] == 70 * TERA
     assert load.gpus()["H100-SXM"].peak_flops["bf16"] == pytest.approx(989.5 * TERA)

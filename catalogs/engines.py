@@ -1,0 +1,98 @@
+"""Serving engines' own defaults, and an engine with every setting filled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import cast
+
+from catalogs.names import resolve
+from catalogs.schema import Engine, Gpu, Model
+from catalogs.units import GIB
+
+DATA = Path(__file__).parent
+
+
+@cache
+def _engines() -> Mapping[str, Mapping[str, object]]:
+    import yaml
+
+    with (DATA / "engines.yaml").open(encoding="utf-8") as file:
+        return cast(Mapping[str, Mapping[str, object]], yaml.safe_load(file))
+
+
+def frameworks() -> tuple[str, ...]:
+    """The serving frameworks that are known."""
+    return tuple(_engines())
+
+
+def engine_defaults(framework: str, gpu: Gpu | None = None, where: str = "") -> Mapping[str, object]:
+    """A framework's own defaults under vLLM's names, for one GPU where they depend on it.
+
+    Returns:
+        ``max_num_seqs``, ``max_num_batched_tokens``, ``max_model_len``, ``block_size``, ``gpu_memory_utilization``,
+        ``enable_prefix_caching``, ``enable_chunked_prefill``, ``version``, ``source``, ``as_of``, ``notes``; ``None``
+        where the value follows from the model.
+
+    Raises:
+        InputError: the framework is not known.
+    """
+    entry = _engines()[resolve(framework, _engines(), "framework", where)]
+    merged = dict(cast(Mapping[str, object], entry["defaults"]))
+    if gpu is not None:
+        for tier in cast(list[dict[str, object]], entry["tiers"]):
+            if _tier_holds(tier, gpu):
+                merged |= {k: v for k, v in tier.items() if k in merged}
+                break
+    return merged | {k: entry.get(k, "") for k in ("version", "source", "as_of", "notes")}
+
+
+def _tier_holds(tier: Mapping[str, object], gpu: Gpu) -> bool:
+    memory_gib = gpu.memory_bytes / GIB
+    below, start, excluded = tier.get("memory_gib_below"), tier.get("memory_gib_from"), tier.get("not_gpu")
+    if isinstance(below, (int, float)) and memory_gib >= below:
+        return False
+    if isinstance(start, (int, float)) and memory_gib < start:
+        return False
+    return not (isinstance(excluded, str) and gpu.name.startswith(excluded))
+
+
+def resolve_engine(engine: Engine, model: Model, gpu: Gpu) -> Engine:
+    """The engine with every ``None`` filled by its framework's default; ``num_gpu_blocks`` stays for the memory model.
+
+    As vLLM does: a batch never holds more tokens than ``max_num_seqs`` x ``max_model_len``, and never more sequences
+    than tokens.
+
+    Raises:
+        InputError: the framework is not known.
+    """
+    framework = resolve(engine.framework, _engines(), "framework", "framework")
+    defaults = engine_defaults(framework, gpu)
+
+    def pick(name: str) -> object:
+        own = getattr(engine, name)
+        return defaults[name] if own is None else own
+
+    max_model_len = int(cast(int, pick("max_model_len") or model.max_position_embeddings or 1))
+    max_num_seqs = int(cast(int, pick("max_num_seqs")))
+    tokens = pick("max_num_batched_tokens")
+    most = max_num_seqs * max_model_len
+    max_num_batched_tokens = most if tokens is None else int(cast(int, tokens))
+    if engine.max_num_batched_tokens is None:
+        max_num_batched_tokens = min(max_num_batched_tokens, most)
+    if engine.max_num_seqs is None:
+        max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
+    return replace(
+        engine,
+        framework=framework,
+        version=str(pick("version")),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+        block_size=int(cast(int, pick("block_size"))),
+        gpu_memory_utilization=float(cast(float, pick("gpu_memory_utilization"))),
+        enable_prefix_caching=bool(pick("enable_prefix_caching")),
+        enable_chunked_prefill=bool(pick("enable_chunked_prefill")),
+    )
