@@ -21,8 +21,8 @@ from catalogs.names import normalise
 
 Metrics = Mapping[str, float]
 Predict = Callable[["ServingPoint", Mapping[str, float]], Metrics]
-FITTED = ("step_overhead_s", "per_sequence_s", "request_overhead_s")
-_LEAST_S = (1e-5, 1e-7, 1e-4)  # where a fit starts from a zero
+FITTED = ("step_overhead_s", "per_sequence_s", "request_overhead_s", "prompt_token_s")
+_LEAST_S = (1e-5, 1e-7, 1e-4, 1e-6)  # where a fit starts from a zero
 MAX_LOAD_REQUESTS = 1000  # requests that are sent at once where a table says "maximum load" and no number
 _FRAMEWORKS = {"vllm": "vllm", "trtllm": "tensorrt-llm", "tensorrtllm": "tensorrt-llm", "sglang": "sglang",
                "tgi": "tgi", "onnxruntime": "onnxruntime"}  # fmt: skip
@@ -244,7 +244,7 @@ def fit_overheads(points: Sequence[ServingPoint], predict: Predict, start: Mappi
         overheads = dict(start) | dict(zip(FITTED, np.exp(logs), strict=True))
         return float(np.mean([_capped(point, predict(point, overheads)) for point in points]))
 
-    first = np.log([max(start[name], least) for name, least in zip(FITTED, _LEAST_S, strict=True)])
+    first = np.log([max(start.get(name, 0.0), least) for name, least in zip(FITTED, _LEAST_S, strict=True)])
     simplex = np.vstack([first, *(first + 1.5 * row for row in np.eye(len(first)))])
     options: Any = {"xatol": 0.02, "fatol": 1e-5, "maxfev": 300, "initial_simplex": simplex}
     found = minimize(loss, first, method="Nelder-Mead", options=options)

@@ -82,6 +82,8 @@ class StepTable(NamedTuple):
         overhead_per_sequence_s: the same, for each sequence in the step.
         request_overhead_s: before a request reaches the queue (HTTP, tokenizing); adds to TTFT, not to the step.
         output_overhead_s: from a step's end until the client has its tokens (detokenizing, HTTP).
+        prompt_token_s: for each prompt token, in the one thread that tokenizes a replica's requests in their order;
+            adds to TTFT, before ``request_overhead_s``.
         skew: effect of unequal decode contexts, where it was measured; ``attention_s`` then never falls along K.
     """
 
@@ -98,3 +100,4 @@ class StepTable(NamedTuple):
     request_overhead_s: float
     output_overhead_s: float
     skew: SkewTable | None = None
+    prompt_token_s: float = 0.0

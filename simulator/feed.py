@@ -125,7 +125,10 @@ def deliver(w: Any, feed: Any, router: Any, at_s: float) -> None:
         feed.lost[0] += 1
         w.requests[i].replica = -1
         return
-    ready_s = at_s + w.tables.overhead[w.replicas[r].table, step_eval.REQUEST_S]
+    overhead = w.tables.overhead[w.replicas[r].table]
+    front_s = max(at_s, w.replicas[r].front_s) + overhead[step_eval.PROMPT_TOKEN_S] * w.requests[i].input
+    w.replicas[r].front_s = front_s
+    ready_s = front_s + overhead[step_eval.REQUEST_S]
     if not loop.enqueue(w, r, i, ready_s) and feed.closed[0]:
         send_next(w, feed, at_s)
 

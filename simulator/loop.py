@@ -67,6 +67,7 @@ REPLICA = np.dtype(
         ("iterations", np.int64),
         ("preemptions", np.int64),
         ("busy_s", np.float64),
+        ("front_s", np.float64),  # until when its one tokenizer is busy
         ("prefix_queries", np.int64),
         ("prefix_hits", np.int64),
     ]

@@ -75,6 +75,8 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
             raise InputError(f"unknown engine option {name!r}", where=where,
                              remedy=f"did you mean {close[0]!r}?" if close else "")  # fmt: skip
     table = step_table(replica, profile, engine.max_num_batched_tokens or 2048, engine.max_num_seqs or 256)
+    prompt_token_s = float(profile.overheads(engine.framework).get("prompt_token_s", 0.0))
+    table = table._replace(prompt_token_s=prompt_token_s)
     settings = {name: getattr(engine, name) for name in SETTINGS}
     settings |= {"max_model_len": memory.max_model_len, "policy": FRAMEWORK_POLICY.get(engine.framework, "continuous")}
     settings["async_scheduling"] = _is_asynchronous(engine.framework, engine.version or "")

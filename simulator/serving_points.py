@@ -49,6 +49,7 @@ class Predictor:
                 overhead_per_sequence_s=overheads["per_sequence_s"],
                 request_overhead_s=overheads["request_overhead_s"],
                 output_overhead_s=overheads.get("output_overhead_s", 0.0),
+                prompt_token_s=overheads.get("prompt_token_s", 0.0),
             )
             spec = replace(spec, step_table=table)
         records = simulate_replicas(requests, [spec])

@@ -23,7 +23,7 @@ ALPHA = 23
 NUM_PLACES = 24
 FAR = 2**62
 # columns of ``Tables.overhead``
-STEP_S, SEQUENCE_S, REQUEST_S, OUTPUT_S = range(4)
+STEP_S, SEQUENCE_S, REQUEST_S, OUTPUT_S, PROMPT_TOKEN_S = range(5)
 
 
 class Tables(NamedTuple):
@@ -32,7 +32,8 @@ class Tables(NamedTuple):
     Attributes:
         data: all arrays of all tables, flat.
         places: (tables, NUM_PLACES) offsets into ``data`` and lengths.
-        overhead: (tables, 4) seconds: per step, per sequence of a step, before a request's queue, after its step.
+        overhead: (tables, 5) seconds: per step, per sequence of a step, before a request's queue, after its step,
+            per prompt token before the queue.
     """
 
     data: NDArray[np.float64]
@@ -64,7 +65,10 @@ def pack_tables(tables: Sequence[StepTable]) -> Tables:
                 row[SKEW + 2 * place], row[SKEW + 2 * place + 1] = put(array), len(array)
             row[ALPHA] = put(table.skew.alpha)
     overhead = np.array(
-        [[t.overhead_s, t.overhead_per_sequence_s, t.request_overhead_s, t.output_overhead_s] for t in tables],
+        [
+            [t.overhead_s, t.overhead_per_sequence_s, t.request_overhead_s, t.output_overhead_s, t.prompt_token_s]
+            for t in tables
+        ],
         np.float64,
     )
     return Tables(np.concatenate(parts), places, overhead)
