@@ -226,6 +226,7 @@ def refit_overheads(data: Path, path: Path) -> None:
         table[framework] = {name: float(f"{value:.4g}") for name, value in fit.items()} | {
             "source": f"fitted on {len(mine)} closed loops on H100, version {', '.join(versions) or 'not stated'}",
             "graphs": True,
+            "async_scheduling": False,
             "error_median": medians,
         }
     numbers = {k: v for k, v in table["vllm"].items() if isinstance(v, float)}

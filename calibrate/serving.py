@@ -23,6 +23,7 @@ Metrics = Mapping[str, float]
 Predict = Callable[["ServingPoint", Mapping[str, float]], Metrics]
 FITTED = ("step_overhead_s", "per_sequence_s", "request_overhead_s", "prompt_token_s")
 _LEAST_S = (1e-5, 1e-7, 1e-4, 1e-6)  # where a fit starts from a zero
+LARGEST_COUNTED_ERROR = 0.25  # log; a fit counts larger ones as this
 MAX_LOAD_REQUESTS = 1000  # requests that are sent at once where a table says "maximum load" and no number
 _FRAMEWORKS = {"vllm": "vllm", "trtllm": "tensorrt-llm", "tensorrtllm": "tensorrt-llm", "sglang": "sglang",
                "tgi": "tgi", "onnxruntime": "onnxruntime"}  # fmt: skip
@@ -230,8 +231,8 @@ def relative_errors(point: ServingPoint, predicted: Metrics) -> dict[str, float]
 def fit_overheads(points: Sequence[ServingPoint], predict: Predict, start: Mapping[str, float]) -> dict[str, float]:
     """The overheads of one framework that bring simulation nearest to measured points.
 
-    Minimises the mean absolute log error of TTFT, TPOT and throughput, each capped at log 2 so that a point that
-    another effect decides (a cache that overflows) does not pull; Nelder-Mead on the logarithms of ``FITTED``.
+    Minimises the mean absolute log error of TTFT, TPOT and throughput, each capped so that a point that another effect
+    decides (a cache that overflows) does not pull; Nelder-Mead on the logarithms of ``FITTED``.
 
     Args:
         points: of one framework.
@@ -254,7 +255,7 @@ def fit_overheads(points: Sequence[ServingPoint], predict: Predict, start: Mappi
 def _capped(point: ServingPoint, predicted: Metrics) -> float:
     weights = {"ttft_s": 0.3}
     return sum(
-        weights.get(name, 1.0) * min(abs(float(np.log1p(error))), float(np.log(2.0)))
+        weights.get(name, 1.0) * min(abs(float(np.log1p(error))), LARGEST_COUNTED_ERROR)
         for name, error in relative_errors(point, predicted).items()
         if error > -1.0
     )

@@ -75,11 +75,14 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
             raise InputError(f"unknown engine option {name!r}", where=where,
                              remedy=f"did you mean {close[0]!r}?" if close else "")  # fmt: skip
     table = step_table(replica, profile, engine.max_num_batched_tokens or 2048, engine.max_num_seqs or 256)
-    prompt_token_s = float(profile.overheads(engine.framework).get("prompt_token_s", 0.0))
-    table = table._replace(prompt_token_s=prompt_token_s)
+    overheads = profile.overheads(engine.framework)
+    table = table._replace(prompt_token_s=float(overheads.get("prompt_token_s", 0.0)))
     settings = {name: getattr(engine, name) for name in SETTINGS}
     settings |= {"max_model_len": memory.max_model_len, "policy": FRAMEWORK_POLICY.get(engine.framework, "continuous")}
-    settings["async_scheduling"] = _is_asynchronous(engine.framework, engine.version or "")
+    measured_so = overheads.get("async_scheduling")  # overheads of a synchronous engine hold time that another hides
+    settings["async_scheduling"] = (
+        _is_asynchronous(engine.framework, engine.version or "") if measured_so is None else bool(measured_so)
+    )
     settings |= options
     spec = ReplicaSpec(step_table=table, num_gpu_blocks=memory.num_gpu_blocks, name=replica.gpu.name, **settings)
     return Line(replica, profile, memory, spec, count)
