@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
 from typing import Any
 
+from catalogs.errors import InputError, MissingError
 from catalogs.load import find_region, price_of
 from catalogs.units import MILLION, SECONDS_PER_HOUR
 from planner.fleet_price import DEFAULT_REGION
@@ -60,14 +63,50 @@ def lease_usd(lease: Lease, usd_per_hour: float | PricePath) -> Decimal:
     return billed * Decimal(str(usd_per_hour)) / Decimal(int(SECONDS_PER_HOUR))
 
 
+def read_price_paths(path: str | Path) -> dict[str, PricePath]:
+    """Spot prices over time by zone, from a CSV of ``start_s,zone,usd_per_hour``.
+
+    Raises:
+        MissingError: no such file.
+        InputError: other columns, a number that is none or negative, rows of a zone out of order.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise MissingError(f"no price file {file}", where="spot.prices", remedy="a CSV of start_s,zone,usd_per_hour")
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    with file.open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines)
+        if set(reader.fieldnames or ()) != {"start_s", "zone", "usd_per_hour"}:
+            header = ",".join(reader.fieldnames or ())
+            raise InputError(f"its header is {header}", where=f"{file}:1", remedy="start_s,zone,usd_per_hour")
+        for number, row in enumerate(reader, start=2):
+            try:
+                start, price = float(row["start_s"]), float(row["usd_per_hour"])
+            except (TypeError, ValueError):
+                raise InputError(f"not a number in {row}", where=f"{file}:{number}") from None
+            starts, prices = found.setdefault(row["zone"], ([], []))
+            if price < 0 or (starts and start <= starts[-1]):
+                raise InputError(
+                    f"zone {row['zone']}: {start:g} s, {price:g} USD/h", where=f"{file}:{number}",
+                    remedy="prices of at least 0, each zone's rows in order of time",
+                )  # fmt: skip
+            starts.append(start)
+            prices.append(price)
+    return {zone: PricePath(*rows) for zone, rows in found.items()}
+
+
 def fleet_cost(
-    ledger: Ledger, price_of: PriceOf, paths: Mapping[tuple[str, str], PricePath] | None = None
+    ledger: Ledger,
+    price_of: PriceOf,
+    paths: Mapping[str, PricePath] | None = None,
+    block_hours: float | None = None,
 ) -> list[CostLine] | None:
     """Cost of a run by instance type and purchase form; None where a price is not known.
 
     Args:
         price_of: US dollars an hour of an instance type in a purchase form.
-        paths: prices that change, by (instance type, zone), for spot.
+        paths: spot prices that change, by zone.
+        block_hours: machine hours of the Capacity Blocks, which are paid in full and upfront; None: as used.
     """
     lines = []
     for usage in ledger.usage():
@@ -75,12 +114,16 @@ def fleet_cost(
         price = price_of(usage.instance_type, usage.purchase)
         usd = Decimal(0)
         for lease in leases:
-            path = (paths or {}).get((lease.instance_type, lease.zone)) if lease.purchase == "spot" else None
+            path = (paths or {}).get(lease.zone) if lease.purchase == "spot" else None
             if path is None and price is None:
                 return None
             usd += lease_usd(lease, path if path is not None else float(price or 0.0))
-        idle = Decimal(str(usage.wasted_gpu_share)) * usd
-        lines.append(CostLine(usage.instance_type, usage.purchase, usage.billed_s / SECONDS_PER_HOUR, usd, idle))
+        hours = usage.billed_s / SECONDS_PER_HOUR
+        if usage.purchase == "capacity_block" and block_hours is not None and price is not None:
+            usd, hours = Decimal(str(block_hours)) * Decimal(str(price)), block_hours
+        served = Decimal(str(usage.serving_s)) / Decimal(str(hours * SECONDS_PER_HOUR)) if hours else Decimal(0)
+        idle = (1 - served) * usd
+        lines.append(CostLine(usage.instance_type, usage.purchase, hours, usd, idle))
     return lines
 
 
@@ -130,7 +173,10 @@ def scenario_prices(scenario: Scenario) -> PriceOf:
 
 def with_fleet_dollars(document: Mapping[str, Any], scenario: Scenario, ledger: Ledger) -> dict[str, Any]:
     """A live run's answer with what its machines cost; without dollars where a price is not known."""
-    lines = fleet_cost(ledger, scenario_prices(scenario))
+    paths = read_price_paths(scenario.spot.prices) if scenario.spot is not None and scenario.spot.prices else None
+    blocks = scenario.capacity.blocks if scenario.capacity is not None else ()
+    block_hours = sum(scenario.fleet[b.line].count * (b.end_s - b.start_s) for b in blocks) / SECONDS_PER_HOUR
+    lines = fleet_cost(ledger, scenario_prices(scenario), paths, block_hours if blocks else None)
     if lines is None:
         return dict(document)
     usd = sum((line.usd for line in lines), Decimal(0))

@@ -25,6 +25,7 @@ class EnginePlane:
         requests: an open load, sorted by arrival.
         kinds: the kinds of replica.
         router, seed, options: as for ``Plane``.
+        weights: relative rate of each kind, for routers that know sizes (least loaded, power of two, weighted).
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class EnginePlane:
         router: str = "least_loaded",
         seed: int = 0,
         options: RouterOptions | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self._kinds = list(kinds)
+        self._weights = [1.0] * len(kinds) if weights is None else [w / weights[0] for w in weights]
         self._plane = Plane(requests, [kinds[0]], router, seed, options)
         self._plane.drain(0)
         self._feed.limit[0] = 0
@@ -68,7 +71,7 @@ class EnginePlane:
             slot = free.pop()
             self._plane.resume(slot)
         else:
-            slot = self._plane.add(self._kinds[kind])
+            slot = self._plane.add(self._kinds[kind], self._weights[kind])
             self._kind_of.append(kind)
             self._busy_at_start.append(0.0)
         row = self._rows[slot]

@@ -12,6 +12,7 @@ from simulator.fleet import Fleet
 from simulator.fleet_plane import EnginePlane
 from simulator.fleet_scenario import FleetSections, fleet_config
 from simulator.fleet_state import FleetResult
+from simulator.fluid_plane import probe
 from simulator.records import Records
 from simulator.routing import RouterOptions
 from simulator.workload import Requests
@@ -41,9 +42,12 @@ def run_fleet(
               for line, built in zip(scenario.fleet, lines, strict=True)]  # fmt: skip
     config = fleet_config(sections, lines, requests, labels, scenario.seed)
     staleness_s = sections.control.router_staleness_s if sections.control else 0.0
-    plane = EnginePlane(
-        requests, [line.spec for line in lines], scenario.router, scenario.seed, RouterOptions(staleness_s=staleness_s)
-    )
+    specs = [line.spec for line in lines]
+    weights = None
+    if len(specs) > 1:  # unequal replicas: the router gives each kind what it can carry
+        weights = [probe(requests, spec, scenario.seed).max_rps for spec in specs]
+    options = RouterOptions(staleness_s=staleness_s)
+    plane = EnginePlane(requests, specs, scenario.router, scenario.seed, options, weights)
     caches = sections.caches.build(requests, scenario.seed) if sections.caches else None
     seats = tuple(line.spec.max_num_seqs for line in lines)
     result = Fleet(requests, plane, config, scenario.seed, caches, seats).run()

@@ -55,6 +55,7 @@ class SpotSpec(Strict):
     rebalance_lead_s: NotNegative = 0.0
     rebalance_share: Share = 1.0
     price_share: Positive | None = None  # over on-demand; None: the catalogue's spot price
+    prices: Path | None = None  # CSV: start_s,zone,usd_per_hour; a zone's price from then on
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -29,7 +29,7 @@ from simulator.fleet import Fleet
 from simulator.fleet_config import CapacityRules, FleetConfig, Group
 from simulator.fleet_state import FleetResult
 from simulator.records import COMPLETED, FAILED, REJECTED
-from simulator.spot import Availability, SpotPolicy, Zone
+from simulator.spot import Availability, SpotPolicy, Zone, find_zones, synthesise
 from simulator.workload import Requests
 
 SPEC = SeatSpec(prefill_tokens_per_s=20000.0, step_s=0.02, step_per_seq_s=0.0002, max_num_seqs=32)
@@ -359,3 +359,35 @@ def test_controllers_that_oscillate_are_reported() -> None:
     assert result.oscillations["chat"].num_turns >= 6
     steady = play(requests, FleetConfig((replace(GROUP, scaler=lambda: SkyServe(SkyServeConfig(5.0, 1, 5))),)))
     assert not steady.oscillations
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("regions", "policy", "cost", "short"),
+    [
+        (("us-east-1", "us-east-2", "us-west-2"), SpotPolicy(), 0.291, 0.060),
+        (("us-east-1", "us-east-2", "us-west-2"), SpotPolicy(1, 0, True), 0.403, 0.0058),
+        (("us-east-1",), SpotPolicy(1, 0, True), 0.695, 0.018),
+    ],
+)
+def test_the_whole_control_plane_replays_spothedge(
+    regions: tuple[str, ...], policy: SpotPolicy, cost: float, short: float
+) -> None:
+    """Cost over all on-demand and time short of 4 replicas, spot at 0.3 x on-demand, against the replay's figures."""
+    duration_s = 45.5 * 86400.0
+    few = np.full(100, 10, np.int64)
+    requests = Requests(np.linspace(0, duration_s, 100), few, few)
+    found = []
+    for seed in range(4):
+        group = replace(GROUP, count=4, spot=policy, cold_start=ColdStart(total=LogNormal(195.0)))
+        rules = CapacityRules(notice_s=0.0, drain_on_notice=False)
+        path = synthesise(find_zones(regions), duration_s + 3600, seed)
+        config = FleetConfig((group,), capacity=rules, availability=path, sample_interval_s=120.0)
+        result = play(requests, config, seed)
+        billed = {u.purchase: u.billed_s for u in result.ledger.usage()}
+        ready = result.series["ready_spot"] + result.series["ready_on_demand"]
+        held = 0.3 * billed["spot"] + billed.get("on_demand", 0.0)
+        found.append((held / (4 * result.end_s), float((ready < 4).mean())))
+    print(f"{regions} {policy}: cost {np.mean(found, axis=0)[0]:.3f}, short {np.mean(found, axis=0)[1]:.4f}")
+    assert np.mean(found, axis=0)[0] == pytest.approx(cost, abs=0.08)
+    assert np.mean(found, axis=0)[1] == pytest.approx(short, abs=0.02)

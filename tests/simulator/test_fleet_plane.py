@@ -101,3 +101,14 @@ def test_the_open_gate_serves_requests_that_had_to_wait_for_a_replica() -> None:
     plane.advance(60.0)
     assert (plane.outcome.status == COMPLETED).all()
     assert plane.outcome.scheduled_s.min() >= 10.0
+
+
+def test_the_router_gives_larger_replicas_more() -> None:
+    requests = load(600, 30.0)
+    fast = ReplicaSpec(table(0.005, 2e-5), num_gpu_blocks=4000, max_num_seqs=32)
+    plane = EnginePlane(requests, [SPEC, fast], "weighted", weights=[1.0, 3.0])
+    small, large = plane.add(0), plane.add(1)
+    plane.open_until(600)
+    plane.advance(300.0)
+    counts = np.bincount(plane.outcome.replica, minlength=2)
+    assert counts[large] == 3 * counts[small]
