@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from catalogs.errors import InputError, MissingError, PlanError
@@ -40,6 +41,7 @@ class Access:
         """
         try:
             import boto3
+            import botocore.session
             from botocore.config import Config
             from botocore.exceptions import BotoCoreError
         except ImportError:
@@ -51,10 +53,20 @@ class Access:
             user_agent_extra="gpu-capacity-planner",
         )
         try:
-            session: Any = boto3.Session(profile_name=self.profile)
+            core = botocore.session.Session(profile=self.profile)
+            core.register_component("data_loader", _loader())
+            session: Any = boto3.Session(botocore_session=core)
             return session.client(service, region_name=region, endpoint_url=self.endpoint_url, config=config)
         except BotoCoreError as error:
             raise trouble(error, f"{service}:*") from None
+
+
+@cache
+def _loader() -> Any:
+    """AWS's service descriptions, read once: parsing them is most of the cost of a client."""
+    from botocore.loaders import create_loader
+
+    return create_loader()
 
 
 def check_regions(regions: Sequence[str]) -> list[str]:
@@ -65,7 +77,7 @@ def check_regions(regions: Sequence[str]) -> list[str]:
     """
     import boto3
 
-    session = boto3.Session()
+    session: Any = boto3.Session()
     known = [r for p in session.get_available_partitions() for r in session.get_available_regions("ec2", p)]
     return [resolve(region, known, "AWS region", "--region") for region in regions]
 

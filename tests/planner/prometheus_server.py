@@ -46,7 +46,8 @@ def prometheus(folder: Path, openmetrics: str | None = None, scrape: int | None 
     with log.open("w") as out:
         server = subprocess.Popen(
             ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={data}",
-             "--storage.tsdb.retention.time=10y", f"--web.listen-address=127.0.0.1:{port}"],
+             "--storage.tsdb.retention.time=10y", "--query.lookback-delta=15m",
+             f"--web.listen-address=127.0.0.1:{port}"],
             stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
