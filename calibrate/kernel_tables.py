@@ -41,11 +41,11 @@ def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: in
     tokens = np.arange(max_tokens + 1, dtype=np.float64)
     padded = tokens if replica.engine.enforce_eager else _padded(tokens)
     token_wise = _token_wise_s(replica, tables, padded)
-    overheads = profile.overheads("vllm")
+    overheads = profile.engine_overheads.get("vllm", {})
     axes, attention = _attention(tables["attention"], max_seqs)
     return StepTable(
         decode_tokens_s=token_wise,
-        mixed_tokens_s=token_wise,
+        mixed_tokens_s=token_wise + float(overheads.get("mixed_step_overhead_s", 0.0)),
         sampled_s=_sampled_s(replica, tables, np.arange(max_seqs + 1, dtype=np.float64)),
         prefill_tokens_axis=axes[0],
         prefill_context_axis=axes[1],

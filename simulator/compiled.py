@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
+import numba
 from numba import njit
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-
+SOURCES = ("compiled.py", "feed.py", "kv_cache.py", "loop.py", "routing.py", "step_eval.py")
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "no_cfunc_wrapper": True, "nogil": True}
 _NO_WRAPPER: dict[str, Any] = {"no_cpython_wrapper": True}
+
+
+def _cache_folder() -> str:
+    """Where compiled code is kept: a folder for this state of all the sources.
+
+    Numba looks at a function's own file only, and would keep machine code whose callees have changed.
+    """
+    here = Path(__file__).parent
+    digest = hashlib.sha256(b"".join((here / name).read_bytes() for name in SOURCES)).hexdigest()[:16]
+    beside = here / "__pycache__"
+    writable = os.access(beside if beside.exists() else here, os.W_OK)
+    base = beside if writable else Path(tempfile.gettempdir()) / f"plan-compiled-{os.getuid()}"
+    return str(base / f"compiled-{digest}")
+
+
+if not os.environ.get("NUMBA_CACHE_DIR"):
+    numba.config.CACHE_DIR = _cache_folder()
 
 
 def inner(function: F) -> F:

@@ -81,6 +81,7 @@ REQUEST = np.dtype(
         ("phase", np.int64),
         ("generated", np.int64),  # tokens sampled, while waiting or prefilling
         ("computed", np.int64),  # tokens computed, while prefilling
+        ("prefilled", np.int64),  # tokens computed as a prompt, before it decoded
         ("base", np.int64),  # while decoding: computed tokens - ``steps``
         ("done_at", np.int64),  # while decoding: ``steps`` at which all tokens are sampled
         ("end_s", np.float64),  # while finishing: end of its last step
@@ -256,19 +257,23 @@ def _sample_after_prefill(w: Any, r: int, i: int, end: float) -> None:
     """A prompt's last chunk is in flight: its token comes at ``end``; from now on it decodes."""
     me = w.replicas[r]
     bs = me.block_size
-    w.requests[i].generated += 1
-    if w.requests[i].generated == 1:
-        w.requests[i].first_token_s = end + w.tables.overhead[me.table, step_eval.OUTPUT_S]
-    if w.requests[i].generated >= w.requests[i].output:
+    it = w.requests[i]
+    it.generated += 1
+    if it.generated == 1:
+        it.first_token_s = end + w.tables.overhead[me.table, step_eval.OUTPUT_S]
+    if it.generated >= it.output:
         _finish(w, r, i, end)
         return
-    w.requests[i].phase = DECODING
-    w.requests[i].base = w.requests[i].computed - me.steps
-    w.requests[i].done_at = me.steps + w.requests[i].output - w.requests[i].generated
+    it.phase = DECODING
+    it.prefilled = it.computed
+    it.base = it.computed - me.steps
+    it.done_at = me.steps + it.output - it.generated
     me.num_decode += 1
-    me.sum_context += w.requests[i].computed + 1
-    w.crossing[r, (-w.requests[i].base) % bs] += 1
-    me.next_done = min(me.next_done, w.requests[i].done_at)
+    me.sum_context += it.computed + 1
+    w.crossing[r, (-it.base) % bs] += 1
+    me.next_done = min(me.next_done, it.done_at)
+    me.shortest = min(me.shortest, it.base)
+    me.longest = max(me.longest, it.base)
 
 
 @inner
@@ -403,8 +408,8 @@ def give_back(w: Any, r: int, i: int, keep: bool) -> None:
     full = 0
     if keep and me.prefix_caching:
         known = computed
-        if me.asynchronous and w.requests[i].generated > 0 and w.requests[i].phase == DECODING:
-            known -= 1  # the token in flight is not known yet, so neither is the block that it ends
+        if me.asynchronous and w.requests[i].phase == DECODING and computed > w.requests[i].prefilled:
+            known -= 1  # as vLLM: a block counts as cached once the token after it is out
         full = known // bs
     kv_cache.give_back_blocks(w, r, i, num_blocks, full)
 
@@ -511,6 +516,8 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
         hit = kv_cache.num_cached_blocks(w, i, (length - 1) // bs) if me.prefix_caching else 0
         rest = length - hit * bs
         chunk = min(rest, budget)
+        if not me.chunked and w.requests[i].generated > 0 and budget == me.max_tokens:
+            chunk = rest  # alone in its step, a preempted sequence may have outgrown the budget
         if (chunk < rest and not me.chunked) or (length + bs - 1) // bs > me.free:
             break
         _admit(w, r, i, now, hit)
