@@ -45,7 +45,7 @@ def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: in
     axes, attention = _attention(tables["attention"], max_seqs)
     return StepTable(
         decode_tokens_s=token_wise,
-        mixed_tokens_s=token_wise + float(overheads.get("mixed_step_overhead_s", 0.0)),
+        mixed_tokens_s=token_wise + replica.model.num_layers * float(overheads.get("mixed_layer_overhead_s", 0.0)),
         sampled_s=_sampled_s(replica, tables, np.arange(max_seqs + 1, dtype=np.float64)),
         prefill_tokens_axis=axes[0],
         prefill_context_axis=axes[1],

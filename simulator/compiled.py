@@ -33,7 +33,7 @@ def _cache_folder() -> str:
 
 
 if not os.environ.get("NUMBA_CACHE_DIR"):
-    numba.config.CACHE_DIR = _cache_folder()
+    setattr(numba.config, "CACHE_DIR", _cache_folder())  # noqa: B010 - numba's stubs do not know it
 
 
 def inner(function: F) -> F:

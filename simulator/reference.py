@@ -1,7 +1,7 @@
 """The engine in plain Python, one step at a time: what the compiled loop must equal.
 
-One object a concept (request, block pool, engine), no shortcut. Instants are kept as absolute numbers in one heap, where
-arrivals come before decisions of the same instant; a process kernel that adds delays would move them by rounding.
+One object a concept (request, block pool, engine), no shortcut. Instants are kept as absolute numbers in one heap, in
+which arrivals come before decisions of the same instant; a process kernel that adds delays would move them by rounding.
 """
 
 from __future__ import annotations
@@ -377,6 +377,7 @@ class Run:
         self.requests = requests
         self.prefix = {size: SharedPrefix.of(requests, size) for size in {s.block_size for s in specs}}
         self.speed = [1.0] * len(specs)
+        self.front_s = [0.0] * len(specs)  # until when a replica's tokenizer is busy
         self.engines = [Engine(spec, self, r) for r, spec in enumerate(specs)]
         self.router = PlainRouter(router, self.engines, requests, options, seed)
         self.heap: list[tuple[float, int, int]] = []  # instant; -1 arrival or replica deciding; request or turn
@@ -411,8 +412,10 @@ class Run:
                 continue
             r = self.router.choose(i, now)
             self.replica[i] = r
-            ready_s = now + self.engines[r].spec.step_table.request_overhead_s
+            table = self.engines[r].spec.step_table
             lengths = int(self.requests.input_tokens[i]), int(self.requests.output_tokens[i])
+            self.front_s[r] = max(now, self.front_s[r]) + table.prompt_token_s * lengths[0]
+            ready_s = self.front_s[r] + table.request_overhead_s
             if not self.engines[r].accept(Job(i, *lengths, ready_s)):
                 self.status[i] = REJECTED
                 self.ended(i, now)

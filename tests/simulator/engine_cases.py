@@ -29,6 +29,7 @@ def step_table(rng: np.random.Generator, skew: bool = False, most_tokens: int = 
         attention, rng.uniform(0.0, 0.3), rng.uniform(0.0, 0.05),
         float(rng.choice([0.0, 0.7])), float(rng.choice([0.0, 0.2])),
         SkewTable(*edges, rng.uniform(0.0, 1.0, (2, 3, 2, 3))) if skew else None,
+        float(rng.choice([0.0, 0.01])),
     )  # fmt: skip
 
 
