@@ -61,7 +61,6 @@ def import_profile(folder: str | Path) -> Profile:
         precision=precision,
         framework="vllm",
         # vLLM since 0.14 schedules while the device computes: no host time stands between steps
-        engine_overheads={"vllm": {"step_overhead_s": 0.0, "per_sequence_s": 0.0, "request_overhead_s": 0.0}},
         versions={k: str(meta[k]) for k in ("vllm_version", "cuda_version", "profiler_version") if k in meta},
         engine_overheads={"vllm": OVERHEADS},
         tables=tables,
