@@ -6,6 +6,8 @@ import numpy as np
 import streamlit as st
 
 from app.charts import MEANING_COLOURS, Series
+from app.cli.compare import leaves
+from app.cli.output import cell
 from app.web.parts import chart, command, error, heading, table
 from app.web.workload_state import current, trace_name, trace_path
 from catalogs.errors import PlanError
@@ -42,7 +44,9 @@ try:
     ]
     table(rows, "lengths-table")
     st.subheader("Burstiness and sharing")
-    st.json({"burstiness": found["burstiness"], "prefix_sharing": found.get("prefix_sharing")}, expanded=True)
+    rows = [{"what": name, "value": cell(value)} for key in ("burstiness", "prefix_sharing")
+            for name, value in leaves(found.get(key) or {}, key.replace("_", " ")).items()]  # fmt: skip
+    table(rows, "burstiness")
 except PlanError as problem:
     error(problem)
 st.caption(f"Source: {trace_name()}")
