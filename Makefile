@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench test-slow profiles validation clean
+.PHONY: help demo test check bench test-slow profiles validation docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -12,6 +12,8 @@ help: ## list the targets
 $(BIN)/plan: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@echo "compiling the simulator, once"
+	@$(BIN)/python -m simulator.warm
 	@touch $@
 
 $(VENV)/.tests: $(BIN)/plan
@@ -40,6 +42,10 @@ test-slow: $(VENV)/.tests ## the long studies
 DATA ?= ../shared/data
 validation: $(VENV)/.tests ## docs/validation.md from published measurements (DATA=folder)
 	$(BIN)/python -m app.validation --data $(DATA)
+
+docs: $(VENV)/.tests ## the command reference, and the output that the pages show
+	$(BIN)/python -m app.cli.reference > docs/reference.md
+	$(BIN)/python -m tests.docs_blocks --write
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -79,8 +79,7 @@ def save_run(
         MissingError: the run file cannot be written.
     """
     described = {role: _describe(path) for role, path in (files or {}).items()}
-    asked = {"kind": kind, "inputs": inputs, "files": {role: d["sha256"] for role, d in described.items()}}
-    run_id = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    run_id = _identity(kind, inputs, files or {}, described)
     with _database() as db:
         db.execute(
             "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -132,6 +131,18 @@ def file_content(sha256: str) -> bytes:
     if row is None:
         raise MissingError("this input file was too large to keep", remedy="use the file at its original path")
     return zlib.decompress(row[0])
+
+
+def _identity(
+    kind: str, inputs: Mapping[str, Any], files: Mapping[str, Path], described: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """The hash of what was asked; of its files the content counts, not the place."""
+    text = json.dumps({"kind": kind, "inputs": inputs}, sort_keys=True, default=str)
+    for role, path in files.items():
+        for place in {str(path), described[role]["path"]}:
+            text = text.replace(json.dumps(place), json.dumps(f"file:{described[role]['sha256']}"))
+    contents = sorted((role, d["sha256"]) for role, d in described.items())
+    return hashlib.sha256((text + json.dumps(contents)).encode()).hexdigest()[:10]
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -38,6 +38,16 @@ def test_the_same_question_is_one_run_and_another_file_is_another(tmp_path: Path
     assert len(runs.list_runs("recommend")) == 0
 
 
+def test_the_place_of_a_file_does_not_count(tmp_path: Path) -> None:
+    ids = set()
+    for folder in ("here", "there"):
+        trace = tmp_path / folder / "t.csv"
+        trace.parent.mkdir()
+        trace.write_text("same")
+        ids.add(runs.save_run("recommend", {"workload": {"trace": str(trace)}}, {}, files={"trace": trace}))
+    assert len(ids) == 1
+
+
 def test_removing_a_run_drops_only_contents_that_no_other_run_holds(tmp_path: Path) -> None:
     trace = tmp_path / "t.csv"
     trace.write_text("shared")
