@@ -13,6 +13,7 @@ from typing import Any
 
 from calibrate.serving_points import ServingPoint, statistics
 from catalogs.errors import InputError
+from catalogs.files import read_text
 from catalogs.units import MILLISECONDS_PER_SECOND
 
 Reader = Callable[[Any, str], list[ServingPoint]]
@@ -40,7 +41,7 @@ def read_results(path: str | Path) -> list[ServingPoint]:
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, "benchmark results")
     if path.suffix in (".yaml", ".yml"):
         import yaml
 

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalogs.errors import InputError
+from catalogs.files import read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,7 +166,7 @@ def read_measurements(path: str | Path) -> MeasurementFile:
             where=str(path),
             remedy="make one with `plan calibrate run -o FILE.jsonl`",
         )
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path, "measurements").splitlines()
     records = [r for i, line in enumerate(lines) if (r := _record(path, i, line, last=i == len(lines) - 1)) is not None]
     if not records or records[0].get("kind") != "header":
         raise InputError(

@@ -56,3 +56,26 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def read_text(path: Path | str, what: str) -> str:
+    """A text file's content.
+
+    Args:
+        path: the file.
+        what: what it should be, for the error: ``"a profile"``.
+
+    Raises:
+        InputError: no such file, a folder, unreadable, or not UTF-8.
+    """
+    source = Path(path)
+    try:
+        return source.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"no such file; {what} is needed", where=str(source)) from error
+    except IsADirectoryError as error:
+        raise InputError(f"is a folder; {what} is needed", where=str(source)) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 text; {what} is needed", where=str(source)) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read: {getattr(error, 'strerror', error)}", where=str(source)) from error

@@ -109,7 +109,10 @@ def read_yaml(path: str | Path) -> Located:
 def parse_yaml(text: str, path: Path) -> Located:
     """As ``read_yaml``, of text; ``path`` is what errors name."""
     lines: dict[Place, int] = {}
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"is not YAML: {str(error).splitlines()[0]}", where=str(path)) from error
     try:
         node = loader.get_single_node()
         if node is None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catalogs.errors import InputError, MissingError
+from catalogs.files import read_text
 from simulator.spot import Availability, Zone
 
 EPOCH_S = 1e8  # an instant beyond three years is a clock of its own, not seconds from the start of a run
@@ -72,7 +73,7 @@ def _zones(names: Sequence[str], values: NDArray[np.float64]) -> tuple[Zone, ...
 
 def _read_json(file: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(read_text(file, "a spot trace"))
         gap = float(document["metadata"]["gap_seconds"])
         data = np.asarray(document["data"], float)
     except (ValueError, KeyError, TypeError) as error:

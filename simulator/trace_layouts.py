@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -110,7 +111,7 @@ def open_source(path: Path, need_arrival: bool = True) -> Source:
         try:
             with gzip.open(path) as file:
                 head = file.read(65536)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"is not a whole gzip file: {error}", where=str(path)) from error
     if not head.strip():
         raise InputError("is empty", where=str(path), remedy="a trace needs a header and a row")
@@ -121,6 +122,8 @@ def open_source(path: Path, need_arrival: bool = True) -> Source:
         raise InputError("is binary, not text or Parquet", where=str(path), remedy="CSV, JSON lines or Parquet")
     text = head.decode("utf-8-sig", errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise InputError("is empty", where=str(path), remedy="a trace needs a header and a row")
     if lines[0].lstrip()[0] in "{[":
         return _json_source(path, lines[0], gzipped, need_arrival)
     return _csv_source(path, lines, gzipped, need_arrival)
