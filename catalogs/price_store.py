@@ -21,6 +21,7 @@ from catalogs.schema import Price, Purchase
 from catalogs.tables import first_day
 
 SCHEMA_VERSION = 1
+FETCHED = ", fetched "  # in a price's source: it is from here, not from the catalogue
 _TABLES = """
 CREATE TABLE IF NOT EXISTS refreshes (
     refresh_id INTEGER PRIMARY KEY, started_at TEXT NOT NULL, finished_at TEXT, regions TEXT NOT NULL,
@@ -222,7 +223,7 @@ def _one_price(group: Sequence[Quote]) -> Price:
         usd, notes = chosen.usd_per_hour, chosen.terms
     return Price(
         first.instance, first.region, first.purchase, usd,
-        source=f"{chosen.source}, fetched {chosen.fetched_at[:10]}", as_of=chosen.as_of[:10], confidence="high",
+        source=f"{chosen.source}{FETCHED}{chosen.fetched_at[:10]}", as_of=chosen.as_of[:10], confidence="high",
         notes=notes,
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from app.cli.output import F, Table, emit, format_option
 if TYPE_CHECKING:
     from catalogs.schema import Price
 
+SUPPLY = ("instance_type", "zone_offering", "quota", "placement_score", "spot_advisor")
 PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
 
 
@@ -52,6 +53,7 @@ def show(
     from catalogs import load
     from catalogs.errors import MissingError
     from catalogs.freshness import is_stale, stale_note, today
+    from catalogs.price_store import FETCHED
 
     wanted_gpu = load.find_gpu(gpu, "--gpu").name if gpu else None
     wanted_instance = load.find_instance(instance, "--instance").name if instance else None
@@ -73,12 +75,13 @@ def show(
             remedy="`plan prices refresh` asks AWS; or loosen the filters",
         )
     on = today()
-    columns = ("instance", "GPU", "GPUs", "region", "purchase", "usd/h", "usd/GPU h", "as of", "stale", "confidence",
-               "notes", "source")  # fmt: skip
+    columns = ("instance", "GPU", "GPUs", "region", "purchase", "usd/h", "usd/GPU h", "as of", "stale", "from",
+               "confidence", "notes", "source")  # fmt: skip
     rows = [
         (p.instance, known[p.instance].gpu, known[p.instance].num_gpus, p.region, p.purchase, p.usd_per_hour,
          p.usd_per_hour / (known[p.instance].num_gpus * known[p.instance].gpu_fraction), p.as_of,
-         is_stale(p.as_of, on, stale_after_days), p.confidence, p.notes, p.source)
+         is_stale(p.as_of, on, stale_after_days), "AWS" if FETCHED in p.source else "catalogue", p.confidence, p.notes,
+         p.source)
         for p in found
     ]  # fmt: skip
     document = {
@@ -228,3 +231,36 @@ def diff(since: str | None, prices_db: Path | None, form: str) -> None:
     }  # fmt: skip
     notes = [] if changes else ["No price moved."]
     emit(form, document, [Table("Changes", columns[:shown], [r[:shown] for r in rows])], notes)
+
+
+@prices.command()
+@click.option("--kind", type=click.Choice(SUPPLY), help="Only these.")
+@click.option("--prices-db", type=click.Path(dir_okay=False, path_type=Path), help="File of fetched prices.")
+@format_option
+def supply(kind: str | None, prices_db: Path | None, form: str) -> None:
+    """What the refreshes found beside prices: zones, quotas, placement scores, interruption buckets, types.
+
+    \b
+    Example:
+      plan prices supply --kind quota
+    """
+    from catalogs.errors import MissingError
+    from catalogs.price_store import PriceStore
+
+    store = PriceStore(prices_db)
+    found = sorted(store.facts(kind), key=lambda f: (f.kind, f.region, f.name, f.zone))
+    if not found:
+        raise MissingError("nothing was fetched yet", where=str(store.path), remedy="plan prices refresh")
+    rows = [
+        (f.kind, f.region, f.zone, f.name, ", ".join(f"{k} {v}" for k, v in f.value.items()), f.fetched_at[:16])
+        for f in found
+    ]
+    document = {
+        "schema_version": 1,
+        "facts": [
+            {"kind": f.kind, "region": f.region, "zone": f.zone, "name": f.name, "value": dict(f.value),
+             "source": f.source, "fetched_at": f.fetched_at}
+            for f in found
+        ],
+    }  # fmt: skip
+    emit(form, document, [Table("Supply", ("what", "region", "zone", "name", "value", "fetched"), rows)])

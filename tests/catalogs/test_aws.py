@@ -327,6 +327,14 @@ def test_the_command_refreshes_shows_and_compares(fake: FakeAws) -> None:
     assert [p["notes"] for p in json.loads(shown.stdout)["prices"]] == ["us-east-1a", "us-east-1b"]
 
 
+def test_supply_is_shown_and_missing_before_any_refresh(fake: FakeAws) -> None:
+    with pytest.raises(MissingError, match="nothing was fetched"):
+        CliRunner().invoke(prices, ["supply"], catch_exceptions=False)
+    fetch(fake, "quotas")
+    shown = CliRunner().invoke(prices, ["supply", "--kind", "quota", "--format", "json"], catch_exceptions=False)
+    assert [f["value"]["vcpus"] for f in json.loads(shown.stdout)["facts"]] == [192.0]
+
+
 def test_the_command_exits_with_missing_data_when_a_family_failed(fake: FakeAws) -> None:
     fake.faults["DescribeSpotPriceHistory"] = ["denied"]
     done = CliRunner().invoke(prices, ["refresh", "--endpoint-url", fake.url, "--only", "on_demand,spot"])
