@@ -45,6 +45,7 @@ class EnginePlane:
         self._free: dict[int, list[int]] = {0: [0]}
         self._kind_of = [0]
         self._busy_at_start = [0.0]
+        self._busy_when_hung: dict[int, float] = {}
         rows = self._plane._world.requests
         self.outcome = Outcome(
             rows["scheduled_s"],
@@ -96,11 +97,16 @@ class EnginePlane:
     def kill(self, slot: int) -> NDArray[np.int64]:
         """Free a slot and say what it held."""
         lost = self._plane.kill(slot)
+        if slot in self._busy_when_hung:  # the step in which it hung has no end
+            self._rows[slot]["busy_s"] = self._busy_when_hung.pop(slot)
         self._free.setdefault(self._kind_of[slot], []).append(slot)
         return lost
 
     def set_speed(self, slot: int, factor: float) -> None:
         """Slower, hung, or well again."""
+        if factor == np.inf:
+            row = self._rows[slot]
+            self._busy_when_hung[slot] = float(row["busy_s"] - max(0.0, row["inflight_s"] - self._plane.now_s))
         self._plane.set_speed(slot, HUNG if factor == np.inf else 1.0 / factor)
 
     def open_until(self, index: int) -> None:

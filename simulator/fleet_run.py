@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from catalogs.errors import InputError
 from simulator.fleet import Fleet
 from simulator.fleet_plane import EnginePlane
 from simulator.fleet_scenario import FleetSections, fleet_config
 from simulator.fleet_state import FleetResult
 from simulator.fluid_plane import probe
+from simulator.long_horizon import LongRun, Windows, run_long
 from simulator.records import Records
 from simulator.routing import RouterOptions
 from simulator.workload import Requests
@@ -29,6 +31,14 @@ def sections_of(scenario: Scenario) -> FleetSections:
     return FleetSections(**{name: getattr(scenario, name) for name in FleetSections.model_fields})
 
 
+def labels_of(scenario: Scenario, lines: Sequence[Line]) -> list[tuple[str, str]]:
+    """(instance type, purchase form) of each line."""
+    return [
+        (line.instance or f"{line.gpu} x{built.replica.num_gpus}", line.purchase)
+        for line, built in zip(scenario.fleet, lines, strict=True)
+    ]
+
+
 def run_fleet(
     scenario: Scenario, lines: Sequence[Line], requests: Requests
 ) -> tuple[Records, tuple[Line, ...], FleetResult]:
@@ -38,9 +48,7 @@ def run_fleet(
         InputError: sections that do not fit the fleet, the load or each other.
     """
     sections = sections_of(scenario)
-    labels = [(line.instance or f"{line.gpu} x{built.replica.num_gpus}", line.purchase)
-              for line, built in zip(scenario.fleet, lines, strict=True)]  # fmt: skip
-    config = fleet_config(sections, lines, requests, labels, scenario.seed)
+    config = fleet_config(sections, lines, requests, labels_of(scenario, lines), scenario.seed)
     staleness_s = sections.control.router_staleness_s if sections.control else 0.0
     specs = [line.spec for line in lines]
     weights = None
@@ -53,6 +61,42 @@ def run_fleet(
     result = Fleet(requests, plane, config, scenario.seed, caches, seats).run()
     records, present = grouped(plane.records(requests, result.end_s), lines, plane.kinds_of_slots)
     return records, present, result
+
+
+def run_windows(
+    scenario: Scenario, lines: Sequence[Line], requests: Requests
+) -> tuple[Records, Requests, tuple[Line, ...], LongRun]:
+    """A long horizon: records of the windows' requests, each as often as it stands for others, and the long run.
+
+    Raises:
+        InputError: a gateway that looks at requests one by one, or several lines.
+    """
+    sections = sections_of(scenario)
+    assert sections.control is not None and sections.control.windows is not None
+    if sections.admission is not None or sections.caches is not None or len(lines) > 1:
+        raise InputError(
+            "windows know neither admission nor caches nor several fleet lines",
+            where="control.windows",
+            why="between the windows the load is a stream, in which no request can be told from another",
+            remedy="leave out control.windows: a full run takes some 10 s of CPU time per million requests",
+        )
+    config = fleet_config(sections, lines, requests, labels_of(scenario, lines), scenario.seed)
+    windows = Windows(**sections.control.windows.model_dump())
+    long = run_long(requests, [line.spec for line in lines], config, scenario.seed, windows, scenario.router)
+    rows = np.repeat(np.arange(len(long.ttft_s)), np.round(long.weight).astype(int))
+    n = len(rows)
+    arrival = np.sort(np.resize(requests.arrival_s, n))
+    ones, zeros = np.ones(1, np.int64), np.zeros(n, np.int64)
+    first = arrival + long.ttft_s[rows]
+    records = Records(
+        arrival_s=arrival, scheduled_s=arrival + np.minimum(long.queue_s[rows], long.ttft_s[rows]),
+        first_token_s=first, finish_s=arrival + long.e2e_s[rows], replica=zeros, status=zeros.astype(np.int8),
+        num_cached_tokens=zeros, num_preemptions=zeros, iterations=ones, preemptions=0 * ones,
+        busy_s=np.array([sum(u.serving_s for u in long.fleet.ledger.usage())]), prefix_queries=0 * ones,
+        prefix_hits=0 * ones, num_gpu_blocks=np.array([lines[0].spec.num_gpu_blocks]), end_s=long.fleet.end_s,
+    )  # fmt: skip
+    shown = Requests(arrival, long.input_tokens[rows], long.output_tokens[rows])
+    return records, shown, (replace(lines[0], count=1),), long
 
 
 def grouped(records: Records, lines: Sequence[Line], kinds: Sequence[int]) -> tuple[Records, tuple[Line, ...]]:

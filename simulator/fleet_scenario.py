@@ -237,9 +237,18 @@ class CapacitySpec(Strict):
     blocks: tuple[BlockSpec, ...] = ()
 
 
+class WindowsSpec(Strict):
+    """A long horizon by its control plane and ``num`` windows played in full."""
+
+    num: Annotated[int, Field(ge=2, le=1000)] = 16
+    length_s: Positive = 600.0
+    warm_up_s: NotNegative = 120.0
+
+
 class ControlSpec(Strict):
     """The run itself: how stale the router's view is, how often the fleet is sampled, when the run is cut off."""
 
+    windows: WindowsSpec | None = None
     router_staleness_s: NotNegative = 0.0
     sample_interval_s: Positive = 60.0
     drain_limit_s: NotNegative = 3600.0

@@ -45,7 +45,8 @@ class LongRun:
 
     Attributes:
         fleet: the control plane's run: ledger, targets, losses, series (its latencies are those of the stream).
-        ttft_s, tpot_s, e2e_s, weight: of the requests in the windows, and how many requests each stands for.
+        ttft_s, tpot_s, e2e_s, queue_s, input_tokens, output_tokens: of the requests in the windows.
+        weight: how many requests each of them stands for.
         windows: (start, weight) of each window.
     """
 
@@ -53,6 +54,9 @@ class LongRun:
     ttft_s: Float
     tpot_s: Float
     e2e_s: Float
+    queue_s: Float
+    input_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
     weight: Float
     windows: list[tuple[float, float]]
 
@@ -108,8 +112,18 @@ def run_long(
         np.full(len(part[0]), weight)
         for part, (_, weight) in zip(parts, chosen, strict=True)
     ]
-    ttft, tpot, e2e = (np.concatenate([p[i] for p in parts]) for i in range(3))
-    return LongRun(fluid, ttft, tpot, e2e, np.concatenate(weights), chosen)
+    ttft, tpot, e2e, queue, inputs, outputs = (np.concatenate([p[i] for p in parts]) for i in range(6))
+    return LongRun(
+        fluid,
+        ttft,
+        tpot,
+        e2e,
+        queue,
+        inputs.astype(np.int64),
+        outputs.astype(np.int64),
+        np.concatenate(weights),
+        chosen,
+    )
 
 
 def choose_windows(requests: Requests, fluid: FleetResult, windows: Windows) -> list[tuple[float, float]]:
@@ -142,8 +156,8 @@ def _play(
     windows: Windows,
     seed: int,
     router: str,
-) -> tuple[Float, Float, Float]:
-    """TTFT, TPOT and E2E of one window's requests."""
+) -> tuple[Float, Float, Float, Float, Float, Float]:
+    """TTFT, TPOT, E2E, queue time and tokens of one window's requests."""
     warm = min(windows.warm_up_s, start_s)
     lo, hi = np.searchsorted(requests.arrival_s, [start_s - warm, start_s + windows.length_s])
     arrival = requests.arrival_s[lo:hi] - (start_s - warm)
@@ -161,7 +175,8 @@ def _play(
     e2e = (outcome.finish_s - part.arrival_s)[mine]
     steps = part.output_tokens[mine] - 1
     tpot = np.where(steps > 0, (e2e - ttft) / np.maximum(steps, 1), np.nan)
-    return ttft, tpot, e2e
+    queue = (outcome.scheduled_s - part.arrival_s)[mine]
+    return ttft, tpot, e2e, queue, part.input_tokens[mine].astype(float), part.output_tokens[mine].astype(float)
 
 
 def _replayer(t: Float, ready: Float, start_s: float, interval_s: float) -> Callable[[], Any]:

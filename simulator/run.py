@@ -81,14 +81,19 @@ def simulate(scenario: Scenario, requests: Requests | None = None, *, series_int
 
 
 def _simulate_live(scenario: Scenario, lines: tuple[Line, ...], requests: Requests) -> Result:
-    from simulator.fleet_run import fleet_document, run_fleet
+    from simulator.fleet_run import fleet_document, run_fleet, run_windows
 
-    records, present, fleet = run_fleet(scenario, lines, requests)
+    windows: list[tuple[float, float]] = []
+    if scenario.control is not None and scenario.control.windows is not None:
+        records, requests, present, long = run_windows(scenario, lines, requests)
+        fleet, windows = long.fleet, long.windows
+    else:
+        records, present, fleet = run_fleet(scenario, lines, requests)
     records = replace(records, series=fleet.series)
     latencies = Latencies.of(requests, records)
     document = describe_run(scenario, present, requests, records, latencies)
     document["gpu_hours"] = sum(u.gpu_hours for u in fleet.ledger.usage())
-    document["live_fleet"] = fleet_document(fleet)
+    document["live_fleet"] = fleet_document(fleet) | {"windows": [{"start_s": s, "weight": w} for s, w in windows]}
     return Result(document, requests, records, latencies, present, fleet)
 
 

@@ -61,6 +61,7 @@ def simulate(
     if result.fleet is not None:
         document = with_fleet_dollars(document, read, result.fleet.ledger)
     if requests_out:
+        refuse_windows(document)
         write_requests(requests_out, result.requests, result.records)
     if series_out:
         write_series(series_out, result.records)
@@ -73,6 +74,19 @@ def simulate(
 
         click.echo("the SLO is missed", err=True)
         sys.exit(1)
+
+
+def refuse_windows(document: Mapping[str, Any]) -> None:
+    """A run by windows has no row for each request.
+
+    Raises:
+        InputError: it was one.
+    """
+    from catalogs.errors import InputError
+
+    if document.get("live_fleet", {}).get("windows"):
+        raise InputError("a run by windows does not play every request", where="--requests-out",
+                         remedy="leave out control.windows for a full run")  # fmt: skip
 
 
 def draw_picture(path: str, document: Mapping[str, Any]) -> None:

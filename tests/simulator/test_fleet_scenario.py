@@ -187,3 +187,16 @@ def test_a_closed_loop_or_several_engines_a_replica_are_refused(tmp_path: Path) 
             BASE.format(duration_s=100).replace("count: 2", "count: 2, data_parallel_size: 2") + HPA
         )
         simulate(read_scenario(tmp_path / "d.yaml"))
+
+
+def test_a_long_horizon_by_windows_is_close_to_the_full_run(tmp_path: Path) -> None:
+    text = HPA + "cold_start: {total: {median_s: 60}}\n"
+    full = play(tmp_path, text, 14400.0).document
+    short = play(tmp_path, text + "control: {windows: {num: 6, length_s: 300}}\n", 14400.0).document
+    assert short["requests"]["completed"] == pytest.approx(full["requests"]["completed"], rel=0.05)
+    for name in ("ttft_s", "tpot_s", "e2e_s"):
+        assert short[name]["p90"] == pytest.approx(full[name]["p90"], rel=0.1)
+    assert short["gpu_hours"] == pytest.approx(full["gpu_hours"], rel=0.1)
+    assert len(short["live_fleet"]["windows"]) == 6 and "windows played in full" in " ".join(fleet_notes(short))
+    with pytest.raises(InputError, match="windows know neither"):
+        play(tmp_path, text + "control: {windows: {num: 6}}\nadmission: {max_queue: 5}\n")
