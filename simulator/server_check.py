@@ -70,10 +70,34 @@ def check(
     return rows
 
 
+def check_batches(
+    profile: str, gpu: str, max_batch: int, tokens: int, real: tuple[Sequence[ServingPoint], Sequence[Sequence[Reply]]]
+) -> list[dict[str, Any]]:
+    """Predicted and measured latency of an encoder under dynamic batching, mean and 95th percentile, and the errors."""
+    engine = {"framework": "onnxruntime", "max_num_seqs": max_batch, "max_num_batched_tokens": max_batch * tokens}
+    engine["num_gpu_blocks"] = 2 + 2 * max_batch * tokens  # an encoder caches nothing: no block may ever be short
+    scenario = scenario_of("bert-large", gpu, profile, engine)
+    rows = []
+    for point, replies in zip(*real, strict=True):
+        told = simulate(scenario, requests_of(replies, None)).document
+        measured = {"ttft_s": point.ttft_s["mean"], "ttft_p95_s": point.ttft_s["p95"]}
+        predicted = {"ttft_s": told["ttft_s"]["mean"], "ttft_p95_s": told["ttft_s"]["p95"]}
+        rows.append(
+            {
+                "load": f"{point.rate_rps:.3g} requests/s",
+                "num_requests": point.num_requests,
+                "measured": measured,
+                "predicted": predicted,
+                "error": {m: _error(predicted[m], measured[m]) for m in measured},
+            }
+        )
+    return rows
+
+
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Median and worst absolute error of each metric over the loads."""
     found = {}
-    for metric in METRICS:
+    for metric in dict.fromkeys(name for row in rows for name in row["error"]):
         sizes = [abs(row["error"][metric]) for row in rows if row["error"][metric] is not None]
         if sizes:
             found[metric] = {"median": float(np.median(sizes)), "worst": max(sizes)}

@@ -11,6 +11,7 @@ SUBCOMMANDS: dict[str, str] = {
     "run": "Measure this machine's kernels and batches with torch.",
     "endpoint": "Measure a live server that speaks the OpenAI API, or read results you have.",
     "loop": "Start a server, calibrate at some loads, predict others, run those, compare.",
+    "onnx": "Time an ONNX Runtime session; predict and check it under dynamic batching.",
     "profiler": "Read a PyTorch or Nsight trace into kernel families; DCGM counters against the roofline.",
     "import": "Make a profile from published kernel tables.",
     "fit": "Turn measurements into a profile.",
