@@ -23,6 +23,7 @@ from catalogs.errors import InputError
 FloatArray = NDArray[np.float64]
 POWERS = (1.0, 2.0, 4.0)
 LEAST_OBSERVATIONS = 3
+GOOD_ENOUGH = 0.03  # mean error below which no further term is looked for
 WORTH_A_TERM = 0.7  # of the cost without it: a term that few servers have must earn its place
 
 
@@ -133,7 +134,8 @@ def fit_step(observations: Sequence[Observation], left_out: bool = True) -> Fitt
         )
     best, cost = min((_fit(observations, power) for power in POWERS), key=lambda found: found[1])
     crossed, cost_crossed = _fit(observations, best.power, crossed=True)
-    if cost_crossed < WORTH_A_TERM * cost:
+    plain_errors = np.abs(predicted_s(best, observations) / np.array([o.duration_s for o in observations]) - 1.0)
+    if cost_crossed < WORTH_A_TERM * cost and np.mean(plain_errors) > GOOD_ENOUGH:
         best = crossed
     errors: list[tuple[int, str, float]] = []
     points = sorted({o.point for o in observations})
@@ -182,6 +184,10 @@ class _Rows:
         self.decode_keys, self.prefill_all_keys = self.decode * keys, self.prefill * keys
         self.is_ttft = np.array([o.kind == "ttft" for o in observations], dtype=np.float64)
 
+    def positive(self) -> FloatArray:
+        """Prefill tokens, 1 where there are none."""
+        return np.maximum(self.prefill, 1.0)
+
     def durations(self, x: FloatArray, power: float) -> FloatArray:
         floor, token, decode, decode_context, prefill_context, decode_keys, prefill_keys, overhead = x
         tokens = (self.prefill + self.decode) * token
@@ -208,7 +214,10 @@ def _fit(observations: Sequence[Observation], power: float, crossed: bool = Fals
     crossed_keys = [0.05 / max(float(k.max()), 1.0) for k in (rows.decode_keys, rows.prefill_all_keys)]
     start = np.array([0.6, 0.5 / tokens, 0.05, 0.05 / keys, 0.05 / square, *crossed_keys, 0.2]) * one_step
 
-    used = np.array([1.0, 1.0, 1.0, 1.0, 1.0, float(crossed), float(crossed), 1.0])
+    decodes, prefills = float(rows.decode.max() > 0), float(rows.prefill.max() > 0)
+    varied = float(np.unique(rows.prefill_keys).size > 2 and np.unique(rows.prefill_keys / rows.positive()).size > 1)
+    terms = [1.0, 1.0, decodes, decodes, prefills * varied, crossed * decodes, crossed * prefills]
+    used = np.array([*terms, float(rows.is_ttft.max())])  # what the observations hold nothing of stays 0
     # weigh load points alike, however many requests each had; and the two kinds of observation alike
     groups = [(o.point, o.kind) for o in observations]
     counts = {g: groups.count(g) for g in set(groups)}

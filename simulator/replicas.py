@@ -84,7 +84,10 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
         _is_asynchronous(engine.framework, engine.version or "") if measured_so is None else bool(measured_so)
     )
     settings |= options
-    spec = ReplicaSpec(step_table=table, num_gpu_blocks=memory.num_gpu_blocks, name=replica.gpu.name, **settings)
+    num_blocks = memory.num_gpu_blocks
+    if replica.model.kind != "decoder":  # caches nothing: as many blocks as all seats could ever fill, so none is short
+        num_blocks = 1 + settings["max_num_seqs"] * -(-settings["max_model_len"] // settings["block_size"])
+    spec = ReplicaSpec(step_table=table, num_gpu_blocks=num_blocks, name=replica.gpu.name, **settings)
     return Line(replica, profile, memory, spec, count)
 
 

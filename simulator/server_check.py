@@ -75,7 +75,6 @@ def check_batches(
 ) -> list[dict[str, Any]]:
     """Predicted and measured latency of an encoder under dynamic batching, mean and 95th percentile, and the errors."""
     engine = {"framework": "onnxruntime", "max_num_seqs": max_batch, "max_num_batched_tokens": max_batch * tokens}
-    engine["num_gpu_blocks"] = 2 + 2 * max_batch * tokens  # an encoder caches nothing: no block may ever be short
     scenario = scenario_of("bert-large", gpu, profile, engine)
     rows = []
     for point, replies in zip(*real, strict=True):

@@ -141,6 +141,8 @@ def _scenario(options: dict[str, Any], config: Path, profile: Path) -> Any:
 
     names = ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks")
     engine = {name: options[name] for name in names} | {"enable_prefix_caching": False, "max_model_len": 8192}
+    if options["serve"] == "transformers":  # a request joins the next step
+        engine["options"] = {"async_scheduling": False}
     try:
         return scenario_of(str(config), options["gpu"], str(profile), engine)
     except ValueError as error:
