@@ -186,7 +186,7 @@ class _Rows:
 
     def positive(self) -> FloatArray:
         """Prefill tokens, 1 where there are none."""
-        return np.maximum(self.prefill, 1.0)
+        return np.asarray(np.maximum(self.prefill, 1.0))
 
     def durations(self, x: FloatArray, power: float) -> FloatArray:
         floor, token, decode, decode_context, prefill_context, decode_keys, prefill_keys, overhead = x
