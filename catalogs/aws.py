@@ -8,6 +8,7 @@ from functools import partial
 
 from catalogs import aws_prices, aws_supply, load
 from catalogs.aws_session import Access, CredentialsError, MalformedAnswerError, check_regions, trouble
+from catalogs.aws_supply import MAX_PLACEMENT_QUERIES
 from catalogs.errors import InputError, MissingError, PlanError
 from catalogs.price_store import Fact, PriceStore, Quote
 
@@ -45,6 +46,7 @@ class Refresh:
     refresh_id: int
     fetched: dict[str, int] = field(default_factory=dict)
     missing: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     credentials: CredentialsError | None = None
 
     def miss(self, what: str, region: str, error: PlanError) -> None:
@@ -75,7 +77,14 @@ def refresh(
     if unknown:
         raise InputError(f"unknown family {unknown[0]!r}", where="--only", remedy=f"one of {', '.join(FAMILIES)}")
     result = Refresh(store.begin(regions))
-    tasks = [(family, region) for region in regions for family in request.only or FAMILIES]
+    families = list(request.only) or list(FAMILIES)
+    if not request.only and len({load.instances()[n].gpu for n in names}) * len(regions) > MAX_PLACEMENT_QUERIES:
+        families.remove("placement_scores")
+        result.notes.append(
+            "Spot placement scores were not asked for: AWS allows ten new questions a day; "
+            "name instances (--instance), or ask for them alone (--only placement_scores)."
+        )
+    tasks = [(family, region) for region in regions for family in families]
     if request.spot_advisor:
         _advisor(request.spot_advisor, regions, names, access, store, result)
     for i, (family, region) in enumerate(tasks):

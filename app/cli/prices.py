@@ -171,12 +171,13 @@ def refresh(
         "store": str(store.path),
         "fetched": result.fetched,
         "missing": result.missing,
+        "notes": result.notes,
     }
     tables = [Table("Fetched", ("what", "rows"), list(result.fetched.items()))]
     if result.missing:
         rows = [(m["what"], m["region"], m["kind"], m["why"], m["remedy"]) for m in result.missing]
         tables.append(Table("Missing", ("what", "region", "kind", "why", "remedy"), rows))
-    emit(form, document, tables, [f"Kept in {store.path}. `plan prices diff` shows what changed."])
+    emit(form, document, tables, [*result.notes, f"Kept in {store.path}. `plan prices diff` shows what changed."])
     if result.missing:
         names = ", ".join(f"{m['what']} {m['region']}" for m in result.missing)
         raise MissingError(f"not fetched: {names}", why="the catalogue's own prices stand in where it has any",

@@ -143,6 +143,18 @@ def test_supply_facts_are_kept(fake: FakeAws) -> None:
     assert "not asked for" in result.missing[0]["why"]
 
 
+def test_a_full_refresh_keeps_within_the_days_placement_questions(fake: FakeAws) -> None:
+    fake.answers |= {"DescribeInstanceTypes": lambda _: {"instanceTypeSet": []},
+                     "DescribeInstanceTypeOfferings": lambda _: {"instanceTypeOfferingSet": []}}  # fmt: skip
+    result, _ = fetch(fake)
+    assert result.missing == []
+    assert "placement scores were not asked for" in result.notes[0]
+    assert "GetSpotPlacementScores" not in {action for action, _ in fake.calls}
+    narrowed = refresh(Request(["us-east-1"], (), ["g6e.xlarge"]), Access(None, fake.url), PriceStore())
+    assert narrowed.notes == []
+    assert narrowed.fetched["placement_scores us-east-1"] == 1
+
+
 def test_throttling_is_waited_out(fake: FakeAws) -> None:
     fake.faults["GetProducts"] = ["throttle"]
     result, _ = fetch(fake, "on_demand")
