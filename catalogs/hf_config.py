@@ -29,6 +29,17 @@ ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert", "electra", "deberta-
 TIED_BY_DEFAULT = (*ENCODERS, "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "falcon", "bloom", "opt")
 BIASED = ("qwen2", "qwen2_moe", "gpt2", "gpt_neox", "bert", "roberta", "opt", "phi")
 
+# what a config.json may leave out, since its class in transformers has it as a default (configuration_gemma*.py, ...)
+CLASS_DEFAULTS: dict[str, dict[str, object]] = {
+    "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208,
+                    "max_position_embeddings": 131072, "sliding_window": 4096},
+    "gemma2": {"head_dim": 256, "sliding_window": 4096},
+    "gemma": {"head_dim": 256},
+    "qwen3": {"head_dim": 128},
+    "qwen3_moe": {"head_dim": 128},
+    "gpt_oss": {"head_dim": 64, "sliding_window": 128},
+}  # fmt: skip
+
 
 def read_config(path: Path) -> Model:
     """The model that a ``config.json`` describes; its name is its folder's, or ``_name_or_path``.
@@ -62,6 +73,7 @@ def model_from_config(
     nested = config.get("text_config") or config.get("llm_config") or config.get("language_config")
     text = {**config, **nested} if isinstance(nested, Mapping) else dict(config)
     kind_name = str(text.get("model_type", "")).lower()
+    text = {**CLASS_DEFAULTS.get(kind_name, {}), **text}
     hidden, layers, heads = (_whole(text, f, where) for f in ("hidden_size", "num_layers", "num_attention_heads"))
     vocab = _whole(text, "vocab_size", where)
     mla = _mla(text, where)

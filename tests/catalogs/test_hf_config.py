@@ -60,6 +60,11 @@ MAVERICK: dict[str, Any] = {
         "no_rope_layers": [1, 1, 1, 0] * 12, "tie_word_embeddings": False, "attention_bias": False,
     },
 }  # fmt: skip
+GEMMA3_SHORT: dict[str, Any] = {  # the published form leaves out what is its class's default
+    "model_type": "gemma3", "torch_dtype": "bfloat16",
+    "text_config": {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
+                    "num_hidden_layers": 34, "sliding_window": 1024},
+}  # fmt: skip
 BERT: dict[str, Any] = {
     "model_type": "bert", "num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16,
     "intermediate_size": 4096, "vocab_size": 30522, "max_position_embeddings": 512,
@@ -74,6 +79,7 @@ BERT: dict[str, Any] = {
         (DEEPSEEK, "deepseek-v3"),
         (GPT_OSS, "gpt-oss-20b"),
         (GEMMA3, "gemma-3-27b"),
+        (GEMMA3_SHORT, "gemma-3-4b"),
         (MAVERICK, "llama-4-maverick"),
         (BERT, "bert-large"),
     ],
