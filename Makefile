@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench test-slow profiles validation docs clean
+.PHONY: calibrate-gpu help demo test check bench test-slow profiles validation docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,19 @@ test-slow: $(VENV)/.tests ## the long studies
 DATA ?= ../shared/data
 validation: $(VENV)/.tests ## docs/validation.md from published measurements (DATA=folder)
 	$(BIN)/python -m app.validation --data $(DATA)
+
+# Everything that wants a GPU, in one command; DEVICE=cpu SHAPE=tiny RUN_FLAGS=--quick tries it without one.
+DEVICE ?= cuda
+SHAPE ?= 8b
+SERVE_PYTHON ?= $(BIN)/python
+RUN_FLAGS ?=
+LOOP_FLAGS ?= --max-num-batched-tokens 2048 --num-gpu-blocks 8192 --concurrency 1,4,16,64 --check-concurrency 8,32
+calibrate-gpu: $(VENV)/.tests ## measure this GPU, fit it, check it against a real engine; results in out/
+	mkdir -p out
+	$(BIN)/plan calibrate run --device $(DEVICE) $(RUN_FLAGS) -o out/measured-$(DEVICE).jsonl
+	$(BIN)/plan calibrate fit out/measured-$(DEVICE).jsonl -o out/kernels-$(DEVICE).json
+	$(BIN)/plan calibrate loop --serve auto --python $(SERVE_PYTHON) --device $(DEVICE) --shape $(SHAPE) $(LOOP_FLAGS) \
+	    --against out/kernels-$(DEVICE).json -o out/server-$(DEVICE).json
 
 docs: $(VENV)/.tests ## the command reference, and the output that the pages show
 	$(BIN)/python -m app.cli.reference > docs/reference.md

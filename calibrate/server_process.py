@@ -48,8 +48,22 @@ def write_random_model(serving: Serving, directory: Path, shape: str) -> None:
         MissingError: the interpreter has no transformers.
     """
     script = Path(__file__).with_name("random_model.py")
-    command = [serving.python, str(script), str(directory), *map(str, SHAPES[shape])]
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment(serving, directory), check=False)
+    by_device = "float32" if serving.device == "cpu" else "bfloat16"
+    weights = "none" if serving.engine == "vllm" else by_device  # vLLM makes up its own: --load-format dummy
+    # by standard input: a script's own folder would be searched for modules first, and ours holds a `kernels`
+    command = [serving.python, "-", str(directory), weights, *map(str, SHAPES[shape])]
+    try:
+        done = subprocess.run(
+            command,
+            input=script.read_text(),
+            capture_output=True,
+            text=True,
+            cwd=directory,
+            env=_environment(serving, directory),
+            check=False,
+        )
+    except OSError as error:
+        raise MissingError(f"cannot start {serving.python}: {error.strerror}", where="--python") from None
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
         raise MissingError(
@@ -92,7 +106,7 @@ def _environment(serving: Serving, directory: Path) -> dict[str, str]:
     hub.mkdir(parents=True, exist_ok=True)  # transformers' server fails to list models without a cache directory
     threads = str(serving.threads)
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_CACHE": str(hub),
         "OMP_NUM_THREADS": threads,

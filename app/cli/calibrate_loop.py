@@ -25,7 +25,7 @@ MEASURED_SEED, CHECKED_SEED = 0, 1
 
 
 @click.command()
-@click.option("--serve", type=click.Choice(["transformers", "vllm"]), help="Engine to start on loopback.")
+@click.option("--serve", type=click.Choice(["auto", "vllm", "transformers"]), help="Start it; auto: vLLM if there.")
 @click.option("--python", default=sys.executable, help="Interpreter that has the engine; left out: this one.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--shape", type=click.Choice(["tiny", "small", "8b"]), default="small", show_default=True, help="Model.")
@@ -47,7 +47,8 @@ MEASURED_SEED, CHECKED_SEED = 0, 1
 @click.option("--block-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--num-gpu-blocks", type=click.IntRange(min=1), default=1024, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of a CPU server.")
-@click.option("--gpu", default="L4", show_default=True, help="Catalogue GPU that the scenario names.")
+@click.option("--gpu", help="Catalogue GPU of the scenario; left out: this machine's, or L4 for a CPU.")
+@click.option("--against", type=click.Path(), help="Another profile to predict with too.")
 @click.option("-o", "--output", default="server.json", show_default=True, type=click.Path(dir_okay=False))
 @format_option
 def loop(output: str, form: str, **options: Any) -> None:
@@ -63,12 +64,26 @@ def loop(output: str, form: str, **options: Any) -> None:
     """
     if bool(options["serve"]) == bool(options["url"]):
         raise InputError("give either --serve or --url", remedy="--serve transformers")
+    options["gpu"] = options["gpu"] or _this_gpu(options["device"])
+    if options["serve"] == "auto":
+        options["serve"] = "vllm" if (Path(options["python"]).parent / "vllm").exists() else "transformers"
     with _server(options) as (url, config):
         from calibrate.endpoint_client import Server, check_url
 
         check_url(url)
         learned, checked, profile = _measure(Server(url, "" if options["url"] else str(config.parent)), options, output)
-        _answer(form, output, learned, checked, _scenario(options, config, profile))
+        other = Path(options["against"]).absolute() if options["against"] else None
+        scenarios = [_scenario(options, config, p) for p in (profile, other) if p]
+        _answer(form, output, learned, checked, scenarios)
+
+
+def _this_gpu(device: str) -> str:
+    from calibrate.dcgm import sheet_of
+    from calibrate.device import nvidia_smi_query
+
+    row = nvidia_smi_query(["name"]) if device == "cuda" else None
+    sheet = sheet_of(row[0]) if row else None
+    return sheet.name if sheet else "L4"
 
 
 @contextmanager
@@ -151,11 +166,13 @@ def _scenario(options: dict[str, Any], config: Path, profile: Path) -> Any:
         raise InputError(f"no scenario can be made of this: {error}", remedy="check the engine's settings") from None
 
 
-def _answer(form: str, output: str, learned: Measured, checked: Measured, scenario: Any) -> None:
+def _answer(form: str, output: str, learned: Measured, checked: Measured, scenarios: Sequence[Any]) -> None:
     from simulator.server_check import METRICS, check, summary
 
-    seen = check(scenario, learned.points, learned.replies)
-    rows = check(scenario, checked.points, checked.replies)
+    seen = check(scenarios[0], learned.points, learned.replies)
+    rows = check(scenarios[0], checked.points, checked.replies)
+    points, replies = [*learned.points, *checked.points], [*learned.replies, *checked.replies]
+    others = [row for scenario in scenarios[1:] for row in check(scenario, points, replies)]
     document = {
         "schema_version": 1,
         "profile": output,
@@ -163,6 +180,8 @@ def _answer(form: str, output: str, learned: Measured, checked: Measured, scenar
         "predicted": rows,
         "error": summary(rows),
         "error_on_learned": summary(seen),
+        "predicted_by_other_profile": others,
+        "error_of_other_profile": summary(others),
         "notes": [*learned.notes, *checked.notes],
     }
     columns = ["load", "requests"]
@@ -172,6 +191,8 @@ def _answer(form: str, output: str, learned: Measured, checked: Measured, scenar
         Table("Loads that the profile did not see", columns, [_cells(r, METRICS) for r in rows]),
         Table("Loads that it was learned from", columns, [_cells(r, METRICS) for r in seen]),
     ]
+    if others:
+        tables.append(Table("All loads, by the other profile", columns, [_cells(r, METRICS) for r in others]))
     said = [f"note: {text}" for text in dict.fromkeys([*learned.notes, *checked.notes])]
     for name, error in summary(rows).items():
         said.append(f"{name}: error {error['median']:.1%} in the median, {error['worst']:.1%} at worst")
