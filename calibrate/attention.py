@@ -1,4 +1,9 @@
-"""Time of attention kernels: decode reads the cache, prefill computes scores."""
+"""Time of attention kernels: decode reads the cache, prefill computes scores.
+
+Decode: ``launch_s`` + blocks of (sequence, KV head) shared by the multiprocessors + the longer of reading the keys and
+values and computing with them. Prefill: ``launch_s`` + reading queries and writing results + the longer of all blocks'
+arithmetic and the longest single block's. A correction follows, over what the kernels' grids depend on.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate import residual
 from calibrate.roofline import peak_flops
 from catalogs.schema import Gpu
 
 FloatArray = NDArray[np.float64]
+QUERY_BLOCK = 128.0  # query rows a block of FlashAttention computes
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Attention as one GPU runs it.
+    """Attention as one GPU runs it (numbers, or arrays for many shapes at once).
 
     Attributes:
         num_heads, num_kv_heads: on this GPU. head_dim: width of a query and key.
@@ -25,32 +32,107 @@ class Heads:
         kv_bytes: bytes of a cached value. window: sliding window in tokens, or None. causal: decoders.
     """
 
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    value_dim: int
-    kv_width: int
-    kv_bytes: float
-    window: int | None = None
+    num_heads: Any
+    num_kv_heads: Any
+    head_dim: Any
+    value_dim: Any
+    kv_width: Any
+    kv_bytes: Any
+    window: Any = None
     causal: bool = True
 
 
-def decode_time_s(fit: Mapping[str, Any], gpu: Gpu, heads: Heads, batch: FloatArray, context: FloatArray) -> FloatArray:
-    """Seconds in which ``batch`` sequences each attend one token to ``context`` keys, on average."""
-    keys = np.minimum(context, heads.window) if heads.window else context
-    num_bytes = batch * keys * heads.num_kv_heads * heads.kv_width * heads.kv_bytes
+def _keys(heads: Heads, context: FloatArray) -> FloatArray:
+    return context if heads.window is None else np.minimum(context, heads.window)
+
+
+def decode_physics_s(
+    fit: Mapping[str, Any], gpu: Gpu, heads: Heads, batch: FloatArray, context: FloatArray, cold: bool = False
+) -> FloatArray:
+    """Decode seconds before the correction; ``cold``: no key is in L2 when the kernel starts (a served model).
+
+    Args:
+        fit: launch_s, block_s: floors; eff_bandwidth, eff_flops: shares of peak; l2_bandwidth: L2's over DRAM's;
+            l2_copies: footprints that a benchmark keeps in L2; l2_sharpness: of the change from L2 to DRAM;
+        sharpness: of the corner between reading and computing.
+        batch: sequences. context: keys of each, on average.
+    """
+    keys = _keys(heads, context)
+    moved = batch * keys * heads.num_kv_heads * heads.kv_width * heads.kv_bytes
+    small = 4.0 * batch * heads.num_heads * heads.head_dim
+    dram = moved / (fit["eff_bandwidth"] * gpu.memory_bandwidth_bytes_per_s)
+    if not cold:
+        hit = 1.0 / (1.0 + (moved * fit["l2_copies"] / gpu.l2_bytes) ** fit["l2_sharpness"])
+        dram = dram * (1.0 - hit + hit / fit["l2_bandwidth"])
     flops = 2.0 * batch * keys * heads.num_heads * (heads.head_dim + heads.value_dim)
-    traffic = num_bytes / (fit["eff_bandwidth"] * gpu.memory_bandwidth_bytes_per_s)
     compute = flops / (fit["eff_flops"] * peak_flops(gpu, "bf16"))
-    time = np.maximum(traffic, compute) + fit["launch_s"]
-    return np.where(batch > 0, time, 0.0)
+    blocks = batch * heads.num_kv_heads * fit["block_s"] / gpu.num_sms
+    q = fit["sharpness"]
+    work = (blocks**q + dram**q + compute**q) ** (1.0 / q)
+    return np.asarray(fit["launch_s"] + work + small / gpu.memory_bandwidth_bytes_per_s)
+
+
+def decode_axes(heads: Heads, batch: FloatArray, context: FloatArray) -> dict[str, FloatArray]:
+    """What the decode correction depends on."""
+    group = np.asarray(heads.num_heads / heads.num_kv_heads, dtype=np.float64)
+    return {
+        "blocks": np.asarray(batch * heads.num_kv_heads, dtype=np.float64),
+        "keys": np.asarray(_keys(heads, context), dtype=np.float64),
+        "group": group,
+        "head_dim": np.asarray(heads.value_dim, dtype=np.float64),
+    }
+
+
+def decode_time_s(
+    fit: Mapping[str, Any], gpu: Gpu, heads: Heads, batch: FloatArray, context: FloatArray, cold: bool = True
+) -> FloatArray:
+    """Seconds in which ``batch`` sequences each attend one token to ``context`` keys, on average; 0 for none."""
+    n, keys = np.maximum(batch, 1.0), np.maximum(context, 1.0)
+    time = decode_physics_s(fit, gpu, heads, n, keys, cold)
+    time = time * np.exp(residual.evaluate(fit.get("residual"), decode_axes(heads, n, keys)))
+    return np.asarray(np.where(np.asarray(batch) > 0, time, 0.0))
+
+
+def prefill_physics_s(
+    fit: Mapping[str, Any], gpu: Gpu, heads: Heads, tokens: FloatArray, mean_context: FloatArray
+) -> FloatArray:
+    """Prefill seconds before the correction.
+
+    Args:
+        fit: launch_s: floor; eff_flops, eff_bandwidth: shares of peak; key_overhead: keys that starting and ending a
+            query row costs; eff_sm_flops: share of one multiprocessor's peak that the longest block gets.
+        tokens: prompt tokens. mean_context: keys that each attends to, on average.
+    """
+    keys = _keys(heads, mean_context)
+    peak = peak_flops(gpu, "bf16")
+    flops = 2.0 * tokens * (keys + fit["key_overhead"]) * heads.num_heads * (heads.head_dim + heads.value_dim)
+    longest = keys + np.minimum(tokens / 2.0, keys)
+    block = 2.0 * QUERY_BLOCK * longest * (heads.head_dim + heads.value_dim)
+    compute = flops / (fit["eff_flops"] * peak)
+    alone = block * gpu.num_sms / (fit["eff_sm_flops"] * peak)
+    moved = 2.0 * tokens * (heads.num_heads + heads.num_kv_heads) * (heads.head_dim + heads.value_dim)
+    q = fit["sharpness"]
+    traffic = moved / (fit["eff_bandwidth"] * gpu.memory_bandwidth_bytes_per_s)
+    return np.asarray(fit["launch_s"] + ((compute + traffic) ** q + alone**q) ** (1.0 / q))
+
+
+def prefill_axes(heads: Heads, tokens: FloatArray, mean_context: FloatArray) -> dict[str, FloatArray]:
+    """What the prefill correction depends on."""
+    return {
+        "rows": np.asarray(tokens * heads.num_heads, dtype=np.float64),
+        "keys": np.asarray(_keys(heads, mean_context), dtype=np.float64),
+        "group": np.asarray(heads.num_heads / heads.num_kv_heads, dtype=np.float64),
+        "head_dim": np.asarray(heads.value_dim, dtype=np.float64),
+    }
 
 
 def prefill_time_s(
     fit: Mapping[str, Any], gpu: Gpu, heads: Heads, tokens: FloatArray, mean_context: FloatArray
 ) -> FloatArray:
-    """Seconds in which ``tokens`` prompt tokens attend to ``mean_context`` keys each, on average."""
-    keys = np.minimum(mean_context, heads.window) if heads.window else mean_context
-    flops = 2.0 * tokens * keys * heads.num_heads * (heads.head_dim + heads.value_dim)
-    time = flops / (fit["eff_flops"] * peak_flops(gpu, "bf16")) + fit["launch_s"]
-    return np.where(tokens > 0, time, 0.0)
+    """Seconds in which ``tokens`` prompt tokens attend to ``mean_context`` keys each; never above the GPU's peak."""
+    c, keys = np.maximum(tokens, 1.0), np.maximum(mean_context, 0.5)
+    time = prefill_physics_s(fit, gpu, heads, c, keys)
+    time = time * np.exp(residual.evaluate(fit.get("residual"), prefill_axes(heads, c, keys)))
+    flops = 2.0 * c * _keys(heads, keys) * heads.num_heads * (heads.head_dim + heads.value_dim)
+    time = np.maximum(time, flops / peak_flops(gpu, "bf16"))
+    return np.asarray(np.where(np.asarray(tokens) > 0, time, 0.0))

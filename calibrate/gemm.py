@@ -1,4 +1,11 @@
-"""Time of a linear layer: the slower of its arithmetic and its traffic, plus a floor for the launch."""
+"""Time of a linear layer: waves of tiles over the GPU's multiprocessors, its traffic, a launch floor, a correction.
+
+For a tile of (a, b) results and k split s ways, ``ceil(m/a) ceil(n/b) s`` blocks run in waves of one block a
+multiprocessor; a block takes k/s steps, each as long as its arithmetic at the tile's efficiency or its loads at one
+multiprocessor's bandwidth, whichever is longer. The library is taken to choose the best tile and split. Traffic is
+weights, activations and results once, from L2 where a benchmark leaves them there (``cold=False``), else from DRAM.
+Formats with quantized activations also read and write those.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +15,87 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate import residual
 from calibrate.precisions import Precision
-from calibrate.roofline import floor_s, gemm_bytes, gemm_flops, peak_flops
+from calibrate.roofline import gemm_bytes, gemm_flops, peak_flops
 from catalogs.schema import Gpu
 
 FloatArray = NDArray[np.float64]
+TILES = ((16, 64), (32, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
+SPLITS = (1, 2, 4, 8)
+SHARPNESS = 6.0  # of the rounded corner between compute and traffic
+
+
+def physics_s(
+    fit: Mapping[str, Any], gpu: Gpu, form: Precision, shape: tuple[FloatArray, Any, Any], cold: bool = False
+) -> FloatArray:
+    """Seconds before the correction.
+
+    Args:
+        fit: parameters. tile_efficiency: share of one multiprocessor's peak, by ``TILES``; sm_bandwidth: loads of one
+            multiprocessor over an even share of DRAM's; eff_bandwidth: share of DRAM's; l2_bandwidth: L2's over
+            DRAM's; l2_copies: footprints that a benchmark keeps in L2; launch_s, wave_s, split_s, quantize_s: floors;
+            quantize_bytes: traffic an activation value that is quantized on the way.
+        shape: m, n, k, broadcast together.
+        cold: weights come from DRAM, as in a served model whose other layers have passed through L2.
+    """
+    m, n, k = (np.asarray(x, dtype=np.float64) for x in shape)
+    bandwidth, num_sms = gpu.memory_bandwidth_bytes_per_s, gpu.num_sms
+    sm_flops = peak_flops(gpu, form.compute) / num_sms
+    weight = max(form.weight_bytes, 0.5)
+    blocks = np.full(np.broadcast_shapes(m.shape, n.shape, k.shape), np.inf)
+    for (a, b), efficiency in zip(TILES, fit["tile_efficiency"], strict=True):
+        loads = np.minimum(a, m) * form.activation_bytes + np.minimum(b, n) * weight
+        step = np.maximum(2.0 * a * b / (sm_flops * efficiency), loads * num_sms / (bandwidth * fit["sm_bandwidth"]))
+        tiles = np.ceil(m / a) * np.ceil(n / b)
+        for split in SPLITS:
+            waves = np.ceil(tiles * split / num_sms)
+            extra = fit["split_s"] + split * m * n * 2.0 / bandwidth if split > 1 else 0.0
+            blocks = np.minimum(blocks, waves * (k / split * step + fit["wave_s"]) + extra)
+    traffic = _traffic_s(fit, gpu, form, (m, n, k), cold)
+    time = fit["launch_s"] + (blocks**SHARPNESS + traffic**SHARPNESS) ** (1.0 / SHARPNESS)
+    if form.activation_bytes < 2.0:
+        time = time + fit.get("quantize_s", 0.0) + fit.get("quantize_bytes", 0.0) * m * k / bandwidth
+    return np.asarray(time)
+
+
+def _traffic_s(
+    fit: Mapping[str, Any], gpu: Gpu, form: Precision, shape: tuple[FloatArray, FloatArray, FloatArray], cold: bool
+) -> FloatArray:
+    m, n, k = shape
+    moved = np.asarray(gemm_bytes(form, m, n, k))
+    dram = moved / (fit["eff_bandwidth"] * gpu.memory_bandwidth_bytes_per_s)
+    if cold:
+        return dram
+    hit = 1.0 / (1.0 + (moved * fit["l2_copies"] / gpu.l2_bytes) ** 4)
+    return dram * (1.0 - hit) + dram * hit / fit["l2_bandwidth"]
+
+
+def raw_time_s(
+    fit: Mapping[str, Any], gpu: Gpu, form: Precision, shape: tuple[FloatArray, Any, Any], cold: bool = False
+) -> FloatArray:
+    """Seconds with the correction, never below arithmetic at peak."""
+    m, n, k = (np.asarray(x, dtype=np.float64) for x in shape)
+    correction = residual.evaluate(fit.get("residual"), {"m": m, "n": n, "k": k})
+    time = physics_s(fit, gpu, form, shape, cold) * np.exp(correction)
+    return np.asarray(np.maximum(time, gemm_flops(m, n, k) / peak_flops(gpu, form.compute)))
+
+
+def lattice(last: float) -> FloatArray:
+    """Numbers of tokens at which time is computed, both sides of each tile edge, up to ``last`` or beyond."""
+    edges = np.concatenate([np.arange(16, 256, 16), np.arange(256, 4096, 128), np.arange(4096, 32769, 1024)])
+    points = np.unique(np.concatenate([np.arange(1, 16), edges, edges + 1])).astype(np.float64)
+    return points[: int(np.searchsorted(points, last)) + 1]
 
 
 def gemm_time_s(fit: Mapping[str, Any], gpu: Gpu, form: Precision, m: FloatArray, n: float, k: float) -> FloatArray:
-    """Seconds of (m, k) x (k, n) for each m.
+    """Seconds of (m, k) x (k, n) in a served model for each m: monotone in m, never above the GPU's peak.
 
     Args:
-        fit: a profile's parameters of the family: eff_flops, eff_bandwidth (shares of peak), launch_s.
-        gpu: data sheet. form: number format as this GPU runs it.
+        fit: a profile's parameters of the family. gpu: data sheet. form: number format as this GPU runs it.
         m: tokens. n, k: widths.
     """
-    compute = np.asarray(gemm_flops(m, n, k)) / (fit["eff_flops"] * peak_flops(gpu, form.compute))
-    traffic = np.asarray(gemm_bytes(form, m, n, k)) / (fit["eff_bandwidth"] * gpu.memory_bandwidth_bytes_per_s)
-    time = np.maximum(compute, traffic) + fit["launch_s"]
-    return np.asarray(
-        np.maximum(time, floor_s(gpu, form.compute, gemm_flops(m, n, k), n * k * form.weight_bytes * 0.0))
-    )
+    points = lattice(float(np.max(m, initial=1.0)))
+    time = np.maximum.accumulate(raw_time_s(fit, gpu, form, (points, n, k), cold=True))
+    inside = np.interp(m, points, time)
+    return np.asarray(np.where(m > points[-1], time[-1] * m / points[-1], inside))
