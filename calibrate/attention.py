@@ -89,7 +89,7 @@ def decode_time_s(
     """Seconds in which ``batch`` sequences each attend one token to ``context`` keys, on average; 0 for none."""
     n, keys = np.maximum(batch, 1.0), np.maximum(context, 1.0)
     time = decode_physics_s(fit, gpu, heads, n, keys, cold)
-    time = time * np.exp(residual.evaluate(fit.get("residual"), decode_axes(heads, n, keys)))
+    time = time * np.exp(residual.evaluate_all(fit.get("residual"), (decode_axes(heads, n, keys),)))
     return np.asarray(np.where(np.asarray(batch) > 0, time, 0.0))
 
 
@@ -132,7 +132,7 @@ def prefill_time_s(
     """Seconds in which ``tokens`` prompt tokens attend to ``mean_context`` keys each; never above the GPU's peak."""
     c, keys = np.maximum(tokens, 1.0), np.maximum(mean_context, 0.5)
     time = prefill_physics_s(fit, gpu, heads, c, keys)
-    time = time * np.exp(residual.evaluate(fit.get("residual"), prefill_axes(heads, c, keys)))
+    time = time * np.exp(residual.evaluate_all(fit.get("residual"), (prefill_axes(heads, c, keys),)))
     flops = 2.0 * c * _keys(heads, keys) * heads.num_heads * (heads.head_dim + heads.value_dim)
     time = np.maximum(time, flops / peak_flops(gpu, "bf16"))
     return np.asarray(np.where(np.asarray(tokens) > 0, time, 0.0))

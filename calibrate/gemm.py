@@ -9,7 +9,7 @@ Formats with quantized activations also read and write those.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def physics_s(
     """Seconds before the correction.
 
     Args:
-        fit: parameters. tile_efficiency: share of one multiprocessor's peak, by ``TILES``; sm_bandwidth: loads of one
+        fit: parameters. tile_axb: share of one multiprocessor's peak with tiles of a x b; sm_bandwidth: loads of one
             multiprocessor over an even share of DRAM's; eff_bandwidth: share of DRAM's; l2_bandwidth: L2's over
             DRAM's; l2_copies: footprints that a benchmark keeps in L2; launch_s, wave_s, split_s, quantize_s: floors;
             quantize_bytes: traffic an activation value that is quantized on the way.
@@ -44,7 +44,8 @@ def physics_s(
     sm_flops = peak_flops(gpu, form.compute) / num_sms
     weight = max(form.weight_bytes, 0.5)
     blocks = np.full(np.broadcast_shapes(m.shape, n.shape, k.shape), np.inf)
-    for (a, b), efficiency in zip(TILES, fit["tile_efficiency"], strict=True):
+    for a, b in TILES:
+        efficiency = fit[f"tile_{a}x{b}"]
         loads = np.minimum(a, m) * form.activation_bytes + np.minimum(b, n) * weight
         step = np.maximum(2.0 * a * b / (sm_flops * efficiency), loads * num_sms / (bandwidth * fit["sm_bandwidth"]))
         tiles = np.ceil(m / a) * np.ceil(n / b)
@@ -76,9 +77,15 @@ def raw_time_s(
 ) -> FloatArray:
     """Seconds with the correction, never below arithmetic at peak."""
     m, n, k = (np.asarray(x, dtype=np.float64) for x in shape)
-    correction = residual.evaluate(fit.get("residual"), {"m": m, "n": n, "k": k})
+    correction = residual.evaluate_all(fit.get("residual"), axes(gpu, m, n, k))
     time = physics_s(fit, gpu, form, shape, cold) * np.exp(correction)
     return np.asarray(np.maximum(time, gemm_flops(m, n, k) / peak_flops(gpu, form.compute)))
+
+
+def axes(gpu: Gpu, m: FloatArray, n: FloatArray, k: FloatArray) -> Sequence[Mapping[str, FloatArray]]:
+    """What the two corrections depend on: the shape, and how many waves of 128 x 128 tiles it makes."""
+    waves = np.ceil(m / 128.0) * np.ceil(n / 128.0) / gpu.num_sms
+    return {"m": m, "n": n, "k": k}, {"waves": waves, "k": k}
 
 
 def lattice(last: float) -> FloatArray:

@@ -1,4 +1,8 @@
-"""Time of a layer's routed experts: grouped GEMMs over the experts that the step's tokens reach."""
+"""Time of a layer's routed experts: two grouped GEMMs over the experts that the step's tokens reach.
+
+Rows are padded to blocks of an expert's own; blocks run in waves over the multiprocessors; the weights of each expert
+that is hit are read once.
+"""
 
 from __future__ import annotations
 
@@ -9,41 +13,102 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate import residual
 from calibrate.precisions import Precision
 from calibrate.roofline import peak_flops
 from calibrate.work import expected_experts_hit
 from catalogs.schema import Gpu
 
 FloatArray = NDArray[np.float64]
+BLOCK_COLUMNS = 128.0
 
 
 @dataclass(frozen=True)
 class Experts:
-    """Routed experts as one GPU runs them.
+    """Routed experts as one GPU runs them (numbers, or arrays for many shapes at once).
 
     Attributes:
         num_experts: of the layer, over all GPUs. num_local: on this GPU. per_token: chosen by each token.
         hidden, inter: widths on this GPU. num_matrices: 3 for gated MLPs.
     """
 
-    num_experts: int
-    num_local: int
-    per_token: int
-    hidden: int
-    inter: int
-    num_matrices: int = 3
+    num_experts: Any
+    num_local: Any
+    per_token: Any
+    hidden: Any
+    inter: Any
+    num_matrices: Any = 3
+
+
+def experts_physics_s(
+    fit: Mapping[str, Any], gpu: Gpu, form: Precision, experts: Experts, rows: FloatArray, hit: FloatArray, cold: bool = False
+) -> FloatArray:
+    """Seconds before the correction.
+
+    Args:
+        fit: launch_s: floor; eff_sm_flops: share of a multiprocessor's peak; eff_bandwidth: share of DRAM's;
+            row_bytes: traffic a row and hidden value (gathering, scaling, summing); l2_bandwidth, l2_copies: as of a GEMM; sharpness: of the corner.
+        rows: (token, expert) pairs on this GPU. hit: distinct experts that they reach.
+    """
+    per_expert = rows / hit
+    block = np.clip(2.0 ** np.ceil(np.log2(np.maximum(per_expert, 1.0))), 16.0, 128.0)
+    row_blocks = hit * np.ceil(per_expert / block)
+    sm_flops = fit["eff_sm_flops"] * peak_flops(gpu, form.compute) / gpu.num_sms
+    compute = np.zeros(np.shape(row_blocks))
+    for width, depth in (((experts.num_matrices - 1) * experts.inter, experts.hidden), (experts.hidden, experts.inter)):
+        waves = np.maximum(row_blocks * width / BLOCK_COLUMNS / gpu.num_sms, 1.0)
+        compute = compute + waves * 2.0 * block * BLOCK_COLUMNS * depth / sm_flops
+    bandwidth = gpu.memory_bandwidth_bytes_per_s
+    weights = hit * experts.num_matrices * experts.hidden * experts.inter * form.weight_bytes
+    traffic = weights / (fit["eff_bandwidth"] * bandwidth)
+    if not cold:
+        hit_l2 = 1.0 / (1.0 + (weights * fit["l2_copies"] / gpu.l2_bytes) ** 4)
+        traffic = traffic * (1.0 - hit_l2 + hit_l2 / fit["l2_bandwidth"])
+    moved = fit["row_bytes"] * rows * experts.hidden / bandwidth
+    q = fit["sharpness"]
+    return np.asarray(fit["launch_s"] + moved + (compute**q + traffic**q) ** (1.0 / q))
+
+
+def experts_axes(experts: Experts, rows: FloatArray, hit: FloatArray) -> dict[str, FloatArray]:
+    """What the correction depends on."""
+    return {
+        "rows_per_expert": np.asarray(rows / hit, dtype=np.float64),
+        "experts_hit": np.asarray(hit, dtype=np.float64),
+        "inter": np.asarray(experts.inter, dtype=np.float64),
+        "hidden": np.asarray(experts.hidden, dtype=np.float64),
+    }
+
+
+def experts_time_of_s(
+    fit: Mapping[str, Any], gpu: Gpu, form: Precision, experts: Experts, rows: FloatArray, hit: FloatArray
+) -> FloatArray:
+    """Seconds of ``rows`` that reach ``hit`` experts, weights read from DRAM; never above the GPU's peak."""
+    time = experts_physics_s(fit, gpu, form, experts, rows, hit, cold=True)
+    time = time * np.exp(residual.evaluate_all(fit.get("residual"), (experts_axes(experts, rows, hit),)))
+    flops = 2.0 * rows * experts.num_matrices * experts.hidden * experts.inter
+    return np.asarray(np.maximum(time, flops / peak_flops(gpu, form.compute)))
 
 
 def experts_time_s(
-    fit: Mapping[str, Any], gpu: Gpu, form: Precision, experts: Experts, tokens: FloatArray
+    fit: Mapping[str, Any], gpu: Gpu, form: Precision, experts: Experts, tokens: FloatArray, skew: float = 0.0
 ) -> FloatArray:
-    """Seconds of one layer's experts for each number of tokens that enter the layer (over all its GPUs)."""
+    """Seconds of one layer's experts for each number of tokens that enter the layer (over all its GPUs).
+
+    Args:
+        fit: a profile's parameters of the family. tokens: ascending. skew: power of the experts' popularity; with
+            whole experts a GPU (``num_local`` < ``num_experts``) the busiest GPU sets the time.
+    """
     share = experts.num_local / experts.num_experts
-    hit = expected_experts_hit(tokens, experts.num_experts, experts.per_token) * share
-    rows = tokens * experts.per_token * share
-    weights = experts.num_matrices * experts.hidden * experts.inter
-    flops = 2.0 * rows * weights
-    num_bytes = hit * weights * form.weight_bytes + rows * 2.0 * (2 * experts.hidden + 3 * experts.inter)
-    compute = flops / (fit["eff_flops"] * peak_flops(gpu, form.compute))
-    traffic = num_bytes / (fit["eff_bandwidth"] * gpu.memory_bandwidth_bytes_per_s)
-    return np.asarray(np.maximum(compute, traffic) + fit["launch_s"])
+    tokens = np.maximum(tokens, 1.0)
+    hit = np.maximum(expected_experts_hit(tokens, experts.num_experts, experts.per_token, skew) * share, 1.0)
+    rows = np.maximum(tokens * experts.per_token * share * busiest_share(experts, skew), hit)
+    return np.maximum.accumulate(experts_time_of_s(fit, gpu, form, experts, rows, hit))
+
+
+def busiest_share(experts: Experts, skew: float) -> float:
+    """Rows of the busiest GPU over the mean, when the experts' popularity falls as rank^-skew, dealt in turn."""
+    ways = max(1, round(experts.num_experts / experts.num_local))
+    if ways == 1 or skew == 0.0:
+        return 1.0
+    weight = np.arange(1, experts.num_experts + 1, dtype=np.float64) ** -skew
+    return float(weight[::ways].sum() / weight.sum() * ways)

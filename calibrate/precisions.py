@@ -65,7 +65,7 @@ _ALL = (
     Precision("int4-gptq", 0.5 + 2.5 / 128, "bf16", weight_only=True, gemm="int4_wo"),
     Precision("int4-awq", 0.5 + 2.5 / 128, "bf16", weight_only=True, gemm="int4_wo", min_compute_capability=7.5),
     Precision("mxfp4", 0.5 + 1.0 / 32, "bf16", weight_only=True, experts_only=True, gemm="mxfp4"),
-    Precision("nvfp4", 0.5 + 1.0 / 16, "fp4", 0.5 + 1.0 / 16, gemm="fp4", min_compute_capability=10.0),
+    Precision("nvfp4", 0.5 + 1.0 / 16, "fp4", 0.5 + 1.0 / 16, gemm="nvfp4", min_compute_capability=10.0),
     Precision("bitsandbytes-nf4", 0.5 + 1.0 / 64, "bf16", weight_only=True, gemm="int4_wo_slow"),
     Precision("bitsandbytes-int8", 1.0, "int8", 1.0, gemm="int8", min_compute_capability=7.5),
     _gguf("gguf-q2_k", 3.16),

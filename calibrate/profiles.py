@@ -49,13 +49,13 @@ class Profile:
     schema_version: int = SCHEMA_VERSION
 
     def family(self, name: str, *variants: str) -> Mapping[str, Any]:
-        """Parameters of a kernel family: the first of ``variants`` that the profile has, else its ``default``.
+        """Parameters of a kernel family: the first of ``variants`` that the profile has, else ``default`` or 16 bit.
 
         Raises:
             MissingError: the profile has nothing for the family.
         """
         known = self.families.get(name, {})
-        for variant in (*variants, "default"):
+        for variant in (*variants, "default", "bf16"):
             if variant in known:
                 return known[variant]
         raise MissingError(

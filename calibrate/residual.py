@@ -24,7 +24,7 @@ def evaluate(residual: Mapping[str, Any] | None, values: Mapping[str, FloatArray
     if not residual:
         return np.zeros(np.broadcast_shapes(*(np.shape(v) for v in values.values())))
     axes = residual["axes"]
-    table = np.asarray(residual["log_correction"]).reshape([len(axes[name]) for name in axes])
+    table = _table(residual)
     cells = [_cell(np.asarray(knots, dtype=np.float64), np.asarray(values[name])) for name, knots in axes.items()]
     shape = np.broadcast_shapes(*(index.shape for index, _ in cells))
     total = np.zeros(shape)
@@ -34,6 +34,19 @@ def evaluate(residual: Mapping[str, Any] | None, values: Mapping[str, FloatArray
             weight = weight * (share if side else 1.0 - share)
         total = total + weight * table[tuple(i + side for (i, _), side in zip(cells, corner, strict=True))]
     return total
+
+
+def _table(residual: Mapping[str, Any]) -> FloatArray:
+    """The corrections as an array; they are stored as whole thousandths."""
+    shape = [len(knots) for knots in residual["axes"].values()]
+    return np.asarray(residual["log_correction_milli"], dtype=np.float64).reshape(shape) / 1000.0
+
+
+def evaluate_all(
+    residuals: Sequence[Mapping[str, Any]] | None, values: Sequence[Mapping[str, FloatArray]]
+) -> FloatArray | float:
+    """Sum of several corrections, each at its own coordinates."""
+    return sum((evaluate(r, v) for r, v in zip(residuals or (), values, strict=False)), start=np.zeros(()))
 
 
 def _cell(knots: FloatArray, values: FloatArray) -> tuple[NDArray[np.int64], FloatArray]:
@@ -70,7 +83,7 @@ def fit_residual(
         weight = _LAD_WIDTH / np.maximum(np.abs(log_error - design @ solution), _LAD_WIDTH)
     return {
         "axes": {name: [float(x) for x in knots] for name, knots in axes.items()},
-        "log_correction": [round(float(x), 3) for x in solution],
+        "log_correction_milli": [round(float(x) * 1000.0) for x in solution],
     }
 
 

@@ -26,6 +26,16 @@ from catalogs.errors import InputError
 from catalogs.schema import Replica
 
 FloatArray = NDArray[np.float64]
+# Kernels that stand in for a format without tables of its own: the nearest in arithmetic and weight width.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "fp8_block": ("fp8_block", "fp8"),
+    "int8": ("int8", "fp8"),
+    "nvfp4": ("nvfp4", "fp8"),
+    "mxfp4": ("mxfp4", "int4_wo"),
+    "gguf": ("gguf", "int4_wo"),
+    "int4_wo_slow": ("int4_wo_slow", "int4_wo"),
+}
+GRAPH_SIZES = np.concatenate([[0, 1, 2, 4], np.arange(8, 256, 8), np.arange(256, 513, 16)]).astype(np.float64)
 TableBuilder = Callable[[Replica, Profile, int, int], StepTable]
 
 
@@ -48,6 +58,11 @@ class KernelSums:
         return self.form if wide else on_gpu("fp16", self.replica.gpu)
 
     @property
+    def skew(self) -> float:
+        """How unevenly experts are popular: ``expert_skew`` of the engine's options (power of rank); 0: evenly."""
+        return float(str(self.replica.engine.options.get("expert_skew", 0.0)))
+
+    @property
     def link(self) -> str:
         """``nvlink`` or ``pcie``."""
         own = self.replica.interconnect_bytes_per_s
@@ -68,7 +83,7 @@ class KernelSums:
         form = self.half if keep_wide else self.form
         if gemm.name == "lm_head" and self.form.embeddings_too:
             form = self.form
-        fit = self.profile.family("gemm", form.gemm)
+        fit = self.profile.family("gemm", *VARIANTS.get(form.gemm, (form.gemm,)))
         return gemm_time_s(fit, self.replica.gpu, form, tokens, gemm.n, gemm.k)
 
     def positionwise_s(self, tokens: FloatArray) -> FloatArray:
@@ -112,7 +127,8 @@ class KernelSums:
             model.num_mlp_matrices,
         )  # fmt: skip
         together = tokens * (dp if ep > 1 else 1)
-        time = experts_time_s(self.profile.family("moe", self.form.gemm), replica.gpu, self.form, experts, together)
+        fit = self.profile.family("moe", *VARIANTS.get(self.form.gemm, (self.form.gemm,)))
+        time = experts_time_s(fit, replica.gpu, self.form, experts, together, self.skew)
         if ep > 1 and dp > 1:
             fit = self.profile.family("all_gather", self.link)
             num_bytes = together * model.hidden_size * 2.0
@@ -132,20 +148,20 @@ class KernelSums:
         num_bytes = tokens * replica.model.hidden_size * 2.0
         time = 2.0 * num_bytes / replica.gpu.memory_bandwidth_bytes_per_s + self._all_reduce_s(tokens)
         if replica.pipeline_parallel_size > 1:
-            fit = self.profile.family("send", self.link)
+            fit = self.profile.family("all_to_all", self.link)
             hops = replica.pipeline_parallel_size - 1
             time = time + hops * send_time_s(fit, self.link_bytes_per_s, num_bytes)
         return time
 
     def sampled_s(self, num_sampled: FloatArray) -> FloatArray:
-        """Final norm, lm_head, gathering the logits, sampling (four passes over them in fp32)."""
+        """Final norm, lm_head, gathering the logits, sampling."""
         replica, tp = self.replica, self.replica.tensor_parallel_size
         head = work.lm_head(replica.model, tp)
         if head is None:
             return np.zeros_like(num_sampled)
         logits = num_sampled * replica.model.vocab_size
         fit = self.profile.family("elementwise")
-        passes = logits * 4.0 * 4.0 / (fit["eff_bandwidth"] * replica.gpu.memory_bandwidth_bytes_per_s)
+        passes = logits * fit["logit_bytes"] / (fit["eff_bandwidth"] * replica.gpu.memory_bandwidth_bytes_per_s)
         time = self.gemm_s(head, num_sampled) + passes + fit["num_sampling_kernels"] * fit["launch_s"]
         if tp > 1:
             gather = self.profile.family("all_gather", self.link)
@@ -172,29 +188,29 @@ class KernelSums:
         if self.replica.model.kind != "decoder":
             fit = self.profile.families.get("static_batch")
             return static_batches.attention_s(self.replica, tokens, mean_context, fit)
-        fit = self.profile.family("prefill_attention", *self._variants())
-        return np.asarray(
-            sum(
-                count * prefill_time_s(fit, self.replica.gpu, self.heads(window, False), tokens, mean_context)
-                for window, count in work.layer_windows(self.replica.model)
-            )
-        )
+        total = np.zeros(np.broadcast_shapes(np.shape(tokens), np.shape(mean_context)))
+        for window, count in work.layer_windows(self.replica.model):
+            fit = self.profile.family("prefill_attention", *self._variants(window))
+            heads = self.heads(window, absorbed=False)
+            total = total + count * prefill_time_s(fit, self.replica.gpu, heads, tokens, mean_context)
+        return total
 
     def decode_s(self, batch: FloatArray, mean_context: FloatArray) -> FloatArray:
         """Decode attention of all layers."""
         if self.replica.model.kind != "decoder":
             return np.zeros_like(batch)
-        fit = self.profile.family("decode_attention", *self._variants())
-        return np.asarray(
-            sum(
-                count * decode_time_s(fit, self.replica.gpu, self.heads(window, True), batch, mean_context)
-                for window, count in work.layer_windows(self.replica.model)
-            )
-        )
+        total = np.zeros(np.broadcast_shapes(np.shape(batch), np.shape(mean_context)))
+        for window, count in work.layer_windows(self.replica.model):
+            fit = self.profile.family("decode_attention", *self._variants(window))
+            heads = self.heads(window, absorbed=True)
+            total = total + count * decode_time_s(fit, self.replica.gpu, heads, batch, mean_context)
+        return total
 
-    def _variants(self) -> tuple[str, ...]:
-        kv = "fp8" if kv_cache_bytes(self.replica.kv_cache_dtype, self.replica.model.dtype) == 1.0 else "bf16"
-        return (f"mla-{kv}", kv) if self.replica.model.mla else (kv,)
+    def _variants(self, window: int | None) -> tuple[str, ...]:
+        cache = "fp8" if kv_cache_bytes(self.replica.kv_cache_dtype, self.replica.model.dtype) == 1.0 else "bf16"
+        if self.replica.model.mla is not None:
+            return ("mla", cache)
+        return (f"{cache}-window", "bf16-window", cache) if window else (cache,)
 
 
 @dataclass(frozen=True)
@@ -207,7 +223,7 @@ class KernelStepModel:
         """Seconds that the step takes; always > 0."""
         tokens = float(shape.num_prefill_tokens + shape.num_decode)
         one = np.ones(1)
-        time = self.kernels.positionwise_s(one * tokens) if tokens else np.zeros(1)
+        time = self.kernels.positionwise_s(padded_tokens(self.kernels.replica, one * tokens)) if tokens else one * 0.0
         time = time + self.kernels.sampled_s(one * float(shape.num_sampled))
         time = time + self.kernels.prefill_s(one * float(shape.num_prefill_tokens), one * shape.prefill_mean_context)
         time = time + self.kernels.decode_s(one * float(shape.num_decode), one * shape.decode_mean_context)
@@ -239,6 +255,14 @@ def step_model(replica: Replica, profile: Profile) -> StepTimeModel:
     return KernelStepModel(KernelSums(replica, profile))
 
 
+def padded_tokens(replica: Replica, tokens: FloatArray) -> FloatArray:
+    """Tokens that a step computes: vLLM pads to the next captured CUDA graph, up to 512 tokens (its V1 defaults)."""
+    if replica.engine.framework != "vllm" or replica.engine.enforce_eager or replica.model.kind != "decoder":
+        return tokens
+    place = np.minimum(np.searchsorted(GRAPH_SIZES, tokens), len(GRAPH_SIZES) - 1)
+    return np.where(tokens <= GRAPH_SIZES[-1], GRAPH_SIZES[place], tokens)
+
+
 def _axis(last: float, start: float) -> FloatArray:
     """0, start, 2 start, ... up to ``last``."""
     num = max(2, int(np.ceil(np.log2(max(last, 2 * start) / start))) + 1)
@@ -249,7 +273,7 @@ def _axis(last: float, start: float) -> FloatArray:
 def _kernel_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
     kernels = KernelSums(replica, profile)
     tokens = np.arange(max_tokens + 1, dtype=np.float64)
-    positionwise = kernels.positionwise_s(np.maximum(tokens, 1.0))
+    positionwise = kernels.positionwise_s(np.maximum(padded_tokens(replica, tokens), 1.0))
     reach = float(max(replica.engine.max_model_len or replica.model.max_position_embeddings, 4096))
     c, n = _axis(max_tokens, 1.0), _axis(max_seqs, 1.0)
     p, k = _axis(reach, 16.0), _axis(reach, 16.0)

@@ -1,0 +1,153 @@
+"""Fits a kernel family to timed kernels: physics first, a correction where it lowers the error on held-out shapes.
+
+Physics parameters minimise a soft-L1 loss of log time with a weak pull towards their start values, within bounds. The
+correction is kept only if it lowers the median error of the shapes that neither saw; the split is by a fixed hash.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from calibrate import residual
+from calibrate.families import FAMILIES, Family, column, variant_form
+from calibrate.precisions import PRECISIONS, Precision
+from catalogs.schema import Gpu
+
+FloatArray = NDArray[np.float64]
+Frames = Mapping[tuple[str, str], pd.DataFrame]  # (family, variant) -> rows
+HELD_OUT_SHARE = 5  # one group of shapes in five
+LOSS_WIDTH = 0.08
+MAX_ROWS = 6000
+MIN_ROWS_FOR_CORRECTION = 30
+
+
+def held_out(frame: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.bool_]:
+    """Rows that no fit sees: CRC-32 of the group's values, one in five; whole groups at a time."""
+    groups = frame[list(columns)].astype(float).round(6)
+    keys = groups.agg(lambda row: ",".join(f"{v:g}" for v in row), axis=1) if len(frame) < 2000 else _keys(groups)
+    return np.asarray([zlib.crc32(str(key).encode()) % HELD_OUT_SHARE == 0 for key in keys], dtype=bool)
+
+
+def _keys(groups: pd.DataFrame) -> list[str]:
+    codes = groups.drop_duplicates().reset_index(drop=True)
+    texts = {tuple(row): ",".join(f"{v:g}" for v in row) for row in codes.itertuples(index=False)}
+    return [texts[tuple(row)] for row in groups.itertuples(index=False)]
+
+
+def form_of(family: str, variant: str) -> Precision:
+    """The number format that a family's variant computes in."""
+    return variant_form(variant) if family in ("gemm", "moe") else PRECISIONS["bf16"]
+
+
+def fit_physics(family: Family, gpu: Gpu, form: Precision, frame: pd.DataFrame) -> dict[str, float]:
+    """Physics parameters of a family on rows of one variant."""
+    from scipy.optimize import least_squares
+
+    rows = frame.sample(min(MAX_ROWS, len(frame)), random_state=0)
+    measured = np.log(column(rows, "time_s"))
+    names = list(family.start)
+    start, low, high = (np.log([family.start[name][i] for name in names]) for i in range(3))
+    pull = 0.05 * np.sqrt(len(rows) / 4000.0)
+
+    def misfit(x: FloatArray) -> FloatArray:
+        fit = dict(zip(names, np.exp(x), strict=True))
+        return np.concatenate([np.log(family.physics(fit, gpu, form, rows)) - measured, pull * (x - start)])
+
+    found = least_squares(
+        misfit, start, bounds=(low - 1e-9, high + 1e-9), loss="soft_l1", f_scale=LOSS_WIDTH, diff_step=1e-3, max_nfev=40
+    )
+    return {name: float(f"{value:.4g}") for name, value in zip(names, np.exp(found.x), strict=True)}
+
+
+def _trimmed(knots: Mapping[str, Sequence[float]], values: Mapping[str, FloatArray]) -> dict[str, list[float]]:
+    """Knots near the data, at least two an axis."""
+    kept: dict[str, list[float]] = {}
+    for name, points in knots.items():
+        low, high = float(np.min(values[name])), float(np.max(values[name]))
+        inside = [float(p) for i, p in enumerate(points)
+                  if (i + 1 >= len(points) or points[i + 1] > low) and (i == 0 or points[i - 1] < high)]  # fmt: skip
+        kept[name] = inside if len(inside) > 1 else [float(points[0]), float(points[1])]
+    return kept
+
+
+def fit_corrections(
+    family: Family, gpu: Gpu, form: Precision, frame: pd.DataFrame, fit: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Corrections of log time, one for each set of axes, fitted in turn on what the others leave."""
+    left = np.log(column(frame, "time_s") / family.physics(fit, gpu, form, frame))
+    axes = family.axes(gpu, frame)
+    knots = [_trimmed(k, a) for k, a in zip(family.knots, axes, strict=True)]
+    found: list[dict[str, Any]] = [{} for _ in axes]
+    parts = [np.zeros(len(frame)) for _ in axes]
+    for _ in range(1 if len(axes) == 1 else 2):
+        for i in range(len(axes)):
+            target = left - sum(parts[:i], np.zeros(len(frame))) - sum(parts[i + 1 :], np.zeros(len(frame)))
+            found[i] = residual.fit_residual(knots[i], axes[i], target, family.smoothness[i], family.ridge)
+            parts[i] = residual.evaluate(found[i], axes[i])
+    return found
+
+
+def predict(family: Family, gpu: Gpu, form: Precision, frame: pd.DataFrame, fit: Mapping[str, Any]) -> FloatArray:
+    """Seconds of each row, as the benchmark ran it."""
+    time = family.physics(fit, gpu, form, frame)
+    return np.asarray(time * np.exp(residual.evaluate_all(fit.get("residual"), family.axes(gpu, frame))))
+
+
+def accuracy(predicted: FloatArray, measured: FloatArray) -> dict[str, Any]:
+    """Absolute relative error: median, 90th percentile, worst; ratios."""
+    error = np.abs(predicted / measured - 1.0)
+    median, p90 = np.quantile(error, [0.5, 0.9])
+    return {
+        "num_points": len(error),
+        "median": round(float(median), 4),
+        "p90": round(float(p90), 4),
+        "worst": round(float(error.max()), 4),
+    }
+
+
+def valid_range(family: Family, frame: pd.DataFrame) -> dict[str, list[float]]:
+    """Lowest and highest of each shape column that the fit saw."""
+    return {name: [float(frame[name].min()), float(frame[name].max())] for name in family.columns}
+
+
+def fit_family(name: str, variant: str, gpu: Gpu, frame: pd.DataFrame) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters of one variant, and their error on the shapes that the fit did not see.
+
+    Args:
+        name: key of ``FAMILIES``. variant: dtype, cache type or link. gpu: data sheet of the measured device.
+        frame: one timed kernel a row: the family's columns and ``time_s``.
+    """
+    family, form = FAMILIES[name], form_of(name, variant)
+    frame = frame.groupby(list(family.columns), as_index=False)["time_s"].median()
+    unseen = held_out(frame, family.split)
+    if not unseen.any() or unseen.all():
+        unseen = np.zeros(len(frame), dtype=bool)
+    seen, test = frame[~unseen], frame[unseen]
+    fit: dict[str, Any] = fit_physics(family, gpu, form, seen)
+    if len(test) == 0:
+        error = accuracy(predict(family, gpu, form, seen, fit), column(seen, "time_s"))
+        return fit, {**error, "basis": "points of the fit itself: too few groups of shapes to hold one out"}
+    best = accuracy(predict(family, gpu, form, test, fit), column(test, "time_s"))
+    if len(seen) >= MIN_ROWS_FOR_CORRECTION:
+        corrected = {**fit, "residual": fit_corrections(family, gpu, form, seen, fit)}
+        error = accuracy(predict(family, gpu, form, test, corrected), column(test, "time_s"))
+        if error["median"] < best["median"]:
+            fit, best = corrected, error
+    return {**fit, "valid_range": valid_range(family, seen)}, {**best, "basis": "held-out shapes"}
+
+
+def fit_frames(gpu: Gpu, frames: Frames) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """(families, errors) of a profile, by family and variant."""
+    families: dict[str, dict[str, Any]] = {}
+    errors: dict[str, dict[str, Any]] = {}
+    for (name, variant), frame in frames.items():
+        fit, error = fit_family(name, variant, gpu, frame)
+        families.setdefault(name, {})[variant] = fit
+        errors.setdefault(name, {})[variant] = error
+    return families, errors
