@@ -52,7 +52,8 @@ def decode_physics_s(
     """Decode seconds before the correction; ``cold``: no key is in L2 when the kernel starts (a served model).
 
     Args:
-        fit: launch_s, block_s: floors; eff_bandwidth, eff_flops: shares of peak; l2_bandwidth: L2's over DRAM's;
+        fit: launch_s, block_s: floors; eff_bandwidth, eff_flops: shares of peak; l2_bytes_per_flop: L2's bandwidth,
+            bytes for each 16-bit FLOP at peak;
             l2_copies: footprints that a benchmark keeps in L2; l2_sharpness: of the change from L2 to DRAM;
         sharpness: of the corner between reading and computing.
         batch: sequences. context: keys of each, on average.
@@ -63,7 +64,7 @@ def decode_physics_s(
     dram = moved / (fit["eff_bandwidth"] * gpu.memory_bandwidth_bytes_per_s)
     if not cold:
         hit = 1.0 / (1.0 + (moved * fit["l2_copies"] / gpu.l2_bytes) ** fit["l2_sharpness"])
-        dram = dram * (1.0 - hit + hit / fit["l2_bandwidth"])
+        dram = dram * (1.0 - hit) + hit * np.minimum(dram, moved / (fit["l2_bytes_per_flop"] * peak_flops(gpu, "bf16")))
     flops = 2.0 * batch * keys * heads.num_heads * (heads.head_dim + heads.value_dim)
     compute = flops / (fit["eff_flops"] * peak_flops(gpu, "bf16"))
     blocks = batch * heads.num_kv_heads * fit["block_s"] / gpu.num_sms

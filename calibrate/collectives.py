@@ -41,7 +41,9 @@ def ring_time_s(
         return np.zeros_like(num_bytes)
     size = np.maximum(num_bytes, 1.0)
     time = ring_physics_s(fit, link_bytes_per_s, num_gpus, size, passes)
-    time = time * np.exp(residual.evaluate_all(fit.get("residual"), ({"bytes": size, "num_gpus": np.asarray(num_gpus)},)))
+    time = time * np.exp(
+        residual.evaluate_all(fit.get("residual"), ({"bytes": size, "num_gpus": np.asarray(num_gpus)},))
+    )
     return np.asarray(np.maximum(time, (num_gpus - 1) / num_gpus * size / link_bytes_per_s))
 
 

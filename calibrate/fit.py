@@ -30,8 +30,7 @@ MIN_ROWS_FOR_CORRECTION = 30
 def held_out(frame: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.bool_]:
     """Rows that no fit sees: CRC-32 of the group's values, one in five; whole groups at a time."""
     groups = frame[list(columns)].astype(float).round(6)
-    keys = groups.agg(lambda row: ",".join(f"{v:g}" for v in row), axis=1) if len(frame) < 2000 else _keys(groups)
-    return np.asarray([zlib.crc32(str(key).encode()) % HELD_OUT_SHARE == 0 for key in keys], dtype=bool)
+    return np.asarray([zlib.crc32(key.encode()) % HELD_OUT_SHARE == 0 for key in _keys(groups)], dtype=bool)
 
 
 def _keys(groups: pd.DataFrame) -> list[str]:
@@ -45,22 +44,40 @@ def form_of(family: str, variant: str) -> Precision:
     return variant_form(variant) if family in ("gemm", "moe") else PRECISIONS["bf16"]
 
 
-def fit_physics(family: Family, gpu: Gpu, form: Precision, frame: pd.DataFrame) -> dict[str, float]:
-    """Physics parameters of a family on rows of one variant."""
+Part = tuple[Gpu, pd.DataFrame]  # a device and its rows
+
+
+def fit_physics(
+    family: Family, form: Precision, parts: Sequence[Part], near: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Physics parameters of a family on rows of one variant, the same for all devices.
+
+    Args:
+        parts: devices and their rows. near: where to start and what to be pulled to; None: the family's start values.
+    """
     from scipy.optimize import least_squares
 
-    rows = frame.sample(min(MAX_ROWS, len(frame)), random_state=0)
-    measured = np.log(column(rows, "time_s"))
+    rows = [(gpu, frame.sample(min(MAX_ROWS // len(parts), len(frame)), random_state=0)) for gpu, frame in parts]
+    measured = np.concatenate([np.log(column(frame, "time_s")) for _, frame in rows])
     names = list(family.start)
     start, low, high = (np.log([family.start[name][i] for name in names]) for i in range(3))
-    pull = 0.05 * np.sqrt(len(rows) / 4000.0)
+    if near is not None:
+        start = np.clip(np.log([near[name] for name in names]), low, high)
+    pull = (0.05 if near is None else 0.3) * np.sqrt(len(measured) / 4000.0)
 
     def misfit(x: FloatArray) -> FloatArray:
         fit = dict(zip(names, np.exp(x), strict=True))
-        return np.concatenate([np.log(family.physics(fit, gpu, form, rows)) - measured, pull * (x - start)])
+        modelled = np.concatenate([np.log(family.physics(fit, gpu, form, frame)) for gpu, frame in rows])
+        return np.concatenate([modelled - measured, pull * (x - start)])
 
     found = least_squares(
-        misfit, start, bounds=(low - 1e-9, high + 1e-9), loss="soft_l1", f_scale=LOSS_WIDTH, diff_step=1e-3, max_nfev=40
+        misfit,
+        start,
+        bounds=(low - 1e-9, high + 1e-9),
+        loss="soft_l1",
+        f_scale=LOSS_WIDTH,
+        diff_step=[1e-3],
+        max_nfev=40,
     )
     return {name: float(f"{value:.4g}") for name, value in zip(names, np.exp(found.x), strict=True)}
 
@@ -77,19 +94,23 @@ def _trimmed(knots: Mapping[str, Sequence[float]], values: Mapping[str, FloatArr
 
 
 def fit_corrections(
-    family: Family, gpu: Gpu, form: Precision, frame: pd.DataFrame, fit: Mapping[str, float]
+    family: Family, form: Precision, parts: Sequence[Part], fit: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """Corrections of log time, one for each set of axes, fitted in turn on what the others leave."""
-    left = np.log(column(frame, "time_s") / family.physics(fit, gpu, form, frame))
-    axes = family.axes(gpu, frame)
+    left = np.concatenate([np.log(column(d, "time_s") / family.physics(fit, gpu, form, d)) for gpu, d in parts])
+    by_part = [family.axes(gpu, frame) for gpu, frame in parts]
+    axes = [
+        {name: np.concatenate([part[i][name] for part in by_part]) for name in by_part[0][i]}
+        for i in range(len(by_part[0]))
+    ]
     knots = [_trimmed(k, a) for k, a in zip(family.knots, axes, strict=True)]
     found: list[dict[str, Any]] = [{} for _ in axes]
-    parts = [np.zeros(len(frame)) for _ in axes]
+    known = [np.zeros(len(left)) for _ in axes]
     for _ in range(1 if len(axes) == 1 else 2):
         for i in range(len(axes)):
-            target = left - sum(parts[:i], np.zeros(len(frame))) - sum(parts[i + 1 :], np.zeros(len(frame)))
+            target = left - sum(known[:i], np.zeros(len(left))) - sum(known[i + 1 :], np.zeros(len(left)))
             found[i] = residual.fit_residual(knots[i], axes[i], target, family.smoothness[i], family.ridge)
-            parts[i] = residual.evaluate(found[i], axes[i])
+            known[i] = residual.evaluate(found[i], axes[i])
     return found
 
 
@@ -124,18 +145,18 @@ def fit_family(name: str, variant: str, gpu: Gpu, frame: pd.DataFrame) -> tuple[
         frame: one timed kernel a row: the family's columns and ``time_s``.
     """
     family, form = FAMILIES[name], form_of(name, variant)
-    frame = frame.groupby(list(family.columns), as_index=False)["time_s"].median()
+    frame = pd.DataFrame(frame.groupby(list(family.columns), as_index=False)["time_s"].median())
     unseen = held_out(frame, family.split)
     if not unseen.any() or unseen.all():
         unseen = np.zeros(len(frame), dtype=bool)
     seen, test = frame[~unseen], frame[unseen]
-    fit: dict[str, Any] = fit_physics(family, gpu, form, seen)
+    fit: dict[str, Any] = fit_physics(family, form, [(gpu, seen)])
     if len(test) == 0:
         error = accuracy(predict(family, gpu, form, seen, fit), column(seen, "time_s"))
         return fit, {**error, "basis": "points of the fit itself: too few groups of shapes to hold one out"}
     best = accuracy(predict(family, gpu, form, test, fit), column(test, "time_s"))
     if len(seen) >= MIN_ROWS_FOR_CORRECTION:
-        corrected = {**fit, "residual": fit_corrections(family, gpu, form, seen, fit)}
+        corrected = {**fit, "residual": fit_corrections(family, form, [(gpu, seen)], fit)}
         error = accuracy(predict(family, gpu, form, test, corrected), column(test, "time_s"))
         if error["median"] < best["median"]:
             fit, best = corrected, error

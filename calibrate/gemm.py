@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from calibrate import residual
 from calibrate.precisions import Precision
-from calibrate.roofline import gemm_bytes, gemm_flops, peak_flops
+from calibrate.roofline import peak_flops
 from catalogs.schema import Gpu
 
 FloatArray = NDArray[np.float64]
@@ -32,22 +32,24 @@ def physics_s(
     """Seconds before the correction.
 
     Args:
-        fit: parameters. tile_axb: share of one multiprocessor's peak with tiles of a x b; sm_bandwidth: loads of one
-            multiprocessor over an even share of DRAM's; eff_bandwidth: share of DRAM's; l2_bandwidth: L2's over
-            DRAM's; l2_copies: footprints that a benchmark keeps in L2; launch_s, wave_s, split_s, quantize_s: floors;
-            quantize_bytes: traffic an activation value that is quantized on the way.
+        fit: parameters. tile_axb: share of one multiprocessor's peak with tiles of a x b; sm_bytes_per_flop: loads of
+            one multiprocessor, bytes for each 16-bit FLOP at its peak; eff_bandwidth: share of DRAM's;
+            l2_bytes_per_flop: L2's bandwidth, likewise for the whole GPU; l2_copies: footprints that a benchmark keeps
+            in L2; launch_s, wave_s, split_s, quantize_s: floors; quantize_bytes: traffic an activation value that is
+            quantized on the way.
         shape: m, n, k, broadcast together.
         cold: weights come from DRAM, as in a served model whose other layers have passed through L2.
     """
     m, n, k = (np.asarray(x, dtype=np.float64) for x in shape)
     bandwidth, num_sms = gpu.memory_bandwidth_bytes_per_s, gpu.num_sms
     sm_flops = peak_flops(gpu, form.compute) / num_sms
-    weight = max(form.weight_bytes, 0.5)
+    sm_loads = peak_flops(gpu, "bf16") / num_sms
+    weight = 2.0 if form.weight_only else max(form.weight_bytes, 0.5)  # widened weights feed the units as 16 bit
     blocks = np.full(np.broadcast_shapes(m.shape, n.shape, k.shape), np.inf)
     for a, b in TILES:
         efficiency = fit[f"tile_{a}x{b}"]
         loads = np.minimum(a, m) * form.activation_bytes + np.minimum(b, n) * weight
-        step = np.maximum(2.0 * a * b / (sm_flops * efficiency), loads * num_sms / (bandwidth * fit["sm_bandwidth"]))
+        step = np.maximum(2.0 * a * b / (sm_flops * efficiency), loads / (sm_loads * fit["sm_bytes_per_flop"]))
         tiles = np.ceil(m / a) * np.ceil(n / b)
         for split in SPLITS:
             waves = np.ceil(tiles * split / num_sms)
@@ -64,12 +66,13 @@ def _traffic_s(
     fit: Mapping[str, Any], gpu: Gpu, form: Precision, shape: tuple[FloatArray, FloatArray, FloatArray], cold: bool
 ) -> FloatArray:
     m, n, k = shape
-    moved = np.asarray(gemm_bytes(form, m, n, k))
+    moved = n * k * form.weight_bytes + m * k * form.activation_bytes + 2.0 * m * n
     dram = moved / (fit["eff_bandwidth"] * gpu.memory_bandwidth_bytes_per_s)
     if cold:
-        return dram
+        return np.asarray(dram)
     hit = 1.0 / (1.0 + (moved * fit["l2_copies"] / gpu.l2_bytes) ** 4)
-    return dram * (1.0 - hit) + dram * hit / fit["l2_bandwidth"]
+    near = moved / (fit["l2_bytes_per_flop"] * peak_flops(gpu, "bf16"))
+    return np.asarray(dram * (1.0 - hit) + np.minimum(dram, near) * hit)
 
 
 def raw_time_s(
@@ -79,7 +82,7 @@ def raw_time_s(
     m, n, k = (np.asarray(x, dtype=np.float64) for x in shape)
     correction = residual.evaluate_all(fit.get("residual"), axes(gpu, m, n, k))
     time = physics_s(fit, gpu, form, shape, cold) * np.exp(correction)
-    return np.asarray(np.maximum(time, gemm_flops(m, n, k) / peak_flops(gpu, form.compute)))
+    return np.asarray(np.maximum(time, 2.0 * m * n * k / peak_flops(gpu, form.compute)))
 
 
 def axes(gpu: Gpu, m: FloatArray, n: FloatArray, k: FloatArray) -> Sequence[Mapping[str, FloatArray]]:

@@ -41,13 +41,20 @@ class Experts:
 
 
 def experts_physics_s(
-    fit: Mapping[str, Any], gpu: Gpu, form: Precision, experts: Experts, rows: FloatArray, hit: FloatArray, cold: bool = False
+    fit: Mapping[str, Any],
+    gpu: Gpu,
+    form: Precision,
+    experts: Experts,
+    rows: FloatArray,
+    hit: FloatArray,
+    cold: bool = False,
 ) -> FloatArray:
     """Seconds before the correction.
 
     Args:
         fit: launch_s: floor; eff_sm_flops: share of a multiprocessor's peak; eff_bandwidth: share of DRAM's;
-            row_bytes: traffic a row and hidden value (gathering, scaling, summing); l2_bandwidth, l2_copies: as of a GEMM; sharpness: of the corner.
+            row_bytes: traffic a row and hidden value (gathering, scaling, summing);
+            l2_bytes_per_flop, l2_copies: as of a GEMM; sharpness: of the corner.
         rows: (token, expert) pairs on this GPU. hit: distinct experts that they reach.
     """
     per_expert = rows / hit
@@ -63,7 +70,8 @@ def experts_physics_s(
     traffic = weights / (fit["eff_bandwidth"] * bandwidth)
     if not cold:
         hit_l2 = 1.0 / (1.0 + (weights * fit["l2_copies"] / gpu.l2_bytes) ** 4)
-        traffic = traffic * (1.0 - hit_l2 + hit_l2 / fit["l2_bandwidth"])
+        near = weights / (fit["l2_bytes_per_flop"] * peak_flops(gpu, "bf16"))
+        traffic = traffic * (1.0 - hit_l2) + np.minimum(traffic, near) * hit_l2
     moved = fit["row_bytes"] * rows * experts.hidden / bandwidth
     q = fit["sharpness"]
     return np.asarray(fit["launch_s"] + moved + (compute**q + traffic**q) ** (1.0 / q))

@@ -15,6 +15,8 @@ from catalogs.schema import Replica
 
 SCHEMA_VERSION = 1
 SHIPPED = Path(__file__).parent / "shipped"
+SHARED = "shared"  # what all measured GPUs share: no GPU's own profile
+EXCHANGES = ("all_reduce", "all_gather", "all_to_all")
 OVERHEADS = Path(__file__).parent / "engine_overheads.json"
 
 
@@ -30,6 +32,8 @@ class Profile:
         engine_overheads: framework -> step_overhead_s, per_sequence_s, request_overhead_s, output_overhead_s, graphs.
         model, precision, framework, versions: what a profile of one model was taken with; empty: any.
         tables: measured tables of an imported profile.
+        carried_from: shipped profile whose families stand for those that this one lacks.
+        device: for a measured device that the catalogue does not know: its own peaks.
     """
 
     name: str
@@ -46,6 +50,8 @@ class Profile:
     framework: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     tables: Mapping[str, Any] = field(default_factory=dict)
+    carried_from: str = ""
+    device: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def family(self, name: str, *variants: str) -> Mapping[str, Any]:
@@ -101,8 +107,32 @@ def profile_from_dict(document: Mapping[str, Any], where: str = "") -> Profile:
     missing = [k for k in ("name", "kind", "gpu", "source", "as_of") if k not in document]
     if missing:
         raise InputError(f"not a profile: {', '.join(missing)} missing", where=where)
+    carried = document.get("carried_from")
+    if carried:
+        document = {**document, "families": {**_families_of(str(carried), where), **document.get("families", {})}}
+    if document["kind"] == "kernels" and document["name"] != SHARED:
+        document = {**document, "families": _with_links(document.get("families", {}))}
     known = Profile.__dataclass_fields__
     return Profile(**{k: v for k, v in document.items() if k in known})
+
+
+def _with_links(families: Mapping[str, Any]) -> dict[str, Any]:
+    """The families, with the exchanges over links that the profile's own GPUs did not have taken from ``shared``."""
+    if not (SHIPPED / f"{SHARED}.json").exists():
+        return dict(families)
+    lent = _families_of(SHARED, "")
+    links = {name: {**lent[name], **families.get(name, {})} for name in EXCHANGES if name in lent}
+    return {**families, **links}
+
+
+@cache
+def _families_of(name: str, where: str) -> Mapping[str, Any]:
+    """Families of a shipped profile, which another one rests on."""
+    path = SHIPPED / f"{name}.json"
+    if not path.exists():
+        raise MissingError(f"the profile rests on {name!r}, which is not shipped", where=where)
+    families: Mapping[str, Any] = json.loads(path.read_text())["families"]
+    return families
 
 
 def profile_to_dict(profile: Profile) -> dict[str, Any]:
@@ -144,28 +174,22 @@ def load_profile(path_or_name: str | Path, where: str = "") -> Profile:
 def shipped_profiles() -> dict[str, Profile]:
     """The profiles that come with the project, by name."""
     found = [profile_from_dict(json.loads(p.read_text()), p.name) for p in sorted(SHIPPED.glob("*.json"))]
-    return {profile.name: profile for profile in found}
-
-
-_BY_ARCHITECTURE = {"hopper": "H100-SXM", "ada": "L40S", "blackwell": "B200"}
+    return {profile.name: profile for profile in found if profile.gpu}
 
 
 def best_profile(replica: Replica) -> Profile:
-    """The shipped profile that fits a replica best: its GPU's own, else that of its architecture.
+    """The shipped profile that fits a replica best: its GPU's and framework's own, else its GPU's.
 
     Raises:
         MissingError: nothing is shipped for the GPU.
     """
-    by_gpu = {p.gpu: p for p in shipped_profiles().values()}
-    own = by_gpu.get(replica.gpu.name)
-    if own is not None:
-        return own
-    words = replica.gpu.architecture.lower().split()
-    near = by_gpu.get(_BY_ARCHITECTURE.get(words[0] if words else "", "A100-80GB"))
-    if near is None:
-        raise MissingError(
-            f"no profile for {replica.gpu.name}",
-            why="its step time is not known",
-            remedy="measure it: plan calibrate run, or import tables: plan calibrate import",
-        )
-    return near
+    own = [p for p in shipped_profiles().values() if normalise(p.gpu) == normalise(replica.gpu.name)]
+    framework = replica.engine.framework
+    own.sort(key=lambda p: (p.framework != framework, p.framework not in ("", "vllm"), p.name))
+    if own:
+        return own[0]
+    raise MissingError(
+        f"no profile for {replica.gpu.name}",
+        why="its step time is not known",
+        remedy="measure it: plan calibrate run, or import tables: plan calibrate import",
+    )

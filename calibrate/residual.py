@@ -1,4 +1,4 @@
-"""What physics leaves over: a smooth correction of log time, multilinear between knots, fitted with a roughness penalty.
+"""What physics leaves over: a smooth correction of log time, multilinear between knots, with a roughness penalty.
 
 Minimises sum_i w_i (r_i - A_i c)^2 + sum_axes lambda_a |D_a c|^2 + ridge |c|^2, D_a the slope between knots along axis
 a, with weights renewed to approach least absolute deviations (iteratively reweighted least squares).
@@ -68,7 +68,7 @@ def fit_residual(
 
     Args:
         axes: knots by axis name, ascending. values: by axis name, (n,) each. log_error: (n,).
-        smoothness: penalty of slopes, for each axis or by axis name. ridge: pull to no correction where there is no data.
+        smoothness: penalty of slopes, for each axis or by axis name. ridge: pull to no correction without data.
     """
     import scipy.linalg
     import scipy.sparse as sparse
@@ -117,7 +117,7 @@ def _penalty(axes: Mapping[str, Sequence[float]], smoothness: float | Mapping[st
     for which, (name, knots) in enumerate(axes.items()):
         gaps = np.maximum(np.diff(np.log2(np.maximum(np.asarray(knots, dtype=np.float64), 1e-12))), 0.02)
         size = sizes[which]
-        slope = sparse.diags_array([-(gaps**-0.5), gaps**-0.5], offsets=[0, 1], shape=(size - 1, size))
+        slope = sparse.diags_array(np.stack([-(gaps**-0.5), gaps**-0.5]), offsets=[0, 1], shape=(size - 1, size))
         parts = [slope if i == which else sparse.identity(n) for i, n in enumerate(sizes)]
         whole: Any = sparse.identity(1)
         for part in parts:

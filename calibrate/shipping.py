@@ -7,15 +7,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from calibrate.fit import fit_frames
-from calibrate.importers.aiconfigurator import read_frames
-from calibrate.profiles import SCHEMA_VERSION, SHIPPED
-from catalogs.files import write_text
-from catalogs.load import find_gpu
+import numpy as np
+import pandas as pd
 
-AICONFIGURATOR = "kernels/aiconfigurator"
+from calibrate.assembly import ELEMENTWISE, MLA_DECODE, Origin, profile_document
+from calibrate.families import FAMILIES, column
+from calibrate.fit import Frames, accuracy, fit_physics, form_of, held_out, predict
+from calibrate.importers.aiconfigurator import read_frames
+from calibrate.profile_text import dump
+from calibrate.profiles import SCHEMA_VERSION, SHIPPED
+from calibrate.shared_fit import cross_error, fit_shared
+from calibrate.work import attention_gemms, lm_head, mlp_gemms
+from catalogs.files import write_text
+from catalogs.load import find_gpu, find_model
+from catalogs.schema import Gpu
+from catalogs.units import MICROSECONDS_PER_SECOND
+
+AICONFIGURATOR, LLMSERVINGSIM = "kernels/aiconfigurator", "kernels/llmservingsim"
 SOURCE = "AIConfigurator kernel tables, ai-dynamo/aiconfigurator 095f58a (Apache-2.0)"
-# profile name: (GPU, folder of its system, backend, framework)
+AS_OF = "2026-11-23"
+# profile: (GPU, folder of its system, backend, framework)
 FITTED: Mapping[str, tuple[str, str, str, str]] = {
     "a100-80gb": ("A100-80GB", "a100_sxm", "vllm", "vllm"),
     "h100-sxm": ("H100-SXM", "h100_sxm", "vllm", "vllm"),
@@ -24,40 +35,28 @@ FITTED: Mapping[str, tuple[str, str, str, str]] = {
     "l40s": ("L40S", "l40s", "vllm", "vllm"),
     "b200": ("B200", "b200_sxm", "vllm", "vllm"),
 }
+# GPU: the profile whose parameters stand for it, on its own data sheet. The same chip or generation where one is
+# measured; elsewhere what all measured GPUs share.
+CARRIED: Mapping[str, str] = {
+    "A100-40GB": "a100-80gb", "A100-80GB-PCIe": "a100-80gb", "H100-PCIe": "h100-sxm", "B300": "b200", "L4": "l40s",
+    "RTX4090": "l40s", "RTX-PRO-6000": "shared", "RTX-PRO-4500": "shared", "A10G": "shared", "A10": "shared",
+    "T4": "shared", "V100": "shared", "V100-32GB": "shared",
+}  # fmt: skip
+SIBLINGS = ("h100-sxm", "h200")  # measured GPUs of one chip: their cross error stands for carried siblings
+# GPUs of which one model's layers were timed (folder of LLMServingSim's tables): GEMM and attention are fitted to them.
+ONE_MODEL: Mapping[str, tuple[str, str]] = {
+    "RTX4090": ("RTX4090/Llama-3.1-8B/bf16/tp1", "llama-3.1-8b"),
+    "RTX-PRO-6000": ("RTXPRO6000/Llama-3.1-8B/bf16/tp1", "llama-3.1-8b"),
+}
+Say = Callable[[str], None]
 
 
-def dump(document: Mapping[str, Any]) -> str:
-    """JSON with one parameter a line and long lists on one."""
-
-    def text(value: Any, indent: int) -> str:
-        if not isinstance(value, dict) or not value:
-            return json.dumps(value, separators=(",", ":") if isinstance(value, list) else None)
-        pad = " " * (indent + 1)
-        lines = [f"{pad}{json.dumps(k)}: {text(v, indent + 1)}" for k, v in value.items()]
-        return "{\n" + ",\n".join(lines) + "\n" + " " * indent + "}"
-
-    return text(dict(document), 0) + "\n"
-
-
-def fitted_document(name: str, data: Path) -> dict[str, Any]:
+def fitted_document(name: str, gpu: Gpu, frames: Frames, data: Path) -> dict[str, Any]:
     """The profile of a GPU with tables."""
-    gpu_name, system, backend, framework = FITTED[name]
-    gpu = find_gpu(gpu_name)
-    _, frames = read_frames(data / AICONFIGURATOR / system, gpu, backend)
-    families, errors = fit_frames(gpu, frames)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "name": name,
-        "kind": "kernels",
-        "gpu": gpu_name,
-        "framework": framework,
-        "source": f"{SOURCE}, {system}, {backend}",
-        "as_of": "2026-11-23",
-        "method": "physics and a smooth correction, fitted on four fifths of the shapes; errors are of the other fifth",
-        "versions": _versions(data / AICONFIGURATOR / system, backend),
-        "families": families,
-        "error": errors,
-    }
+    _, system, backend, framework = FITTED[name]
+    source = f"{SOURCE}, {system}, {backend}"
+    versions = _versions(data / AICONFIGURATOR / system, backend)
+    return profile_document(gpu, frames, Origin(name, source, AS_OF, framework=framework, versions=versions))
 
 
 def _versions(folder: Path, backend: str) -> dict[str, str]:
@@ -69,15 +68,155 @@ def _versions(folder: Path, backend: str) -> dict[str, str]:
     return found
 
 
-def build_fitted(data: Path, say: Callable[[str], None], out: Path = SHIPPED) -> list[Path]:
-    """Write the fitted profiles; returns their paths."""
-    written = []
-    for name in FITTED:
-        if not (data / AICONFIGURATOR / FITTED[name][1]).is_dir():
-            say(f"{name}: no tables, left as it is")
-            continue
-        say(f"{name}: fitting")
-        path = out / f"{name}.json"
-        write_text(path, dump(fitted_document(name, data)))
-        written.append(path)
-    return written
+def shared_document(measured: Mapping[str, tuple[Gpu, Frames]]) -> dict[str, Any]:
+    """What all measured GPUs share, with the spread that leaving one out shows."""
+    families, errors = fit_shared(measured)
+    families["elementwise"] = {"default": dict(ELEMENTWISE)}
+    launch = families["decode_attention"]["bf16"]["launch_s"]
+    families["decode_attention"]["mla"] = {**MLA_DECODE, "launch_s": launch}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": "shared",
+        "kind": "kernels",
+        "gpu": "",
+        "source": f"{SOURCE}, {', '.join(measured)} together",
+        "as_of": AS_OF,
+        "method": "one set of parameters for all; errors are of GPUs left out",
+        "families": families,
+        "error": errors,
+    }
+
+
+def carried_document(gpu_name: str, shared: Mapping[str, Any], siblings: Mapping[str, Any]) -> dict[str, Any]:
+    """A GPU without tables of its own: another profile's parameters on its data sheet."""
+    base = CARRIED[gpu_name]
+    same_chip = base in ("a100-80gb", "h100-sxm", "b200")
+    basis = "the spread between H100 and H200, one chip in two products" if same_chip else "GPUs left out"
+    errors: dict[str, Any] = {}
+    for family, variants in shared["error"].items():
+        for variant, error in variants.items():
+            known = siblings.get(family, {}).get(variant) if same_chip else None
+            kept = {k: v for k, v in (known or error).items() if k in ("median", "p90", "worst")}
+            label = {"basis": f"carried over: {basis}" if known or not same_chip else "carried over: GPUs left out"}
+            errors.setdefault(family, {})[variant] = {**kept, **label}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": gpu_name.lower(),
+        "kind": "kernels",
+        "gpu": gpu_name,
+        "source": f"data sheet of {gpu_name}; parameters carried over from profile {base}",
+        "as_of": AS_OF,
+        "method": f"carried over from {base}: {basis} give the error",
+        "carried_from": base,
+        "families": {},
+        "error": errors,
+    }
+
+
+def one_model_frames(folder: Path, model_name: str) -> dict[tuple[str, str], pd.DataFrame]:
+    """Kernels of one model's timed layers (LLMServingSim's dense, per_sequence and attention tables, microseconds)."""
+    model = find_model(model_name)
+    head = lm_head(model)
+    layers = {
+        f"{g.name}_proj": (g.n, g.k) for g in (*attention_gemms(model), *mlp_gemms(model))
+    }  # qkv_proj, o_proj, gate_up_proj, down_proj
+    dense = pd.read_csv(folder / "dense.csv").rename(columns={"tokens": "m"})
+    dense = dense[dense["layer"].isin(layers)]
+    rows = [dense.assign(n=[layers[x][0] for x in dense["layer"]], k=[layers[x][1] for x in dense["layer"]])]
+    if head is not None:
+        ends = pd.read_csv(folder / "per_sequence.csv").rename(columns={"sequences": "m"})
+        rows.append(ends[ends["layer"] == "lm_head"].assign(n=head.n, k=head.k))
+    gemm = pd.concat(rows, ignore_index=True)
+    table = pd.read_csv(folder / "attention.csv")
+    table["time_s"] = table["time_us"] / MICROSECONDS_PER_SECOND
+    same = {
+        "num_heads": model.num_attention_heads, "num_kv_heads": model.num_kv_heads, "head_dim": model.head_dim,
+        "window": 0.0, "kv_bytes": 2.0,
+    }  # fmt: skip
+    decode = table[(table["prefill_chunk"] == 0) & (table["n_decode"] > 0)]
+    decode = decode.assign(batch=decode["n_decode"], query_tokens=1, context_tokens=decode["kv_decode"], **same)
+    prefill = table[(table["prefill_chunk"] > 0) & (table["n_decode"] == 0)]
+    prefill = prefill.assign(
+        batch=1, query_tokens=prefill["prefill_chunk"], context_tokens=prefill["kv_prefill"], **same
+    )
+    gemm = gemm.assign(time_s=gemm["time_us"] / MICROSECONDS_PER_SECOND)[["m", "n", "k", "time_s"]]
+    return {("gemm", "bf16"): gemm, ("decode_attention", "bf16"): decode, ("prefill_attention", "bf16"): prefill}
+
+
+_ONE_MODEL_SPLIT = {
+    "gemm": ("n", "k"),
+    "decode_attention": ("batch", "context_tokens"),
+    "prefill_attention": ("query_tokens", "context_tokens"),
+}
+
+
+def fit_one_model(document: dict[str, Any], gpu: Gpu, frames: Frames, base: Mapping[str, Any]) -> dict[str, Any]:
+    """Refit a carried profile's physics to one model's layers; each GEMM shape is predicted from the others."""
+    for (name, variant), frame in frames.items():
+        family, form = FAMILIES[name], form_of(name, variant)
+        near = base["families"][name][variant]
+        groups = frame[list(_ONE_MODEL_SPLIT[name])].drop_duplicates()
+        folds = [(frame[list(groups.columns)] == row).all(axis=1) for row in groups.to_numpy()]
+        if name != "gemm":
+            folds = [pd.Series(held_out(frame, _ONE_MODEL_SPLIT[name]), index=frame.index)]
+        predicted, measured = [], []
+        for unseen in folds:
+            fit = fit_physics(family, form, [(gpu, frame[~unseen])], near)
+            predicted.append(predict(family, gpu, form, frame[unseen], fit))
+            measured.append(column(frame[unseen], "time_s"))
+        error = accuracy(np.concatenate(predicted), np.concatenate(measured))
+        document["families"].setdefault(name, {}).update(base["families"][name])
+        document["families"][name][variant] = fit_physics(family, form, [(gpu, frame)], near)
+        document["error"][name][variant] = {**error, "basis": "shapes left out of one model's layers"}
+    document["source"] += "; 16-bit GEMM and attention fitted on LLMServingSim 5daddb2 (MIT), Llama-3.1-8B, vLLM 0.19"
+    return document
+
+
+def build(data: Path, say: Say, out: Path = SHIPPED, refit: bool = True) -> list[Path]:
+    """Write all shipped profiles from published tables; returns their paths.
+
+    Args:
+        data: folder of published tables. say: told what is being done. out: folder of the profiles.
+        refit: False keeps the fitted profiles that stand there and renews those that are carried over.
+    """
+    frames = {
+        name: (find_gpu(gpu), read_frames(data / AICONFIGURATOR / system, find_gpu(gpu), backend)[1])
+        for name, (gpu, system, backend, _) in FITTED.items()
+    }
+    documents: dict[str, dict[str, Any]] = {}
+    for name, (gpu, rows) in frames.items():
+        if refit:
+            say(f"{name}: fitting")
+            documents[name] = fitted_document(name, gpu, rows, data)
+        else:
+            documents[name] = json.loads((out / f"{name}.json").read_text())
+    if refit or not (out / "shared.json").exists():
+        say("shared: fitting, each GPU left out in turn")
+        together = {sheet.name: (sheet, rows) for name, (sheet, rows) in frames.items() if "tensor" not in name}
+        documents["shared"] = shared_document(together)
+    else:
+        documents["shared"] = json.loads((out / "shared.json").read_text())
+    siblings = _sibling_errors(documents, frames)
+    for gpu_name, base in CARRIED.items():
+        say(f"{gpu_name}: carried over from {base}")
+        document = carried_document(gpu_name, documents["shared"], siblings)
+        if gpu_name in ONE_MODEL:
+            folder, model = ONE_MODEL[gpu_name]
+            one = one_model_frames(data / LLMSERVINGSIM / folder, model)
+            document = fit_one_model(document, find_gpu(gpu_name), one, documents[base])
+        documents[gpu_name.lower()] = document
+    for name, document in documents.items():
+        write_text(out / f"{name}.json", dump(document))
+    return [out / f"{name}.json" for name in documents]
+
+
+def _sibling_errors(documents: Mapping[str, Any], frames: Mapping[str, tuple[Gpu, Frames]]) -> dict[str, Any]:
+    """Error of one product's fit on the other of the same chip, by family and variant."""
+    source, target = SIBLINGS
+    gpu, rows = frames[target]
+    found: dict[str, Any] = {}
+    for (family, variant), frame in rows.items():
+        fit = documents[source]["families"].get(family, {}).get(variant)
+        if fit is not None and family in FAMILIES:
+            found.setdefault(family, {})[variant] = cross_error(family, variant, fit, (gpu, frame))
+    return found

@@ -35,6 +35,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "gguf": ("gguf", "int4_wo"),
     "int4_wo_slow": ("int4_wo_slow", "int4_wo"),
 }
+# FP8 experts are published with a scale for each block (DeepSeek, Qwen); kernels for one scale a tensor differ.
+EXPERT_VARIANTS = {**VARIANTS, "fp8": ("fp8_block", "fp8"), "int8": ("int8", "fp8_block", "fp8")}
+KERNELS_BETWEEN_GEMMS = 5  # a layer's two add-norms, rotary, activation, cache write
+SAMPLING_KERNELS = 12  # final norm, logits in fp32, greedy sampling and its bookkeeping: 25 us in vLLM 0.19
+LOGIT_BYTES = 7.0  # traffic a logit while sampling: 1.75 passes in fp32, vLLM 0.19 on RTX 4090 and RTX PRO 6000
 GRAPH_SIZES = np.concatenate([[0, 1, 2, 4], np.arange(8, 256, 8), np.arange(256, 513, 16)]).astype(np.float64)
 TableBuilder = Callable[[Replica, Profile, int, int], StepTable]
 
@@ -113,7 +118,7 @@ class KernelSums:
         fit = self.profile.family("elementwise")
         moved = tokens * work.elementwise_bytes_per_token(model, self.replica.tensor_parallel_size)
         traffic = moved / (fit["eff_bandwidth"] * gpu.memory_bandwidth_bytes_per_s)
-        return np.asarray(traffic + fit["num_kernels"] * fit["launch_s"])
+        return np.asarray(traffic + KERNELS_BETWEEN_GEMMS * fit["launch_s"])
 
     def _experts_s(self, tokens: FloatArray) -> FloatArray:
         model, replica = self.replica.model, self.replica
@@ -127,7 +132,7 @@ class KernelSums:
             model.num_mlp_matrices,
         )  # fmt: skip
         together = tokens * (dp if ep > 1 else 1)
-        fit = self.profile.family("moe", *VARIANTS.get(self.form.gemm, (self.form.gemm,)))
+        fit = self.profile.family("moe", *EXPERT_VARIANTS.get(self.form.gemm, (self.form.gemm,)))
         time = experts_time_s(fit, replica.gpu, self.form, experts, together, self.skew)
         if ep > 1 and dp > 1:
             fit = self.profile.family("all_gather", self.link)
@@ -161,8 +166,8 @@ class KernelSums:
             return np.zeros_like(num_sampled)
         logits = num_sampled * replica.model.vocab_size
         fit = self.profile.family("elementwise")
-        passes = logits * fit["logit_bytes"] / (fit["eff_bandwidth"] * replica.gpu.memory_bandwidth_bytes_per_s)
-        time = self.gemm_s(head, num_sampled) + passes + fit["num_sampling_kernels"] * fit["launch_s"]
+        passes = logits * LOGIT_BYTES / (fit["eff_bandwidth"] * replica.gpu.memory_bandwidth_bytes_per_s)
+        time = self.gemm_s(head, num_sampled) + passes + SAMPLING_KERNELS * fit["launch_s"]
         if tp > 1:
             gather = self.profile.family("all_gather", self.link)
             time = time + all_gather_time_s(gather, self.link_bytes_per_s, tp, 2.0 * logits)
@@ -213,24 +218,39 @@ class KernelSums:
         return (f"{cache}-window", "bf16-window", cache) if window else (cache,)
 
 
-@dataclass(frozen=True)
-class KernelStepModel:
-    """Step time of one replica, asked one shape at a time."""
+@dataclass
+class TableStepModel:
+    """Step time of one replica, asked one shape at a time: its table, read by interpolation, grown as needed."""
 
-    kernels: KernelSums
+    replica: Replica
+    profile: Profile
+    table: StepTable | None = None
 
     def step_time_s(self, shape: StepShape) -> float:
         """Seconds that the step takes; always > 0."""
-        tokens = float(shape.num_prefill_tokens + shape.num_decode)
-        one = np.ones(1)
-        time = self.kernels.positionwise_s(padded_tokens(self.kernels.replica, one * tokens)) if tokens else one * 0.0
-        time = time + self.kernels.sampled_s(one * float(shape.num_sampled))
-        time = time + self.kernels.prefill_s(one * float(shape.num_prefill_tokens), one * shape.prefill_mean_context)
-        time = time + self.kernels.decode_s(one * float(shape.num_decode), one * shape.decode_mean_context)
-        overheads = _overheads(self.kernels)
+        tokens = shape.num_prefill_tokens + shape.num_decode
+        seqs = max(shape.num_decode, shape.num_sampled)
+        table = self.table
+        if table is None or tokens >= len(table.decode_tokens_s) or seqs >= len(table.sampled_s):
+            sizes = (2 ** max(9, tokens.bit_length()), 2 ** max(6, seqs.bit_length()))
+            table = self.table = step_table(self.replica, self.profile, *sizes)
+        positionwise = table.mixed_tokens_s if shape.num_prefill_tokens else table.decode_tokens_s
         sequences = shape.num_decode + (1 if shape.num_prefill_tokens else 0)
-        total = float(time[0]) + overheads["step_overhead_s"] + overheads["per_sequence_s"] * sequences
-        return max(total, 1e-9)
+        time = float(positionwise[tokens]) if tokens else 0.0
+        time += float(table.sampled_s[shape.num_sampled]) + attention_of(table, shape)
+        return max(time + table.overhead_s + table.overhead_per_sequence_s * sequences, 1e-9)
+
+
+def attention_of(table: StepTable, shape: StepShape) -> float:
+    """Attention seconds of a shape: multilinear between the table's points, the last cells extended."""
+    at = (shape.num_prefill_tokens, shape.prefill_mean_context, shape.num_decode, shape.decode_mean_context)
+    axes = (table.prefill_tokens_axis, table.prefill_context_axis, table.num_decode_axis, table.decode_context_axis)
+    cube = table.attention_s
+    for axis, value in zip(axes, at, strict=True):
+        left = int(np.clip(np.searchsorted(axis, value, side="right") - 1, 0, len(axis) - 2))
+        share = (value - axis[left]) / (axis[left + 1] - axis[left])
+        cube = cube[left] * (1.0 - share) + cube[left + 1] * share
+    return float(cube)
 
 
 OVERHEAD_KEYS = ("step_overhead_s", "per_sequence_s", "request_overhead_s", "output_overhead_s")
@@ -252,7 +272,7 @@ def step_model(replica: Replica, profile: Profile) -> StepTimeModel:
         from calibrate.endpoint_step import step_fit
 
         return step_fit(profile)
-    return KernelStepModel(KernelSums(replica, profile))
+    return TableStepModel(replica, profile)
 
 
 def padded_tokens(replica: Replica, tokens: FloatArray) -> FloatArray:
@@ -270,6 +290,11 @@ def _axis(last: float, start: float) -> FloatArray:
     return np.concatenate([[0.0], points[points < last], [max(last, start)]])
 
 
+def _rising(grid: FloatArray) -> FloatArray:
+    """The grid, never falling along either axis: more work takes no less time."""
+    return np.asarray(np.maximum.accumulate(np.maximum.accumulate(grid, axis=0), axis=1))
+
+
 def _kernel_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
     kernels = KernelSums(replica, profile)
     tokens = np.arange(max_tokens + 1, dtype=np.float64)
@@ -277,8 +302,8 @@ def _kernel_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs:
     reach = float(max(replica.engine.max_model_len or replica.model.max_position_embeddings, 4096))
     c, n = _axis(max_tokens, 1.0), _axis(max_seqs, 1.0)
     p, k = _axis(reach, 16.0), _axis(reach, 16.0)
-    prefill = kernels.prefill_s(*np.meshgrid(c, p, indexing="ij"))
-    decode = kernels.decode_s(*np.meshgrid(n, k, indexing="ij"))
+    prefill = _rising(kernels.prefill_s(*np.meshgrid(c, p, indexing="ij")))
+    decode = _rising(kernels.decode_s(*np.meshgrid(n, k, indexing="ij")))
     overheads = _overheads(kernels)
     return StepTable(
         decode_tokens_s=positionwise,

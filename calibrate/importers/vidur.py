@@ -19,7 +19,15 @@ from catalogs.schema import Gpu
 from catalogs.units import MILLISECONDS_PER_SECOND
 
 _MS = 1.0 / MILLISECONDS_PER_SECOND
-_SHAPE = ("n_head", "n_kv_head", "n_embd", "n_expanded_embd", "use_gated_mlp", "num_tokens", "num_tensor_parallel_workers")
+_SHAPE = (
+    "n_head",
+    "n_kv_head",
+    "n_embd",
+    "n_expanded_embd",
+    "use_gated_mlp",
+    "num_tokens",
+    "num_tensor_parallel_workers",
+)
 _GEMMS = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj")
 _NORM_BYTES, _ADD_BYTES = 4.0, 6.0  # a 16-bit value read and written; two read and one written
 
@@ -50,8 +58,12 @@ def _mlp(path: Path, gpu: Gpu) -> dict[tuple[str, str], pd.DataFrame]:
 def _elementwise(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Norms, additions and activations as bytes moved."""
     rows = []
-    width = {"input_layernorm": _NORM_BYTES * table["n_embd"], "add": _ADD_BYTES * table["n_embd"]}
-    width["mlp_act"] = 6.0 * np.ceil(table["n_expanded_embd"] / table["num_tensor_parallel_workers"])
+    inter = (table["n_expanded_embd"] / table["num_tensor_parallel_workers"]).apply(np.ceil)
+    width = {
+        "input_layernorm": _NORM_BYTES * table["n_embd"],
+        "add": _ADD_BYTES * table["n_embd"],
+        "mlp_act": 6.0 * inter,
+    }
     for name, each in width.items():
         column = f"time_stats.{name}.median"
         if column in table:
