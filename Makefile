@@ -60,5 +60,8 @@ docs: $(VENV)/.tests ## the command reference, and the output that the pages sho
 	$(BIN)/python -m app.cli.reference > docs/reference.md
 	$(BIN)/python -m tests.docs_blocks --write
 
+profiles: $(BIN)/plan ## rebuild the shipped profiles from published tables (DATA=folder)
+	$(BIN)/python -m calibrate.shipping $(DATA)
+
 clean: ## remove what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -90,6 +90,15 @@ def _trimmed(knots: Mapping[str, Sequence[float]], values: Mapping[str, FloatArr
         inside = [float(p) for i, p in enumerate(points)
                   if (i + 1 >= len(points) or points[i + 1] > low) and (i == 0 or points[i - 1] < high)]  # fmt: skip
         kept[name] = inside if len(inside) > 1 else [float(points[0]), float(points[1])]
+    for name in kept:  # no more knots than distinct values
+        while len(kept[name]) > max(2, len(np.unique(values[name]))):
+            kept[name] = [*kept[name][:-1:2], kept[name][-1]]
+    num_rows = len(next(iter(values.values())))
+    while np.prod([len(points) for points in kept.values()]) > num_rows:  # no more knots than rows
+        longest = max(kept, key=lambda name: len(kept[name]))
+        if len(kept[longest]) < 3:
+            break
+        kept[longest] = [*kept[longest][:-1:2], kept[longest][-1]]
     return kept
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,17 @@ def _sibling_errors(documents: Mapping[str, Any], frames: Mapping[str, tuple[Gpu
         if fit is not None and family in FAMILIES:
             found.setdefault(family, {})[variant] = cross_error(family, variant, fit, (gpu, frame))
     return found
+
+
+def main(arguments: list[str]) -> int:
+    """Rebuild the shipped profiles (``python -m calibrate.shipping DATA [--keep-fitted]``); 3 without tables."""
+    data = Path(arguments[0]) if arguments else Path("../shared/data")
+    if not (data / AICONFIGURATOR).is_dir():
+        print(f"no tables at {data / AICONFIGURATOR}: the shipped profiles stay as they are", file=sys.stderr)
+        return 3
+    build(data, lambda text: print(text, file=sys.stderr), refit="--keep-fitted" not in arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

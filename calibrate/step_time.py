@@ -195,7 +195,7 @@ class KernelSums:
             return static_batches.attention_s(self.replica, tokens, mean_context, fit)
         total = np.zeros(np.broadcast_shapes(np.shape(tokens), np.shape(mean_context)))
         for window, count in work.layer_windows(self.replica.model):
-            fit = self.profile.family("prefill_attention", *self._variants(window))
+            fit = self.profile.family("prefill_attention", *self.cache_variants(window))
             heads = self.heads(window, absorbed=False)
             total = total + count * prefill_time_s(fit, self.replica.gpu, heads, tokens, mean_context)
         return total
@@ -206,12 +206,12 @@ class KernelSums:
             return np.zeros_like(batch)
         total = np.zeros(np.broadcast_shapes(np.shape(batch), np.shape(mean_context)))
         for window, count in work.layer_windows(self.replica.model):
-            fit = self.profile.family("decode_attention", *self._variants(window))
+            fit = self.profile.family("decode_attention", *self.cache_variants(window))
             heads = self.heads(window, absorbed=True)
             total = total + count * decode_time_s(fit, self.replica.gpu, heads, batch, mean_context)
         return total
 
-    def _variants(self, window: int | None) -> tuple[str, ...]:
+    def cache_variants(self, window: int | None) -> tuple[str, ...]:
         cache = "fp8" if kv_cache_bytes(self.replica.kv_cache_dtype, self.replica.model.dtype) == 1.0 else "bf16"
         if self.replica.model.mla is not None:
             return ("mla", cache)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibrate.profile_error import replica_error
 from calibrate.work import flops_per_token, kv_bytes_per_token, replica_weight_bytes
 from catalogs.files import replacing
 from catalogs.units import SECONDS_PER_HOUR
@@ -145,7 +146,7 @@ def describe_run(
 
 def _profile_document(line: Line) -> dict[str, Any]:
     profile = line.profile
-    return {"name": profile.name, "source": profile.source, "error": profile.error}
+    return {"name": profile.name, "source": profile.source, "error": replica_error(line.replica, profile)}
 
 
 def time_breakdown(latencies: Latencies, lines: Sequence[Line], records: Records, duration_s: float) -> dict[str, Any]:

@@ -1,0 +1,179 @@
+"""Kernel fits: what they recover, that they keep to physics, and that the shipped ones are as exact as they say."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calibrate import gemm, residual
+from calibrate.attention import Heads, decode_time_s, prefill_time_s
+from calibrate.families import FAMILIES, column, prefill_work
+from calibrate.fit import accuracy, fit_family, form_of, held_out, predict
+from calibrate.importers.aiconfigurator import read_frames
+from calibrate.precisions import on_gpu, support
+from calibrate.profile_error import error_at, kernel_accuracy, replica_error
+from calibrate.profiles import best_profile, shipped_profiles
+from calibrate.roofline import peak_flops
+from calibrate.shipping import CARRIED, FITTED
+from catalogs.load import find_gpu, find_model, gpus
+from catalogs.schema import Engine, Replica
+from tests.shared_data import shared_data
+
+HEADS = Heads(32, 8, 128, 128, 256, 2.0)
+
+
+def test_a_correction_recovers_a_smooth_function_and_holds_beyond_its_knots():
+    rng = np.random.default_rng(0)
+    x, y = 2.0 ** rng.uniform(0, 10, 800), 2.0 ** rng.uniform(0, 6, 800)
+    target = 0.1 * np.log2(x) - 0.05 * np.log2(y)
+    knots = {"x": [1, 4, 32, 256, 1024], "y": [1, 8, 64]}
+    found = residual.fit_residual(knots, {"x": x, "y": y}, target, 1e-4, 1e-4)
+    assert np.abs(residual.evaluate(found, {"x": x, "y": y}) - target).max() < 0.02
+    edge = residual.evaluate(found, {"x": np.array([1024.0, 1e9]), "y": np.array([8.0, 8.0])})
+    assert edge[0] == edge[1]
+
+
+def test_the_split_is_fixed_and_takes_whole_groups():
+    n, k = np.meshgrid([128, 256, 512, 1024, 4096], [128, 512, 2048, 8192], indexing="ij")
+    frame = pd.DataFrame({"m": np.arange(60) % 3, "n": np.repeat(n.ravel(), 3), "k": np.repeat(k.ravel(), 3)})
+    unseen = held_out(frame, ("n", "k"))
+    assert 0.05 < unseen.mean() < 0.45
+    assert frame.assign(unseen=unseen).groupby(["n", "k"])["unseen"].nunique().max() == 1
+    assert (held_out(frame.sample(frac=1, random_state=1), ("n", "k")).sum()) == unseen.sum()
+
+
+def test_a_fit_finds_the_roofline_that_made_the_times():
+    gpu = find_gpu("A10G")
+    grid = [(m, n, k) for m in (1, 16, 64, 256, 1024, 4096) for n in (512, 2048, 4096, 8192) for k in (512, 2048, 8192)]
+    frame = pd.DataFrame(grid, columns=["m", "n", "k"]).astype(float)
+    work = 2 * frame["m"] * frame["n"] * frame["k"] / (0.7 * gpu.peak_flops["bf16"])
+    moved = 2 * (frame["n"] * frame["k"] + frame["m"] * (frame["n"] + frame["k"]))
+    frame["time_s"] = np.maximum(work, moved / (0.8 * gpu.memory_bandwidth_bytes_per_s)) + 5e-6
+    _, error = fit_family("gemm", "bf16", gpu, frame)
+    assert error["basis"] == "held-out shapes" and error["median"] < 0.15
+
+
+@pytest.mark.parametrize("name", sorted(gpus()))
+def test_every_catalogue_gpu_has_a_profile_that_says_what_it_rests_on(name):
+    profile = best_profile(Replica(find_model("llama-3.1-8b"), find_gpu(name)))
+    assert profile.gpu == name and profile.source and profile.method
+    error = profile.error["gemm"]["bf16"]
+    assert error["median"] < 0.25 and error["basis"]
+    assert name in CARRIED or name in {gpu for gpu, *_ in FITTED.values()}
+
+
+def test_shipped_profiles_are_small_and_hold_no_tables():
+    for path in (Path(gemm.__file__).parent / "shipped").glob("*.json"):
+        assert path.stat().st_size < 300_000
+    for profile in shipped_profiles().values():
+        assert not profile.tables
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(sorted(gpus())),
+    kind=st.sampled_from(["bf16", "fp8", "int4-awq"]),
+    n=st.integers(16, 300_000),
+    k=st.integers(16, 100_000),
+)
+def test_gemm_time_never_falls_with_tokens_nor_beats_the_peak(name, kind, n, k):
+    gpu = find_gpu(name)
+    if support(kind, gpu) == "refused":
+        return
+    form, profile = on_gpu(kind, gpu), best_profile(Replica(find_model("llama-3.1-8b"), gpu))
+    m = np.unique(np.concatenate([np.arange(1, 600), np.geomspace(600, 3e5, 80).round()]))
+    time = gemm.gemm_time_s(profile.family("gemm", form.gemm), gpu, form, m, n, k)
+    assert (np.diff(time) >= 0).all()
+    assert (time >= 2.0 * m * n * k / peak_flops(gpu, form.compute) * (1 - 1e-9)).all()
+
+
+@pytest.mark.parametrize("name", sorted(gpus()))
+def test_attention_stays_below_peak_and_above_the_bandwidth_floor(name):
+    gpu = find_gpu(name)
+    profile = best_profile(Replica(find_model("llama-3.1-8b"), gpu))
+    tokens, keys = np.meshgrid(2.0 ** np.arange(15), 2.0 ** np.arange(4, 18), indexing="ij")
+    prefill = prefill_time_s(profile.family("prefill_attention", "bf16"), gpu, HEADS, tokens, keys)
+    assert (prefill >= 4.0 * tokens * keys * 32 * 128 / peak_flops(gpu, "bf16") * (1 - 1e-9)).all()
+    decode = decode_time_s(profile.family("decode_attention", "bf16"), gpu, HEADS, tokens, keys)
+    moved = tokens * keys * 8 * 256 * 2.0
+    assert (decode >= 0.9 * moved / gpu.memory_bandwidth_bytes_per_s)[moved > 1e9].all()
+
+
+def test_outside_its_range_a_profile_widens_its_error_and_says_so():
+    profile = shipped_profiles()["h100-sxm"]
+    inside = error_at(profile, "gemm", "bf16", {"n": 4096, "k": 4096})
+    outside = error_at(profile, "gemm", "bf16", {"n": 4 * 65536, "k": 4096})
+    assert outside["median"] == pytest.approx(2.0 * inside["median"])
+    assert not inside["outside"] and "n 262144 is outside" in outside["outside"][0]
+
+
+def test_a_replicas_error_is_that_of_the_kernels_it_uses():
+    replica = Replica(
+        find_model("qwen3-30b-a3b"), find_gpu("H100-SXM"), tensor_parallel_size=2, precision="fp8",
+        kv_cache_dtype="fp8", engine=Engine(max_model_len=8192),
+    )  # fmt: skip
+    error = replica_error(replica, best_profile(replica))
+    assert error["gemm"]["variant"] == "fp8" and error["decode_attention"]["variant"] == "fp8"
+    assert {"moe", "all_reduce"} <= set(error)
+
+
+def test_prefill_work_counts_chunks_contexts_and_windows():
+    rows = pd.DataFrame(
+        {"batch": [2, 1, 1], "query_tokens": [100, 50, 1000], "context_tokens": [0, 150, 0], "window": [0, 0, 100]}
+    )
+    tokens, keys = prefill_work(rows)
+    assert list(tokens) == [200, 50, 1000]
+    assert keys[0] == 50 and keys[1] == 175
+    assert keys[2] == pytest.approx((100 * 50 + 900 * 100) / 1000)
+
+
+TARGETS = {  # (profile, family, variant): (median, p90) that the held-out shapes must keep; measured, rounded up
+    ("a100-80gb", "gemm", "bf16"): (0.04, 0.14),
+    ("a100-80gb", "decode_attention", "bf16"): (0.06, 0.20),
+    ("a100-80gb", "prefill_attention", "bf16"): (0.06, 0.20),
+}
+
+
+def check_profile(name: str, only: set[tuple[str, str]] | None = None) -> None:
+    """The held-out errors that a shipped profile states are what its tables give."""
+    gpu_name, system, backend, _ = FITTED[name]
+    gpu, profile = find_gpu(gpu_name), shipped_profiles()[name]
+    _, frames = read_frames(shared_data(f"kernels/aiconfigurator/{system}"), gpu, backend)
+    for (family, variant), frame in frames.items():
+        if only is not None and (family, variant) not in only:
+            continue
+        kernels = FAMILIES[family]
+        rows = pd.DataFrame(frame.groupby(list(kernels.columns), as_index=False)["time_s"].median())
+        unseen = rows[held_out(rows, kernels.split)]
+        fit, form = profile.families[family][variant], form_of(family, variant)
+        error = accuracy(predict(kernels, gpu, form, unseen, fit), column(unseen, "time_s"))
+        said = profile.error[family][variant]
+        assert error["median"] == pytest.approx(said["median"], abs=0.005), (family, variant)
+        limits = TARGETS.get((name, family, variant))
+        if limits:
+            assert error["median"] <= limits[0] and error["p90"] <= limits[1]
+
+
+def test_the_a100_profile_is_as_exact_as_it_says():
+    check_profile("a100-80gb", {(family, variant) for _, family, variant in TARGETS})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FITTED))
+def test_every_fitted_profile_is_as_exact_as_it_says(name):
+    check_profile(name)
+
+
+def test_stated_errors_meet_the_projects_targets():
+    rows = {(r["profile"], r["family"], r["dtype"]): r for r in kernel_accuracy()}
+    for name in ("a100-80gb", "h100-sxm", "h200", "l40s", "b200"):
+        for family in ("decode_attention", "prefill_attention"):
+            row = rows[name, family, "bf16"]
+            assert row["median"] <= 0.06 and row["p90"] <= 0.20, (name, family)
+    for name in ("h100-sxm", "h200"):
+        assert rows[name, "gemm", "fp8"]["median"] <= 0.06 and rows[name, "gemm", "fp8"]["p90"] <= 0.20
+    left_out = [rows[g, "gemm", "bf16"]["median"] for g in ("t4", "v100", "a10g")]
+    assert max(left_out) <= 0.12
