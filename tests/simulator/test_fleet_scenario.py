@@ -115,7 +115,7 @@ def test_a_semantic_cache_and_its_dollars(tmp_path: Path) -> None:
 
 def test_a_controller_that_oscillates_is_reported(tmp_path: Path) -> None:
     nervous = (
-        "autoscaling: {controller: hpa, metrics: [{metric: queue_length, target: 0.05}], max_replicas: 8, "
+        "autoscaling: {controller: hpa, metrics: [{metric: queue_length, target: 0.02}], max_replicas: 8, "
         "behavior: {scale_down: {stabilization_window_seconds: 0}}}\ncold_start: {total: {median_s: 20}}\n"
     )
     result = play(tmp_path, nervous, duration_s=3000.0)
