@@ -111,8 +111,9 @@ def parse_yaml(text: str, path: Path) -> Located:
     lines: dict[Place, int] = {}
     try:
         loader = yaml.SafeLoader(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"is not YAML: {str(error).splitlines()[0]}", where=str(path)) from error
+    except yaml.reader.ReaderError as error:
+        where = f"{path}:{text[: error.position].count(chr(10)) + 1}"
+        raise InputError(f"is not YAML: character {error.character!r} is not allowed", where=where) from error
     try:
         node = loader.get_single_node()
         if node is None:

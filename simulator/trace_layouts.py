@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -63,10 +64,11 @@ LAYOUTS = (
 
 
 class Row(NamedTuple):
-    """One row as the slow pass sees it: its line (or row number) and its values by column."""
+    """One row as the slow pass sees it: its line (or row number), its values by column, and what is wrong with it."""
 
     where: str
     values: Mapping[str, Any]
+    misshapen: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,10 @@ class Source:
 
     def rows(self) -> Iterator[Row]:
         """The file row by row: slow, and it says where each row stands."""
-        return {"csv": _csv_rows, "json": _json_rows, "parquet": _parquet_rows}[self.form](self)
+        try:
+            yield from {"csv": _csv_rows, "json": _json_rows, "parquet": _parquet_rows}[self.form](self)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"broke off: {error}", where=str(self.path)) from error
 
 
 def open_source(path: Path, need_arrival: bool = True) -> Source:
@@ -121,7 +126,7 @@ def open_source(path: Path, need_arrival: bool = True) -> Source:
     if b"\0" in head:
         raise InputError("is binary, not text or Parquet", where=str(path), remedy="CSV, JSON lines or Parquet")
     text = head.decode("utf-8-sig", errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
     if not lines:
         raise InputError("is empty", where=str(path), remedy="a trace needs a header and a row")
     if lines[0].lstrip()[0] in "{[":
@@ -166,14 +171,21 @@ def _recognise(path: Path, columns: list[str], need_arrival: bool, line: int = 1
     )
 
 
+def _fields(line: str, path: Path) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error as error:
+        raise InputError(f"is not CSV: {error}", where=f"{path}:1") from error
+
+
 def _csv_source(path: Path, lines: list[str], gzipped: bool, need_arrival: bool) -> Source:
-    columns = next(csv.reader([lines[0]]))
+    columns = _fields(lines[0], path)
     if len(columns) == 1 and any(mark in lines[0] for mark in "\t;"):
         raise InputError("columns are not separated by commas", where=f"{path}:1", remedy="write it with commas")
     layout = _recognise(path, columns, need_arrival)
     zoned = False
     if layout.is_clock and len(lines) > 1:
-        first = next(csv.reader([lines[1]]))
+        first = _fields(lines[1], path)
         index = columns.index(layout.arrival) if layout.arrival in columns else 0
         time_of_day = first[index].replace("T", " ").partition(" ")[2] if index < len(first) else ""
         zoned = any(mark in time_of_day for mark in "+-Z")
@@ -197,7 +209,7 @@ def _parquet_source(path: Path, need_arrival: bool) -> Source:
 
     try:
         columns = list(pq.ParquetFile(path).schema_arrow.names)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"is not a whole Parquet file: {str(error).splitlines()[0]}", where=str(path)) from error
     return Source(path, "parquet", _recognise(path, columns, need_arrival, line=0), tuple(columns), gzipped=False)
 
@@ -262,8 +274,10 @@ def _csv_rows(source: Source) -> Iterator[Row]:
             header = next(row for row in reader if row)
             for row in reader:
                 if row:
-                    extra = {"": row} if len(row) != len(header) else {}
-                    yield Row(str(reader.line_num), {**dict(zip(header, row, strict=False)), **extra})
+                    wrong = (
+                        f"has {len(row)} fields where the header has {len(header)}" if len(row) != len(header) else ""
+                    )
+                    yield Row(str(reader.line_num), dict(zip(header, row, strict=False)), wrong)
         except csv.Error as error:
             raise InputError(str(error), where=f"{source.path}:{reader.line_num}") from error
 
@@ -276,7 +290,8 @@ def _json_rows(source: Source) -> Iterator[Row]:
                     values = json.loads(line)
                 except (ValueError, RecursionError) as error:
                     raise InputError(f"is not JSON: {error}", where=f"{source.path}:{number}") from error
-                yield Row(str(number), values if isinstance(values, dict) else {"": [values]})
+                is_object = isinstance(values, dict)
+                yield Row(str(number), values if is_object else {}, "" if is_object else "is not a JSON object")
 
 
 def _parquet_rows(source: Source) -> Iterator[Row]:
@@ -294,8 +309,8 @@ def fault_finder(source: Source, max_tokens: int, check_order: bool) -> Callable
     def fault(row: Row) -> Fault | None:
         nonlocal last
         values = row.values
-        if "" in values:
-            return (f"has {len(values[''])} fields where the header has {len(source.columns)}", "", "")
+        if row.misshapen:
+            return row.misshapen, "", ""
         arrival = _seconds(values.get(layout.arrival), layout)
         if isinstance(arrival, str):
             return arrival, "", ""
@@ -358,6 +373,8 @@ def _count_fault(value: Any, name: str, lowest: int, max_tokens: int) -> Fault |
 
 def _hash_fault(value: Any) -> str | None:
     parts = value.strip(" []\t").replace(",", " ").replace(";", " ").split() if isinstance(value, str) else value
+    if parts is not None and not isinstance(parts, list):
+        return f"hash_ids {str(value)[:40]!r} is not a list"
     for part in parts or ():
         if not str(part).lstrip("-").isdigit() or abs(int(part)) >= 2**63:
             return f"hash_ids holds {str(part)[:40]!r}, which is not a whole number"

@@ -83,7 +83,9 @@ class TraceReader:
                 self._num_rows += len(batch)
                 if len(piece):
                     yield piece
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, _BadRowError) as error:
+        except InputError:
+            raise
+        except (pa.ArrowException, ValueError, TypeError, OverflowError, OSError, _BadRowError) as error:
             self._explain(error)
         if self._num_rows == 0:
             raise InputError("no requests in it", where=str(self.path), remedy="a trace needs a header and a row")
@@ -155,6 +157,8 @@ class TraceReader:
             raise _BadRowError("arrivals are not in order")
 
     def _explain(self, error: Exception) -> None:
+        if self.source.form == "parquet" and not isinstance(error, _BadRowError):
+            raise InputError(f"is damaged: {str(error).splitlines()[0]}", where=str(self.path)) from error
         find = fault_finder(self.source, MAX_TOKENS, check_order=not self.sort)
         for row in self.source.rows():
             fault = find(row)
@@ -286,7 +290,9 @@ def read_lengths(path: str | Path) -> tuple[NDArray[np.int64], NDArray[np.int64]
         for batch in source.batches(arrival=False):
             inputs.append(_whole_numbers(batch.column(layout.input_tokens), layout.input_tokens))
             outputs.append(_whole_numbers(batch.column(layout.output_tokens), layout.output_tokens))
-    except (ValueError, TypeError, _BadRowError) as error:
+    except InputError:
+        raise
+    except (ValueError, TypeError, OSError, OverflowError, _BadRowError) as error:
         raise InputError(f"cannot be read: {str(error).splitlines()[0]}", where=str(path)) from error
     if not sum(map(len, inputs)):
         raise InputError("no lengths in it", where=str(path))
