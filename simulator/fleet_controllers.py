@@ -324,6 +324,11 @@ ControllerSpec = Annotated[
 ]  # fmt: skip
 
 
-def scaler(spec: Any, requests: Requests, lead_s: float) -> Callable[[], scaling.Autoscaler]:
-    """Makes the controller anew for each run."""
-    return lambda: spec.build(requests, lead_s)
+def scaler(spec: Any, requests: Requests, lead_s: float, num_ready: int) -> Callable[[], scaling.Autoscaler]:
+    """Makes the controller anew for each run; Knative's looks at what stands when it starts."""
+
+    def make() -> scaling.Autoscaler:
+        made: scaling.Autoscaler = spec.build(requests, lead_s)
+        return scaling.Kpa(made.config, num_ready) if isinstance(made, scaling.Kpa) else made
+
+    return make

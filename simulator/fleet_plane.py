@@ -38,12 +38,13 @@ class EnginePlane:
         weights: Sequence[float] | None = None,
     ) -> None:
         self._kinds = list(kinds)
-        self._weights = [1.0] * len(kinds) if weights is None else [w / weights[0] for w in weights]
-        self._plane = Plane(requests, [kinds[0]], router, seed, options)
+        first = min(range(len(kinds)), key=lambda k: kinds[k].block_size)  # prefixes are cut into its blocks
+        self._weights = [1.0] * len(kinds) if weights is None else [w / weights[first] for w in weights]
+        self._plane = Plane(requests, [kinds[first]], router, seed, options)
         self._plane.drain(0)
         self._feed.limit[0] = 0
-        self._free: dict[int, list[int]] = {0: [0]}
-        self._kind_of = [0]
+        self._free: dict[int, list[int]] = {first: [0]}
+        self._kind_of = [first]
         self._busy_at_start = [0.0]
         self._busy_when_hung: dict[int, float] = {}
         rows = self._plane._world.requests

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from catalogs.errors import InputError
+from simulator.caches import CacheCount
 from simulator.fleet import Fleet
 from simulator.fleet_plane import EnginePlane
 from simulator.fleet_scenario import FleetSections, fleet_config
@@ -59,6 +60,10 @@ def run_fleet(
     caches = sections.caches.build(requests, scenario.seed) if sections.caches else None
     seats = tuple(line.spec.max_num_seqs for line in lines)
     result = Fleet(requests, plane, config, scenario.seed, caches, seats).run()
+    found = int((plane.outcome.num_cached_tokens > 0).sum())
+    if found:  # the replicas' own caches
+        tokens = int(plane.outcome.num_cached_tokens.sum())
+        result.caches["prompt (prefix)"] = CacheCount(len(requests), found, input_tokens_saved=tokens)
     records, present = grouped(plane.records(requests, result.end_s), lines, plane.kinds_of_slots)
     return records, present, result
 

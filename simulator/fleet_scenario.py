@@ -304,7 +304,7 @@ def fleet_config(sections: FleetSections, lines: Sequence[Line], requests: Reque
                 count=line.count,
                 num_gpus=line.replica.num_gpus,
                 purchase=purchase if purchase != "spot" else "on_demand",
-                scaler=scaler(scaled, requests, start.mean_s) if scaled is not None else None,
+                scaler=scaler(scaled, requests, start.mean_s, line.count) if scaled is not None else None,
                 spot=spot.policy() if spot is not None else None,
                 cold_start=start,
                 warm_pool=cold.warm_pool if scaled is not None else 0,

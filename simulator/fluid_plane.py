@@ -9,7 +9,7 @@ Transients shorter than a control interval are not seen: ``long_horizon`` plays 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from simulator.data_plane import Load, Outcome
 from simulator.plane import ReplicaSpec
 from simulator.records import COMPLETED
+from simulator.traces import take
 from simulator.workload import Requests
 
 SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 0.96)  # of the saturation rate, probed
@@ -45,9 +46,8 @@ def probe(requests: Requests, spec: ReplicaSpec, seed: int = 0) -> Curve:
     from simulator.engine import simulate_replicas
 
     rng = np.random.default_rng([seed, 0xC0DE])
-    rows = rng.integers(0, len(requests), PROBE_REQUESTS)
-    inputs, outputs = requests.input_tokens[rows], np.maximum(requests.output_tokens[rows], 1)
-    flood = Requests(np.zeros(PROBE_REQUESTS), inputs, outputs)
+    drawn = take(requests, rng.integers(0, len(requests), PROBE_REQUESTS))
+    flood = replace(drawn, arrival_s=np.zeros(PROBE_REQUESTS))
     records = simulate_replicas(flood, [spec])
     half = np.sort(records.finish_s[~np.isnan(records.finish_s)])
     lo, hi = int(0.2 * len(half)), int(0.8 * len(half))
@@ -56,7 +56,7 @@ def probe(requests: Requests, spec: ReplicaSpec, seed: int = 0) -> Curve:
     points: dict[str, list[float]] = {k: [0.0] for k in ("running", "kv_share", "busy", "ttft_p95_s", "e2e_s")}
     for share in SHARES:
         arrival = np.cumsum(gaps) / (share * max_rps)
-        offered = Requests(arrival, inputs, outputs)
+        offered = replace(drawn, arrival_s=arrival)
         found = simulate_replicas(offered, [spec], series_interval_s=max(arrival[-1] / 200, 0.05))
         settled = (found.series["t_s"] > 0.2 * arrival[-1]) & (found.series["t_s"] < arrival[-1])
         late = arrival > 0.2 * arrival[-1]

@@ -25,6 +25,7 @@ from simulator.fleet_state import FleetResult
 from simulator.fluid_plane import FluidPlane, probe
 from simulator.plane import ReplicaSpec
 from simulator.records import COMPLETED
+from simulator.traces import take
 from simulator.workload import Requests
 
 Float = NDArray[np.float64]
@@ -160,8 +161,8 @@ def _play(
     """TTFT, TPOT, E2E, queue time and tokens of one window's requests."""
     warm = min(windows.warm_up_s, start_s)
     lo, hi = np.searchsorted(requests.arrival_s, [start_s - warm, start_s + windows.length_s])
-    arrival = requests.arrival_s[lo:hi] - (start_s - warm)
-    part = Requests(arrival, requests.input_tokens[lo:hi], requests.output_tokens[lo:hi])
+    part = take(requests, np.arange(lo, hi))
+    part = replace(part, arrival_s=part.arrival_s - (start_s - warm))
     t = fluid.series["t_s"]
     ready = sum((v for name, v in fluid.series.items() if name.startswith("ready_")), np.zeros(len(t)))
     at = min(int(np.searchsorted(t, start_s - warm)), len(t) - 1)

@@ -15,6 +15,7 @@ from planner.fleet_cost import with_fleet_dollars
 from simulator.records import COMPLETED
 from simulator.run import Result, simulate
 from simulator.scenario import Scenario, read_scenario
+from simulator.workload import Requests
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = """
@@ -94,6 +95,22 @@ def test_every_controller_runs_from_a_scenario_and_loses_nothing(tmp_path: Path,
     result = play(tmp_path, text + "cold_start: {total: {median_s: 60}}\n")
     assert (result.records.status == COMPLETED).all()
     assert result.fleet is not None and len(result.fleet.targets["0: L40S"]) >= 1
+
+
+def test_a_forecast_from_history_says_how_wrong_it_was(tmp_path: Path) -> None:
+    from simulator.traces import write_trace
+
+    rng = np.random.default_rng(0)
+    arrival = np.cumsum(rng.exponential(0.25, 4 * 3600))
+    lengths = np.full(len(arrival), 100, np.int64)
+    write_trace(Requests(arrival, lengths, lengths), tmp_path / "before.csv")
+    text = (
+        "autoscaling: {controller: predictive, method: holt_winters, requests_per_s_per_replica: 2, max_replicas: 8, "
+        "season_s: 600, bin_s: 60, history: before.csv}\ncold_start: {total: {median_s: 60}}\n"
+    )
+    result = play(tmp_path, text, 1800.0)
+    error = result.document["live_fleet"]["forecast"]["0: L40S"]
+    assert 0 < error < 0.3 and f"off by {error:.1%}" in " ".join(fleet_notes(result.document))
 
 
 def test_same_seed_same_document(tmp_path: Path) -> None:
