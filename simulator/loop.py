@@ -61,7 +61,7 @@ REPLICA = np.dtype(
         ("tail", np.int64),
         ("num_waiting", np.int64),
         ("preempted_now", np.int64),  # 1 after a decision that preempted someone
-        ("first", np.int64),  # free blocks (see kv_cache): first and last segment, blocks after it
+        ("first", np.int64),  # free blocks (see kv_cache): first and last node, blocks after it
         ("last", np.int64),
         ("plain_after", np.int64),
         ("iterations", np.int64),
@@ -87,10 +87,6 @@ REQUEST = np.dtype(
         ("end_s", np.float64),  # while finishing: end of its last step
         ("ready_s", np.float64),  # in its replica's queue
         ("next", np.int64),  # in the waiting queue
-        ("plain_before", np.int64),  # free blocks (see kv_cache)
-        ("kept", np.int64),
-        ("segment_next", np.int64),
-        ("segment_prev", np.int64),
         ("arrival_s", np.float64),
         ("scheduled_s", np.float64),
         ("first_token_s", np.float64),
@@ -109,6 +105,7 @@ class World(NamedTuple):
 
     Attributes:
         replicas, requests: rows of ``REPLICA`` and ``REQUEST``.
+        nodes, shared: the KV caches (see ``kv_cache``).
         crossing: (r, block size) decoding sequences that need a block where ``steps % block_size`` is the column.
         running: (r, seats) requests in order of admission.
         ended, num_ended: requests whose end was decided since the caller last looked (closed loops; else empty).
@@ -117,6 +114,8 @@ class World(NamedTuple):
     tables: step_eval.Tables
     replicas: Any
     requests: Any
+    nodes: Any
+    shared: kv_cache.Shared
     crossing: I64
     running: I64
     ended: I64
@@ -406,12 +405,12 @@ def give_back(w: Any, r: int, i: int, keep: bool) -> None:
     computed = w.requests[i].computed
     num_blocks = (computed + bs - 1) // bs
     full = 0
-    if keep and me.prefix_caching:
+    if me.prefix_caching:
         known = computed
         if me.asynchronous and w.requests[i].phase == DECODING and computed > w.requests[i].prefilled:
             known -= 1  # as vLLM: a block counts as cached once the token after it is out
         full = known // bs
-    kv_cache.give_back_blocks(w, r, i, num_blocks, full)
+    kv_cache.give_back_blocks(w, r, i, num_blocks, full, keep)
 
 
 @inner
@@ -490,6 +489,7 @@ def continue_prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, floa
         preempt_last(w, r, now)
         return 0, 0.0, 0
     kv_cache.take_blocks(w, r, need)
+    kv_cache.remember_blocks(w, r, i, computed, computed + chunk)
     w.requests[i].computed = computed + chunk
     if chunk == rest:
         me.prefilling = -1
@@ -513,15 +513,16 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
         if w.requests[i].ready_s > now:
             break
         length = w.requests[i].input + w.requests[i].generated
-        hit = kv_cache.num_cached_blocks(w, i, (length - 1) // bs) if me.prefix_caching else 0
+        hit, held = kv_cache.find_cached_blocks(w, r, i, (length - 1) // bs)
         rest = length - hit * bs
         chunk = min(rest, budget)
         if not me.chunked and w.requests[i].generated > 0 and budget == me.max_tokens:
             chunk = rest  # alone in its step, a preempted sequence may have outgrown the budget
-        if (chunk < rest and not me.chunked) or (length + bs - 1) // bs > me.free:
+        if (chunk < rest and not me.chunked) or (length + bs - 1) // bs - held > me.free:
             break
         _admit(w, r, i, now, hit)
         kv_cache.take_blocks(w, r, (hit * bs + chunk + bs - 1) // bs - hit)
+        kv_cache.remember_blocks(w, r, i, hit * bs, hit * bs + chunk)
         tokens += chunk
         work += chunk * (hit * bs + 0.5 * chunk)
         budget -= chunk

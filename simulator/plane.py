@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from calibrate.step import StepTable
 from catalogs.errors import InputError
-from simulator import feed, loop, routing, step_eval
+from simulator import feed, kv_cache, loop, routing, step_eval
 from simulator.records import FAILED, Records
 from simulator.workload import Requests
 
@@ -141,14 +141,24 @@ class Plane:
 
     def add(self, spec: ReplicaSpec, weight: float = 1.0) -> int:
         """Start a replica at ``now_s``, ready to serve; returns its index."""
-        self.specs.append(spec)
         world = self._world
+        has_hashes = world.shared.content.shape[1] > 0
+        if has_hashes and spec.block_size < min(s.block_size for s in self.specs):
+            raise InputError(
+                f"block_size {spec.block_size} is below that of the first replicas",
+                where="Plane.add",
+                why="prompt prefixes were cut into blocks for those",
+                remedy="a replica with the smallest block_size among the first",
+            )
+        self.specs.append(spec)
         rows = np.zeros(1, loop.REPLICA)
         _set_up(rows[0], spec, self._table_of(spec))
         rows["inflight_s"] = rows["idle_since_s"] = self.now_s
         self._world = world._replace(
             tables=step_eval.pack_tables(self._tables),
             replicas=np.concatenate([world.replicas, rows]),
+            nodes=_with_nodes(world),
+            shared=kv_cache.with_replica(world.shared),
             crossing=_with_row(world.crossing, spec.block_size, 0),
             running=_with_row(world.running, spec.max_num_seqs, -1),
         )
@@ -173,10 +183,18 @@ class Plane:
         lost = np.flatnonzero(mine & ~ended)
         for name in ("scheduled_s", "first_token_s", "finish_s"):
             rows[name][lost] = np.nan
-        for name in ("next", "segment_next", "segment_prev", "replica"):
+        for name in ("next", "replica"):
             rows[name][lost] = -1
-        for name in ("phase", "generated", "computed", "plain_before", "kept"):
+        for name in ("phase", "generated", "computed"):
             rows[name][lost] = 0
+        self._world.nodes[lost] = np.zeros((), kv_cache.NODE)
+        if self._world.shared.content.shape[1]:
+            first = len(rows) + replica * self._world.shared.content.shape[1]
+            self._world.nodes[first : first + self._world.shared.content.shape[1]] = np.zeros((), kv_cache.NODE)
+            kv_cache.empty_shared(self._world.shared, replica)
+            for i in lost:
+                begin, end = self._world.shared.held_offsets[i : i + 2]
+                self._world.shared.held[begin:end] = 0
         rows["status"][lost] = loop.UNDECIDED
         row = self._world.replicas[replica]
         kept = {name: row[name] for name in ("iterations", "preemptions", "busy_s", "prefix_queries", "prefix_hits")}
@@ -276,18 +294,28 @@ class Plane:
         rows["arrival_s"] = requests.arrival_s if requests.concurrency is None else 0.0
         for name in ("scheduled_s", "first_token_s", "finish_s"):
             rows[name] = np.nan
-        for name in ("next", "segment_next", "segment_prev", "replica"):
+        for name in ("next", "replica"):
             rows[name] = -1
         rows["status"] = loop.UNDECIDED
+        sizes = [s.block_size for s in self.specs]
+        shared = kv_cache.new_shared(requests, sizes, [s.num_gpu_blocks for s in self.specs])
         return loop.World(
             step_eval.pack_tables(self._tables),
             replicas,
             rows,
+            nodes=np.zeros(len(rows) + num_replicas * shared.content.shape[1], kv_cache.NODE),
+            shared=shared,
             crossing=np.zeros((num_replicas, max(s.block_size for s in self.specs)), np.int64),
             running=np.full((num_replicas, max(s.max_num_seqs for s in self.specs)), -1, np.int64),
             ended=np.zeros(0 if requests.concurrency is None else len(requests), np.int64),
             num_ended=np.zeros(1, np.int64),
         )
+
+
+def _with_nodes(world: loop.World) -> NDArray[np.void]:
+    """The caches' nodes with those of one more replica."""
+    num_slots = world.shared.content.shape[1]
+    return np.concatenate([world.nodes, np.zeros(num_slots, kv_cache.NODE)]) if num_slots else world.nodes
 
 
 def _with_row(array: NDArray[np.int64], columns: int, fill: int) -> NDArray[np.int64]:

@@ -70,6 +70,11 @@ class BlockPool:
             block.content = content
             self.cached[content] = block
 
+    def forget(self, owner: tuple[str, int], first: int) -> None:
+        """What a request's own blocks held from place ``first`` on is of no use: it computes them again."""
+        for content in [c for c in self.cached if isinstance(c, tuple) and c[:2] == owner and c[2] >= first]:
+            self.cached.pop(content).content = None
+
 
 @dataclass(eq=False)
 class Job:
@@ -84,6 +89,7 @@ class Job:
     num_returned: int = 0  # output tokens that have come out
     prefilling: bool = False
     finished: bool = False
+    num_remembered: int = 0  # full blocks that were put into the cache, or equal ones were there
     blocks: list[Block] = field(default_factory=list)
 
     @property
@@ -259,7 +265,9 @@ class Engine:
     def admit(self, sequence: Job, now: float, hit: list[Block]) -> None:
         run, i = self.run, sequence.index
         self.pool.hold(hit)
+        self.pool.forget(("own", i), len(hit))
         sequence.blocks = list(hit)
+        sequence.num_remembered = len(hit)
         sequence.num_computed_tokens = len(hit) * self.spec.block_size
         sequence.prefilling = True
         self.running.append(sequence)
@@ -297,9 +305,10 @@ class Engine:
         sequence.num_computed_tokens += tokens
         if self.spec.enable_prefix_caching:
             in_flight = 1 if self.spec.async_scheduling and not sequence.prefilling else 0
-            for place in range(len(sequence.blocks)):
-                if (place + 1) * self.spec.block_size <= sequence.num_computed_tokens - in_flight:
-                    self.pool.remember(sequence.blocks[place], self.content_of(sequence, place))
+            num_full = (sequence.num_computed_tokens - in_flight) // self.spec.block_size
+            for place in range(sequence.num_remembered, num_full):
+                self.pool.remember(sequence.blocks[place], self.content_of(sequence, place))
+            sequence.num_remembered = max(sequence.num_remembered, num_full)
         return True
 
     def preempt(self) -> Job:

@@ -21,7 +21,7 @@ class SharedPrefix:
     Attributes:
         units: (total,) unit of each hash of each request, numbered from 0.
         offsets: (n + 1,) where a request's units begin.
-        num_blocks: (n,) full blocks of a prompt that its hashes cover.
+        covered: (n,) prompt tokens that its hashes cover.
         unit_tokens, block_size: tokens of a unit and of a block.
         blocks_per_unit: contents of a unit.
         num_contents: all contents.
@@ -29,7 +29,7 @@ class SharedPrefix:
 
     units: I64
     offsets: I64
-    num_blocks: I64
+    covered: I64
     unit_tokens: int
     block_size: int
     blocks_per_unit: int
@@ -51,13 +51,13 @@ class SharedPrefix:
         per_unit = -(-tokens // block_size)
         num_units = int(units.max()) + 1 if len(units) else 0
         return SharedPrefix(
-            units.astype(np.int64).ravel(), offsets, (covered // block_size).astype(np.int64), tokens, block_size,
-            per_unit, num_units * per_unit,
+            units.astype(np.int64).ravel(), offsets, covered.astype(np.int64), tokens, block_size, per_unit,
+            num_units * per_unit,
         )  # fmt: skip
 
     def content(self, i: int, place: int) -> int:
         """The content of a prompt's block, or -1 where only this request has it."""
-        if place >= self.num_blocks[i]:
+        if place >= self.covered[i] // self.block_size:
             return -1
         unit = ((place + 1) * self.block_size - 1) // self.unit_tokens
         first = -(-(unit * self.unit_tokens + 1) // self.block_size) - 1  # the first block that ends in the unit

@@ -29,7 +29,13 @@ def assert_equal(fast: Records, plain: Records) -> None:
         np.testing.assert_allclose(getattr(fast, name), getattr(plain, name), rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_compiled_equals_plain(case: Case) -> None:
+    assert_equal(*both(case))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases(hashes=True))
+def test_compiled_equals_plain_with_shared_prefixes(case: Case) -> None:
     assert_equal(*both(case))
