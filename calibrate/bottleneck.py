@@ -22,6 +22,7 @@ from calibrate.step import StepShape
 from calibrate.step_time import KernelSums, step_table
 from catalogs.schema import Replica
 
+_LINEAR_NAMES = {"compute": "linear layers", "launch overhead": "small linear layers"}
 RESOURCES = ("compute", "memory bandwidth", "interconnect", "launch overhead")
 
 
@@ -30,7 +31,8 @@ class Part:
     """One part of a step on one GPU.
 
     Attributes:
-        name: weights (linear layers), KV (decode attention), prefill attention, collectives, other, overhead.
+        name: weights (linear layers that wait for them), linear layers, small linear layers, KV cache (decode
+            attention), prefill attention, collectives, other, overhead.
         seconds: its time.
         flops, num_bytes: arithmetic and DRAM traffic of it.
         resource: what bounds it.
@@ -161,7 +163,7 @@ def _linear_parts(kernels: KernelSums, tokens: float) -> Iterable[Part]:
         for i, value in enumerate((seconds, flops, size)):
             sums[_bound(replica, flops, size, seconds)][i] += count * value
     for resource, (seconds, flops, size) in sums.items():
-        yield Part("weights", seconds, flops, size, resource)
+        yield Part(_LINEAR_NAMES.get(resource, "weights"), seconds, flops, size, resource)
     if model.moe is not None:
         yield _experts_part(kernels, tokens)
 
