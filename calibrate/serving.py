@@ -247,7 +247,7 @@ def fit_overheads(points: Sequence[ServingPoint], predict: Predict, start: Mappi
 
     first = np.log([max(start.get(name, 0.0), least) for name, least in zip(FITTED, _LEAST_S, strict=True)])
     simplex = np.vstack([first, *(first + 1.5 * row for row in np.eye(len(first)))])
-    options: Any = {"xatol": 0.02, "fatol": 1e-5, "maxfev": 300, "initial_simplex": simplex}
+    options: Any = {"xatol": 0.02, "fatol": 1e-5, "maxfev": 150, "initial_simplex": simplex}
     found = minimize(loss, first, method="Nelder-Mead", options=options)
     return dict(start) | {name: float(v) for name, v in zip(FITTED, np.exp(found.x), strict=True)}
 
