@@ -273,7 +273,7 @@ def refit_overheads(data: Path, path: Path) -> None:
             "error_median": medians,
         }
     numbers = {k: v for k, v in table["vllm"].items() if isinstance(v, float)}
-    table["default"] = numbers | {"source": "as vLLM's; not measured for this framework"}
+    table["default"] = numbers | {"async_scheduling": False, "source": "as vLLM's; not measured for this framework"}
     write_text(path, json.dumps(table, indent=1) + "\n")
 
 
