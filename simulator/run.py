@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibrate.profile_error import replica_error
-from calibrate.work import flops_per_token, kv_bytes_per_token, replica_weight_bytes
 from catalogs.files import replacing
 from catalogs.units import SECONDS_PER_HOUR
 from simulator import metrics
+from simulator.line_report import fleet_documents
 from simulator.metrics import Latencies
 from simulator.records import COMPLETED, STATUS_NAMES, Records
 from simulator.workload import Requests
@@ -164,62 +164,6 @@ def time_breakdown(latencies: Latencies, lines: Sequence[Line], records: Records
         "request": {"queue": queue / total, "prefill": prefill / total, "decode": decode / total},
         "engine": {"step": max(0.0, busy - overhead), "overhead": min(overhead, busy), "idle": max(0.0, 1.0 - busy)},
     }
-
-
-def fleet_documents(
-    lines: Sequence[Line], requests: Requests, records: Records, duration_s: float
-) -> list[dict[str, Any]]:
-    """What each line of the fleet did: load, batch, use of the GPUs' peak and bandwidth while busy."""
-    answer, first = [], 0
-    for line in lines:
-        last = first + line.num_engines
-        answer.append(_line_document(line, first, last, requests, records, duration_s))
-        first = last
-    return answer
-
-
-def _line_document(
-    line: Line, first: int, last: int, requests: Requests, records: Records, duration_s: float
-) -> dict[str, Any]:
-    replica, model = line.replica, line.replica.model
-    served = (records.replica >= first) & (records.replica < last) & (records.status == COMPLETED)
-    inputs, outputs = requests.input_tokens[served], requests.output_tokens[served]
-    computed = inputs - records.num_cached_tokens[served]
-    iterations, busy_s = int(records.iterations[first:last].sum()), float(records.busy_s[first:last].sum())
-    num_computed, num_decoded = float(computed.sum()), float(np.maximum(outputs - 1, 0).sum())
-    context = float(np.maximum(outputs - 1, 0) @ (inputs + outputs / 2)) / max(num_decoded, 1.0)
-    prompt_context = float(computed @ (inputs - computed / 2)) / max(num_computed, 1.0)
-    flops = num_computed * flops_per_token(model, prompt_context) + num_decoded * flops_per_token(model, context)
-    parallel = replica.tensor_parallel_size * replica.pipeline_parallel_size
-    # every step reads the weights once (for a mixture of experts: an upper bound) and each decode its context's KV
-    read_bytes = iterations * replica_weight_bytes(replica) * parallel
-    read_bytes += num_decoded * context * kv_bytes_per_token(model, replica.kv_cache_dtype)
-    gpu_busy_s = max(busy_s * parallel, 1e-12)
-    peak = replica.gpu.peak_flops.get(_compute_dtype(line), 0.0)
-    bandwidth = replica.gpu.memory_bandwidth_bytes_per_s
-    return {
-        "gpu": replica.gpu.name,
-        "count": line.count,
-        "gpus_per_replica": replica.num_gpus,
-        "tensor_parallel_size": replica.tensor_parallel_size,
-        "precision": replica.precision,
-        "framework": replica.engine.framework,
-        "num_gpu_blocks": line.spec.num_gpu_blocks,
-        "requests_completed": int(served.sum()),
-        "busy_share": busy_s / (line.num_engines * duration_s),
-        "tokens_per_iteration": (num_computed + num_decoded) / max(iterations, 1),
-        "decodes_per_iteration": num_decoded / max(iterations, 1),
-        "preemptions": int(records.preemptions[first:last].sum()),
-        "mfu": flops / (gpu_busy_s * peak) if peak else None,
-        "mbu": read_bytes / (gpu_busy_s * bandwidth) if model.moe is None else None,
-        "memory_gib": {p.name: p.num_bytes / 2**30 for p in line.memory.parts},
-    }
-
-
-def _compute_dtype(line: Line) -> str:
-    from calibrate.precisions import precision
-
-    return str(precision(line.replica.precision).compute)
 
 
 def write_requests(path: str | Path, requests: Requests, records: Records) -> None:

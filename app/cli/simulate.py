@@ -226,7 +226,12 @@ def _verdicts(slo: Mapping[str, Any], prefix: str = "") -> list[list[object]]:
 
 def run_notes(answer: Mapping[str, Any]) -> list[str]:
     """Sentences that a reader of the tables needs."""
-    notes = [f"Step times: profile {p['name']} ({p['source']})" for p in _distinct(answer["profiles"])]
+    notes = [
+        f"{x['count']} x {x['gpu']}: bottleneck {x['bottleneck']} ({x['bottleneck_why']})."
+        for x in answer["fleet"]
+        if x.get("bottleneck")
+    ]
+    notes += [f"Step times: profile {p['name']} ({p['source']})" for p in _distinct(answer["profiles"])]
     steady = answer["steady_state"]
     if answer["overload"]:
         offered, served = answer["overload"]["offered_rps"], answer["overload"]["served_rps"]

@@ -121,6 +121,23 @@ def test_overload_is_said_with_the_rate_that_is_served(tmp_path: Path) -> None:
     assert answer["overload"]["served_rps"] < answer["overload"]["offered_rps"] == pytest.approx(400, rel=0.1)
 
 
+def test_the_bottleneck_is_named_with_its_numbers(tmp_path: Path) -> None:
+    light = played(tmp_path)["fleet"][0]
+    assert light["bottleneck"] == "memory bandwidth" and "GB/s" in light["bottleneck_why"]
+    assert 0 < light["mbu"] < 1 and 0 < light["mfu"] < 1 and 0 < light["kv_share_mean"] < 1
+    closed = SMALL.replace("process: poisson, rate_rps: 20,", "process: closed_loop, concurrency: 64,")
+    crowded = played(tmp_path, closed.replace("count: 2", "count: 1, engine: {max_num_seqs: 4}"))["fleet"][0]
+    assert crowded["bottleneck"] == "seats" and crowded["running_mean"] == pytest.approx(4, rel=0.1)
+    starved = played(tmp_path, closed.replace("count: 2", "count: 1, engine: {num_gpu_blocks: 200}"))["fleet"][0]
+    assert starved["bottleneck"] == "memory capacity"
+
+
+def test_mean_running_and_waiting_follow_littles_law(tmp_path: Path) -> None:
+    answer = played(tmp_path, SMALL.replace("count: 2", "count: 1"))
+    line, rate = answer["fleet"][0], answer["requests_per_s"]
+    assert line["running_mean"] + line["waiting_mean"] == pytest.approx(rate * answer["e2e_s"]["mean"], rel=1e-9)
+
+
 def test_data_parallel_replicas_are_engines_of_their_own(tmp_path: Path) -> None:
     two = played(tmp_path)
     parallel = played(tmp_path, SMALL.replace("count: 2", "count: 1, data_parallel_size: 2"))
