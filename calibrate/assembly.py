@@ -161,8 +161,13 @@ def fit_measurements(file: MeasurementFile, name: str) -> dict[str, Any]:
         InputError: the file holds no kernels to fit.
     """
     from calibrate.device import measured_gpu
+    from calibrate.importers.aiconfigurator import find_device
 
-    gpu = measured_gpu(file.header)
+    measured = measured_gpu(file.header)
+    try:
+        gpu = find_device(measured.name)  # its data sheet: shares of it stay comparable between GPUs
+    except InputError:
+        gpu = measured
     origin = Origin(
         name=name,
         source=f"measured here on {gpu.name}: {file.path}",
@@ -173,6 +178,8 @@ def fit_measurements(file: MeasurementFile, name: str) -> dict[str, Any]:
     donor = donor_for(gpu)
     if donor is not None:
         document = complete(document, donor)
+    if gpu is not measured:
+        return document
     document["device"] = {
         "peak_flops": dict(gpu.peak_flops),
         "memory_bandwidth_bytes_per_s": gpu.memory_bandwidth_bytes_per_s,

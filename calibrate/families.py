@@ -56,12 +56,12 @@ def variant_form(variant: str) -> Precision:
 
 
 # --- GEMM -----------------------------------------------------------------------------------------------------------
-_TILE_START = (0.1, 0.2, 0.4, 0.6, 0.6, 0.8, 0.85, 0.85)
+_TILE_START = (0.03, 0.1, 0.2, 0.4, 0.6, 0.6, 0.8, 0.85, 0.85)
 _GEMM_START = {
     **{f"tile_{a}x{b}": (e, 1e-3, 3.0) for (a, b), e in zip(gemm.TILES, _TILE_START, strict=True)},
-    "sm_bytes_per_flop": (0.02, 0.002, 0.2),
+    "sm_bytes_per_flop": (0.02, 0.002, 10.0),
     "eff_bandwidth": (0.8, 0.2, 1.0),
-    "l2_bytes_per_flop": (0.008, 0.001, 0.1),
+    "l2_bytes_per_flop": (0.008, 0.001, 10.0),
     "l2_copies": (3.0, 0.5, 30.0),
     "launch_s": (3e-6, 1e-7, 3e-5),
     "wave_s": (5e-7, 1e-8, 1e-5),
@@ -206,9 +206,9 @@ FAMILIES: dict[str, Family] = {
     "decode_attention": Family(
         columns=_ATTENTION_COLUMNS, split=("num_heads", "num_kv_heads", "head_dim"),
         start={
-            "eff_bandwidth": (0.85, 0.1, 1.0), "eff_flops": (0.3, 0.005, 1.0), "l2_bytes_per_flop": (0.008, 0.001, 0.1),
-            "l2_copies": (1.0, 0.3, 6.0), "l2_sharpness": (6.0, 1.0, 40.0), "launch_s": (1.2e-5, 1e-6, 5e-5),
-            "block_s": (3e-6, 1e-8, 3e-5), "sharpness": (2.0, 1.0, 8.0),
+            "eff_bandwidth": (0.85, 0.1, 1.0), "eff_flops": (0.3, 0.005, 1.0), "l2_copies": (1.0, 0.3, 6.0),
+            "l2_bytes_per_flop": (0.008, 0.001, 10.0), "l2_sharpness": (6.0, 1.0, 40.0),
+            "launch_s": (1.2e-5, 1e-6, 5e-5), "block_s": (3e-6, 1e-8, 3e-5), "sharpness": (2.0, 1.0, 8.0),
         },
         physics=_decode_physics, axes=_decode_axes,
         knots=({
@@ -223,7 +223,7 @@ FAMILIES: dict[str, Family] = {
         split=("hidden", "inter", "per_token", "num_experts", "tp"),
         start={
             "eff_sm_flops": (0.5, 0.01, 1.0), "eff_bandwidth": (0.7, 0.05, 1.0), "row_bytes": (8.0, 0.5, 100.0),
-            "launch_s": (2e-5, 1e-6, 3e-4), "l2_bytes_per_flop": (0.008, 0.001, 0.1), "l2_copies": (2.0, 0.5, 30.0),
+            "launch_s": (2e-5, 1e-6, 3e-4), "l2_bytes_per_flop": (0.008, 0.001, 10.0), "l2_copies": (2.0, 0.5, 30.0),
             "sharpness": _CORNER,
         },
         physics=_experts_physics, axes=_experts_axes,

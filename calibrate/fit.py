@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from calibrate import residual
 from calibrate.families import FAMILIES, Family, column, variant_form
 from calibrate.precisions import PRECISIONS, Precision
+from calibrate.roofline import peak_flops
 from catalogs.schema import Gpu
 
 FloatArray = NDArray[np.float64]
@@ -61,6 +62,11 @@ def fit_physics(
     measured = np.concatenate([np.log(column(frame, "time_s")) for _, frame in rows])
     names = list(family.start)
     start, low, high = (np.log([family.start[name][i] for name in names]) for i in range(3))
+    for name in ("sm_bytes_per_flop", "l2_bytes_per_flop"):  # of a CPU, whose peak is low for its bandwidth
+        if name in names:
+            index, devices = names.index(name), [gpu for gpu, _ in parts]
+            ratios = [gpu.memory_bandwidth_bytes_per_s / peak_flops(gpu, "bf16") for gpu in devices]
+            start[index] = max(start[index], np.log(4.0 * np.median(ratios)))
     if near is not None:
         start = np.clip(np.log([near[name] for name in names]), low, high)
     pull = (0.05 if near is None else 0.3) * np.sqrt(len(measured) / 4000.0)

@@ -21,7 +21,7 @@ from calibrate.roofline import peak_flops
 from catalogs.schema import Gpu
 
 FloatArray = NDArray[np.float64]
-TILES = ((16, 64), (32, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
+TILES = ((1, 64), (16, 64), (32, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
 SPLITS = (1, 2, 4, 8)
 SHARPNESS = 6.0  # of the rounded corner between compute and traffic
 
@@ -47,7 +47,9 @@ def physics_s(
     weight = 2.0 if form.weight_only else max(form.weight_bytes, 0.5)  # widened weights feed the units as 16 bit
     blocks = np.full(np.broadcast_shapes(m.shape, n.shape, k.shape), np.inf)
     for a, b in TILES:
-        efficiency = fit[f"tile_{a}x{b}"]
+        efficiency = fit.get(f"tile_{a}x{b}")
+        if efficiency is None:
+            continue
         loads = np.minimum(a, m) * form.activation_bytes + np.minimum(b, n) * weight
         step = np.maximum(2.0 * a * b / (sm_flops * efficiency), loads / (sm_loads * fit["sm_bytes_per_flop"]))
         tiles = np.ceil(m / a) * np.ceil(n / b)

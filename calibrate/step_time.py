@@ -346,6 +346,8 @@ def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: in
     Raises:
         InputError: unknown profile kind, or the GPU cannot run the precision. MissingError: a kernel family is missing.
     """
+    if profile.device:
+        replica = replace(replica, gpu=replace(replica.gpu, **profile.device))
     builder = TABLE_BUILDERS.get(profile.kind)
     if builder is None:
         raise InputError(f"profile {profile.name} is of unknown kind {profile.kind!r}", remedy="update this program")

@@ -93,8 +93,11 @@ def test_several_backends_must_be_chosen_from(tmp_path: Path) -> None:
         import_tables("aiconfigurator", tmp_path)
 
 
-def test_vidur_tables_become_a_profile() -> None:
-    document = import_tables("vidur", shared_data("kernels/vidur/a100"))
+def test_vidur_tables_become_a_profile(tmp_path: Path) -> None:
+    rows = pd.read_csv(shared_data("kernels/vidur/a100/Llama-2-7b-hf/mlp.csv")).iloc[::6]
+    (tmp_path / "a100").mkdir()
+    rows.to_csv(tmp_path / "a100" / "mlp.csv", index=False)
+    document = import_tables("vidur", tmp_path / "a100")
     assert document["gpu"] == "A100-80GB"
     assert document["error"]["gemm"]["bf16"]["median"] < 0.10
     assert document["families"]["elementwise"]["default"]["launch_s"] < 1e-4
