@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from calibrate.step import StepTable
 from catalogs.errors import InputError
-from simulator import feed, kv_cache, loop, routing, step_eval
+from simulator import feed, invariants, kv_cache, loop, routing, step_eval
 from simulator.records import FAILED, Records
 from simulator.workload import Requests
 
@@ -248,6 +248,10 @@ class Plane:
             num_completed=int(np.count_nonzero(self._world.requests["finish_s"] < self.now_s)),
         )
 
+    def check(self) -> None:
+        """Look for broken invariants (docs/invariants.md); raises ``BrokenInvariantError``."""
+        invariants.check_world(self._world, self.now_s)
+
     def finish(self) -> Records:
         """Run until nothing is left to do."""
         self.advance(np.inf)
@@ -273,6 +277,7 @@ class Plane:
             prefix_hits=replicas["prefix_hits"].copy(),
             num_gpu_blocks=np.array([s.num_gpu_blocks for s in self.specs], np.int64),
             end_s=float(np.max(replicas["inflight_s"], initial=0.0)),
+            stall_s=rows["stall_s"].copy(),
         )
 
     def _table_of(self, spec: ReplicaSpec) -> int:

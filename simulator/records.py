@@ -25,6 +25,7 @@ class Records:
         prefix_queries, prefix_hits: (r,) prompt tokens asked of and found in the prefix cache.
         num_gpu_blocks: (r,) KV blocks of each replica.
         end_s: when the last replica went idle.
+        stall_s: (n,) preempted and waiting to be admitted again; None where it was not measured.
         series: optional time series, name to array, all on ``series["t_s"]``.
     """
 
@@ -44,3 +45,4 @@ class Records:
     num_gpu_blocks: NDArray[np.int64]
     end_s: float
     series: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    stall_s: NDArray[np.float64] | None = None

@@ -155,13 +155,19 @@ def time_breakdown(latencies: Latencies, lines: Sequence[Line], records: Records
     queue = float(latencies.queue[done].sum())
     prefill = float(latencies.ttft[done].sum()) - queue
     decode = float((latencies.e2e - latencies.ttft)[done].sum())
+    stall = 0.0 if records.stall_s is None else min(float(records.stall_s[done].sum()), decode)
     total = max(queue + prefill + decode, 1e-12)
     tables = [line.spec.step_table for line in lines for _ in range(line.num_engines)]
     engine_time = len(tables) * duration_s
     overhead = sum(t.overhead_s * int(n) for t, n in zip(tables, records.iterations, strict=True)) / engine_time
     busy = float(records.busy_s.sum()) / engine_time
     return {
-        "request": {"queue": queue / total, "prefill": prefill / total, "decode": decode / total},
+        "request": {
+            "queue": queue / total,
+            "prefill": prefill / total,
+            "decode": (decode - stall) / total,
+            "stall": stall / total,
+        },
         "engine": {"step": max(0.0, busy - overhead), "overhead": min(overhead, busy), "idle": max(0.0, 1.0 - busy)},
     }
 

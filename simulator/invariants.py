@@ -1,0 +1,83 @@
+"""What must hold in any run of the engine; numbered in docs/invariants.md."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from simulator import loop
+from simulator.records import COMPLETED, Records
+from simulator.workload import Requests
+
+CHECKS = 64  # instants of a checked run at which the replicas are looked into
+
+
+class BrokenInvariantError(AssertionError):
+    """The engine broke one of its own rules: a fault of ours."""
+
+
+def _demand(holds: bool | np.bool_, number: int, what: str) -> None:
+    if not holds:
+        raise BrokenInvariantError(f"invariant {number}: {what}")
+
+
+def check_records(requests: Requests, records: Records) -> None:
+    """Invariants of a finished run.
+
+    Raises:
+        BrokenInvariantError: one does not hold.
+    """
+    done = records.status == COMPLETED
+    n = len(requests)
+    lengths = {len(column) for column in (records.status, records.finish_s, records.replica, records.arrival_s)}
+    _demand(lengths == {n}, 1, "requests are not conserved")
+    _demand(bool((records.replica[done] >= 0).all()), 1, "a completed request has no replica")
+    _demand(not np.isnan(records.finish_s[done]).any(), 1, "a completed request has no end")
+    instants = (records.arrival_s, records.scheduled_s, records.first_token_s, records.finish_s)
+    for before, after in pairwise(instants):
+        _demand(bool((before[done] <= after[done]).all()), 3, "a request's instants are out of order")
+    _demand(bool((records.busy_s <= records.end_s + 1e-6).all()), 4, "a replica was busy longer than the run")
+    _demand(bool((records.num_cached_tokens <= requests.input_tokens).all()), 2, "more cached tokens than prompt")
+
+
+def check_world(world: loop.World, now_s: float) -> None:
+    """Invariants of the replicas between two decisions.
+
+    Raises:
+        BrokenInvariantError: one does not hold.
+    """
+    rows = world.requests
+    for r, me in enumerate(world.replicas):
+        running = world.running[r, : me["num_running"]]
+        _demand(len(set(running.tolist())) == len(running), 1, "a request runs twice")
+        _demand(bool((rows["replica"][running] == r).all()), 1, "a request runs elsewhere than it was sent")
+        _demand(me["num_running"] <= me["max_num_seqs"], 5, "more sequences than seats")
+        _demand(me["next_s"] >= now_s, 4, "a decision lies in the past")
+        decoding = running[rows["phase"][running] == loop.DECODING]
+        computed = rows["computed"][running].copy()
+        is_decoding = rows["phase"][running] == loop.DECODING
+        computed[is_decoding] = rows["base"][decoding] + me["steps"]
+        _demand(len(decoding) == me["num_decode"], 2, "the decode counter is off")
+        _demand((computed[is_decoding] + 1).sum() == me["sum_context"], 2, "the context counter is off")
+        _demand(world.crossing[r].sum() == len(decoding), 2, "the block-crossing counters are off")
+        _demand(_free_blocks(world, r) == me["free"], 2, "the free queue does not add up")
+        _demand(_held_blocks(world, r, running, computed) + me["free"] == me["num_blocks"], 2, "blocks leak")
+        stuck = me["num_running"] == 0 and me["head"] >= 0 and me["inflight_s"] < now_s and me["next_s"] == np.inf
+        _demand(not stuck, 7, "a replica idles while a request waits")
+
+
+def _free_blocks(world: loop.World, r: int) -> int:
+    me = world.replicas[r]
+    total, node = int(me["plain_after"]), int(me["first"])
+    while node >= 0:
+        total += int(world.nodes[node]["plain_before"] + world.nodes[node]["kept"])
+        node = int(world.nodes[node]["next"])
+    return total
+
+
+def _held_blocks(world: loop.World, r: int, running: np.ndarray, computed: np.ndarray) -> int:
+    """Blocks of running requests; those that several hold count once."""
+    blocks = int((-(-computed // world.replicas[r]["block_size"])).sum())
+    holders = world.shared.holders[r]
+    return blocks - int(np.maximum(holders - 1, 0).sum())
