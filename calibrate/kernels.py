@@ -67,10 +67,12 @@ def _dense_gemm(case: Case, m: int, n: int, k: int, device: torch.device) -> Wor
     weight = torch.randn(n, k, device=device, dtype=dtype)
     if device.type != "cuda" or case.dtype not in ("fp32", "tf32"):
         return lambda: F.linear(a, weight)
-    precision = "tf32" if case.dtype == "tf32" else "ieee"
+    if case.dtype == "tf32" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise NotSupportedError("tf32 needs compute capability 8.0 or later")
+    precision = "high" if case.dtype == "tf32" else "highest"
 
     def work() -> Tensor:
-        torch.backends.cuda.matmul.fp32_precision = precision
+        torch.set_float32_matmul_precision(precision)
         return F.linear(a, weight)
 
     return work

@@ -2,7 +2,8 @@
 
     python random_model.py DIRECTORY WEIGHTS HIDDEN LAYERS HEADS KV_HEADS MLP VOCAB
 
-WEIGHTS: float32, bfloat16, or none for servers that make up weights themselves. Needs transformers. The generation config has no end token, so that answers are as long as asked for.
+WEIGHTS: float32, bfloat16, or none for servers that make up weights themselves. Needs transformers. The generation
+config has no end token, so that answers are as long as asked for.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Timer:
         self.states: list[DeviceState] = []
         self._is_cuda = device.type == "cuda"
         if self._is_cuda:
-            cache_bytes = int(torch.cuda.get_device_properties(device).L2_cache_size)
+            cache_bytes = 2 * int(torch.cuda.get_device_properties(device).L2_cache_size)
         else:
             cache_bytes = int(last_level_cache_bytes())
         self._flush = torch.zeros(max(cache_bytes, 2**22) // 4, dtype=torch.float32, device=device)

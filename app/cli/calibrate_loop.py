@@ -37,7 +37,7 @@ MEASURED_SEED, CHECKED_SEED = 0, 1
 @click.option("--check-concurrency", type=Numbers(), default="4,8", show_default=True, help="Loads to predict.")
 @click.option("--check-input-tokens", type=click.IntRange(min=1), default=256, show_default=True)
 @click.option("--check-rate-share", type=click.FloatRange(0.05, 0.95), default=0.5, show_default=True,
-              help="Poisson arrivals at this share of the highest measured rate.")  # fmt: skip
+              help="Poisson arrivals of the middle length, at this share of its highest measured rate.")  # fmt: skip
 @click.option("--num-requests", type=click.IntRange(min=2), default=24, show_default=True, help="At each load.")
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Times the loads to predict run."
@@ -134,7 +134,8 @@ def _unseen(options: dict[str, Any], learned: Measured) -> list[Load]:
     num, tokens, length = options["num_requests"], options["output_tokens"], options["check_input_tokens"]
     loads = [Load(c, length, tokens, max(num, 3 * c)) for c in options["check_concurrency"]]
     middle = sorted(options["input_tokens"])[len(options["input_tokens"]) // 2]
-    best = max(p.requests_per_s or 0.0 for p in learned.points)
+    alike = [p for p in learned.points if abs(p.input_tokens - middle) <= 0.25 * middle] or learned.points
+    best = max(p.requests_per_s or 0.0 for p in alike)
     loads.append(Load(None, middle, tokens, 2 * num, rate_rps=round(options["check_rate_share"] * best, 3)))
     return loads * int(options["repeats"])
 
