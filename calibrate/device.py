@@ -167,7 +167,8 @@ def measured_gpu(header: Mapping[str, Any]) -> Gpu:
     return Gpu(
         name=str(header["name"]),
         architecture=str(header.get("architecture", header["device"])),
-        compute_capability=float(header.get("compute_capability") or 0.0),
+        # a CPU has none: what it runs is what it was measured in, so none of the GPUs' bars may stop it
+        compute_capability=float(header.get("compute_capability") or 10.0),
         num_sms=int(header["num_sms"]),
         peak_flops={str(k): float(v) for k, v in header["achieved_peak_flops"].items()},
         memory_bytes=float(header["memory_bytes"]),

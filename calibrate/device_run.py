@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from catalogs.errors import InputError
 Progress = Callable[[str, float], None]
 BUSY_LOAD_PER_CORE = 0.3
 BATCH_SHARE = 0.35  # of the time budget, for whole batches
+QUICK_S = 30.0  # budget below which the probe keeps to small matrices
 OVERRUN = 1.3  # times the budget after which the rest of the sweep is left out
 _UNRUNNABLE = (NotSupportedError, RuntimeError, NotImplementedError, ValueError, AttributeError, TypeError)
 
@@ -103,6 +104,8 @@ def probe(device: torch.device, scale: Scale, dtypes: Sequence[str]) -> tuple[di
     timer = Timer(device, target_s=0.1, max_samples=10)
     peaks, skipped = {}, []
     sizes = (1024, 8192) if device.type == "cuda" else (256, 1024)
+    if scale.budget_s < QUICK_S:
+        sizes = (128, 256)
     for dtype in dtypes:
         try:
             for size in sizes:  # the small one tells whether the large one would take too long
@@ -173,6 +176,7 @@ def _open(device: torch.device, scale: Scale, path: Path, dtypes: Sequence[str])
         return dict(held.header), {p.key for p in held.points} | skipped
     measured, skipped_lines = probe(device, scale, dtypes)
     header = found | measured | {"decoder": scale.decoder.name, "encoder": scale.encoder.name}
+    header["decoder_model"] = {k: v for k, v in asdict(scale.decoder).items() if isinstance(v, (str, int, float))}
     append_lines(path, [header_line(header), *skipped_lines])
     return header, set()
 

@@ -138,11 +138,9 @@ def kernel_cases(scale: Scale, dtypes: Sequence[str], is_cuda: bool) -> list[Cas
 
 def _gemms(scale: Scale, dtype: str, variant: str) -> Iterator[Case]:
     in_full = dtype in (scale.main_dtype, "bf16", "fp8") and variant == "dense"
-    widths = list(decoder_widths(scale.decoder))
-    if in_full:
-        widths += [*encoder_widths(scale.encoder), *scale.extra_widths]
+    widths = [*decoder_widths(scale.decoder), *encoder_widths(scale.encoder), *scale.extra_widths]
     for n, k in dict.fromkeys(widths):  # ordered, once each
-        for m in scale.num_tokens if in_full else scale.num_tokens[::2]:
+        for m in scale.num_tokens if in_full else scale.num_tokens[::3]:
             if n != scale.decoder.vocab_size or m <= 512:  # lm_head runs on sampled positions alone
                 yield make_case("gemm", dtype, {"m": m, "n": n, "k": k}, variant)
 

@@ -15,6 +15,7 @@ SUBCOMMANDS: dict[str, str] = {
     "profiler": "Read a PyTorch or Nsight trace into kernel families; DCGM counters against the roofline.",
     "import": "Make a profile from published kernel tables.",
     "fit": "Turn measurements into a profile.",
+    "batches": "Whole batches that were measured, against what a fitted profile predicts.",
     "validate": "Predicted against measured, with a gate.",
     "list": "The shipped profiles.",
     "show": "One profile: what it rests on, its range and errors.",

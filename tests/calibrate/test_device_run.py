@@ -17,7 +17,7 @@ from calibrate.compose import KernelTimes, batch_parts  # noqa: E402
 from calibrate.device import DeviceState, measured_gpu, slowdown_reasons, throttling  # noqa: E402
 from calibrate.measurements import SHAPES, Measurement, read_measurements  # noqa: E402
 from calibrate.paged_decoder import PagedDecoder, Step, make_step  # noqa: E402
-from catalogs.errors import InputError, MissingError  # noqa: E402
+from catalogs.errors import GateError, InputError, MissingError  # noqa: E402
 
 CPU = torch.device("cpu")
 SCALE = dataclasses.replace(sweep.quick_scale(), num_tokens=(1, 16), target_s=0.001, max_samples=3)
@@ -203,3 +203,24 @@ def test_without_torch_the_pip_line_is_given(tmp_path: Path, monkeypatch: pytest
 def test_a_directory_that_does_not_exist_is_refused() -> None:
     result = CliRunner().invoke(cli, ["calibrate", "run", "--device", "cpu", "-o", "/no/such/dir/m.jsonl"])
     assert isinstance(result.exception, InputError) and "no directory" in str(result.exception)
+
+
+def test_a_fitted_profile_is_checked_on_whole_steps_it_did_not_see(measured: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "cpu.json"
+    runner = CliRunner()
+    fitted = runner.invoke(cli, ["calibrate", "fit", str(measured), "-o", str(profile)])
+    assert fitted.exit_code == 0, fitted.exception
+    result = runner.invoke(cli, ["calibrate", "batches", str(measured), str(profile), "--format", "json"])
+    assert result.exit_code == 0, result.exception
+    document = json.loads(result.stdout)
+    assert len(document["steps"]) == len(read_measurements(measured).family("step"))
+    assert all(step["predicted_s"] > 0 for step in document["steps"])
+    gated = runner.invoke(cli, ["calibrate", "batches", str(measured), str(profile), "--max-error", "0"])
+    assert isinstance(gated.exception, GateError)
+
+
+def test_a_file_without_whole_steps_cannot_check_a_profile(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    device_run.make_plan(CPU, SCALE, path, batches=False)
+    result = CliRunner().invoke(cli, ["calibrate", "batches", str(path), "h100-sxm"])
+    assert isinstance(result.exception, MissingError) and "no whole steps" in str(result.exception)
