@@ -48,7 +48,7 @@ class LongRun:
         fleet: the control plane's run: ledger, targets, losses, series (its latencies are those of the stream).
         ttft_s, tpot_s, e2e_s, queue_s, input_tokens, output_tokens: of the requests in the windows.
         weight: how many requests each of them stands for.
-        windows: (start, weight) of each window.
+        windows: (start, weight) of each window: the requests that it stands for over its own.
     """
 
     fleet: FleetResult
@@ -128,7 +128,7 @@ def run_long(
 
 
 def choose_windows(requests: Requests, fluid: FleetResult, windows: Windows) -> list[tuple[float, float]]:
-    """(start, how many windows it stands for): the busiest, and the middle of each of ``num - 1`` groups by load."""
+    """(start, requests that it stands for over its own): the busiest, and the middle of each of the groups by load."""
     end = float(requests.arrival_s[-1])
     starts = np.arange(0.0, max(end - windows.length_s, 1.0), windows.length_s)
     t, series = fluid.series["t_s"], fluid.series
@@ -141,11 +141,14 @@ def choose_windows(requests: Requests, fluid: FleetResult, windows: Windows) -> 
         stood = float(np.maximum(ready[inside], 0.5).min()) if inside.any() else 1.0
         load[i] = (last[i] - first[i]) / stood
     order = np.argsort(load, kind="stable")
+    counts = (last - first).astype(float)
     if len(order) <= windows.num:
-        return [(float(starts[i]), 1.0) for i in sorted(order)]
-    groups = np.array_split(order[:-1], windows.num - 1)
-    picked = [(float(starts[g[len(g) // 2]]), float(len(g))) for g in groups]
-    return sorted([*picked, (float(starts[order[-1]]), 1.0)])
+        groups = [np.array([i]) for i in sorted(order)]
+    else:
+        groups = [*np.array_split(order[:-1], windows.num - 1), order[-1:]]
+    picked = [(int(g[len(g) // 2]), float(counts[g].sum())) for g in groups]
+    scale = len(requests) / max(counts.sum(), 1.0)  # what the last, partial window has is shared out
+    return sorted((float(starts[i]), scale * total / counts[i]) for i, total in picked if counts[i] > 0)
 
 
 def _play(
