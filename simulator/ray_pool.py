@@ -14,6 +14,7 @@ from simulator.pool import Done, Failure, Function, attempt
 RETRIES = 3  # of a task whose worker or node died
 NUM_RETURNS_AT_ONCE = 64
 KNOCK_S = 5.0
+MOST_AT_ONCE = 16  # points that one Ray task plays
 
 
 def run_ray(
@@ -53,23 +54,39 @@ def _knock(address: str) -> None:
 def _run(
     ray: Any, function: Function, tasks: Sequence[Any], numbers: Sequence[int], at_a_time: int | None
 ) -> Iterator[Done]:
-    remote = ray.remote(num_cpus=1, max_retries=RETRIES)(attempt)
+    remote = ray.remote(num_cpus=1, max_retries=RETRIES)(attempt_all)
     waiting = deque(numbers)
-    running: dict[Any, int] = {}
+    running: dict[Any, list[int]] = {}
     while waiting or running:
         limit = at_a_time or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
         while waiting and len(running) < limit:
-            number = waiting.popleft()
-            running[remote.remote(function, tasks[number])] = number
+            # a few at once while there are many, one by one towards the end, so that all nodes end together
+            share = max(1, min(MOST_AT_ONCE, len(waiting) // (4 * limit)))
+            batch = [waiting.popleft() for _ in range(share)]
+            running[remote.remote(function, [tasks[number] for number in batch])] = batch
         ready, _ = ray.wait(list(running), num_returns=1)
         more, _ = ray.wait(list(running), num_returns=min(len(running), NUM_RETURNS_AT_ONCE), timeout=0)
         for reference in {*ready, *more}:
-            yield Done(running.pop(reference), _result(ray, reference))
+            batch = running.pop(reference)
+            results = _results(ray, reference)
+            if isinstance(results, Failure) and len(batch) > 1:  # which of them it was shows when each runs alone
+                for number in batch:
+                    running[remote.remote(function, [tasks[number]])] = [number]
+                continue
+            each = [results] * len(batch) if isinstance(results, Failure) else results
+            for number, result in zip(batch, each, strict=True):
+                yield Done(number, result)
 
 
-def _result(ray: Any, reference: Any) -> Any:
+def attempt_all(function: Function, tasks: Sequence[Any]) -> list[Any]:
+    """``attempt`` on each task."""
+    return [attempt(function, task) for task in tasks]
+
+
+def _results(ray: Any, reference: Any) -> list[Any] | Failure:
     try:
-        return ray.get(reference)
+        found: list[Any] = ray.get(reference)
+        return found
     except ray.exceptions.OutOfMemoryError:
         return Failure("out of memory on the node that ran it", "MemoryError")
     except ray.exceptions.RayTaskError as error:  # raised before the task ran: the project is not installed there

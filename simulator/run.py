@@ -69,6 +69,8 @@ def simulate(scenario: Scenario, requests: Requests | None = None, *, series_int
     lines = tuple(build_fleet(scenario))
     if requests is None:
         requests = load_workload(scenario.workload, scenario.seed)
+    if lines[0].replica.model.kind != "decoder":  # an encoder answers once, whatever the trace says of its output
+        requests = replace(requests, output_tokens=np.ones_like(requests.output_tokens))
     if scenario.is_live:
         return _simulate_live(scenario, lines, requests)
     num_engines = sum(line.num_engines for line in lines)

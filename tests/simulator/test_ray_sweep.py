@@ -95,7 +95,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(cluster: str, tmp_path: Pat
         while len(list((tmp_path / "ran").iterdir())) < 6 and time.monotonic() < deadline:
             time.sleep(0.05)
         for pid, command in processes():
-            if "ray::attempt" in command:
+            if "ray::attempt_all" in command:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
                 return

@@ -138,6 +138,13 @@ def test_mean_running_and_waiting_follow_littles_law(tmp_path: Path) -> None:
     assert line["running_mean"] + line["waiting_mean"] == pytest.approx(rate * answer["e2e_s"]["mean"], rel=1e-9)
 
 
+def test_an_encoder_answers_once_whatever_the_trace_says_of_its_output(tmp_path: Path) -> None:
+    text = SMALL.replace("llama-3.1-8b", "bert-large").replace("low: 1, high: 100", "low: 0, high: 100")
+    answer = played(tmp_path, text.replace("mean: 500, cv: 0.9", "mean: 100, cv: 0.5, max: 500"))
+    assert answer["requests"]["completed"] == 300
+    assert answer["ttft_s"] == answer["e2e_s"] and answer["tpot_s"]["mean"] is None
+
+
 def test_data_parallel_replicas_are_engines_of_their_own(tmp_path: Path) -> None:
     two = played(tmp_path)
     parallel = played(tmp_path, SMALL.replace("count: 2", "count: 1, data_parallel_size: 2"))
