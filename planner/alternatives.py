@@ -10,8 +10,9 @@ import numpy as np
 from planner.answer import purchase_lines, summary
 from planner.candidates import Candidate
 from planner.fleet_model import FleetModel, Option
-from planner.milp import Solution, solve
+from planner.milp import Solution
 from planner.search import Search
+from planner.solve import solve
 
 GAP = 1e-3
 SETTLED = 3  # single types whose capacities are simulated; the others stand at their bounds

@@ -15,15 +15,16 @@ from planner import alternatives, confidence
 from planner.answer import SCHEMA_VERSION, Line, line_document, plan_document, purchase_lines
 from planner.candidates import Candidate, enumerate_candidates
 from planner.capacity import Capacities
-from planner.demand import Demand, demand_of
+from planner.demand import demand_of
 from planner.fleet_model import FleetModel
 from planner.floors import below_the_floor
-from planner.horizon import base_model
+from planner.horizon import Horizon, base_model, horizon_of, zone_availability
 from planner.market import region_of
 from planner.milp import Solution
 from planner.problem import Problem
+from planner.purchase import extra_of
 from planner.relax import explain_infeasible
-from planner.search import Search
+from planner.search import Search, pressed
 from planner.store import CapacityStore, default_store
 from planner.verify import Verdict
 from simulator.replicas import Line as Served
@@ -52,13 +53,17 @@ class Found:
         return purchase_lines(self.model, self.solution, self.search.candidates)
 
 
-def recommend_by_simulation(problem: Problem, progress: Progress) -> dict[str, Any]:
+def recommend_by_simulation(problem: Problem, progress: Progress, prove: bool = False) -> dict[str, Any]:
     """See ``planner.recommend``."""
     store = default_store()
     try:
         found = find_plan(problem, progress, store)
         progress("fresh draws of the workload", 0.85)
         answer = describe(found, progress)
+        if prove:
+            from planner.certificate import certificate_of
+
+            answer["_certificate"] = certificate_of(found.model, found.solution, problem.solver.gap)
     finally:
         store.close()
     progress("done", 1.0)
@@ -80,7 +85,8 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore) -> Fou
             remedy="`plan simulate` serves encoders and vision models in batches",
         )
     region_of(problem)
-    demand = demand_of(_requests(problem))
+    over_time = problem.time.periods != "static" or problem.time.demand is not None
+    horizon = horizon_of(problem, demand_of(_requests(problem), split_lengths=not over_time))
     progress("candidates", 0.05)
     candidates, refused = enumerate_candidates(problem, model)
     served, unknown = _served(candidates)
@@ -88,16 +94,17 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore) -> Fou
     kept = {c.label: c for c in candidates if c.config in served}
     if not kept:
         raise _nothing_fits(model, refused)
-    capacities = Capacities(demand, problem.slos, problem.router, problem.seed, store)
+    capacities = Capacities(horizon.shape, problem.slos, problem.router, problem.seed, store)
+    model_without = base_model(problem, horizon, list(kept.values()))
     search = Search(
-        kept, served, capacities, base_model(problem, demand, list(kept.values())), problem.solver.gap,
+        kept, served, capacities, horizon, model_without, extra_of(problem), problem.solver.gap,
         problem.solver.time_limit_s,
     )  # fmt: skip
     _check_feasible(search)
     result = search.verified(progress, problem.solver.max_rounds)
     if result is None:
         raise explain_infeasible(search.model.with_options(search.options()))
-    return Found(problem, search, *result, tuple(refused), tuple(_notes(problem, demand)))
+    return Found(problem, search, *result, tuple(refused), tuple(_notes(problem, horizon)))
 
 
 def _requests(problem: Problem) -> Any:
@@ -159,7 +166,7 @@ def _check_feasible(search: Search) -> None:
         )
 
 
-def _notes(problem: Problem, demand: Demand) -> list[str]:
+def _notes(problem: Problem, horizon: Horizon) -> list[str]:
     notes = [
         "a replica's capacity for part of the sizes scales with the work of each size (time in a perfectly packed "
         "replica); the whole fleet is then simulated, and corrected until it holds",
@@ -171,7 +178,18 @@ def _notes(problem: Problem, demand: Demand) -> list[str]:
             "precisions considered: the published weights', and fp8 where the GPU computes in it; "
             "candidates.precision adds others"
         )
-    if demand.requests.hash_ids is not None:
+    if "spot" in problem.candidates.purchase:
+        share, source = zone_availability(problem)
+        notes.append(
+            f"spot: {problem.spot.zones} zones, each up {share:.0%} of the time ({source}), correlation "
+            f"{problem.spot.zone_correlation:g}; replacements on demand boot in {problem.time.boot_s:g} s, and their "
+            "number is a mean over outages"
+        )
+    if horizon.num_periods > 1:
+        notes.append(
+            "over time, request sizes are not parted between lines; each period's busiest sight is planned for"
+        )
+    if horizon.full.requests.hash_ids is not None:
         notes.append("prefixes are shared as in the trace; each replica keeps its own prefix cache")
     return notes
 
@@ -180,10 +198,13 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
     """The answer in the contract's form, with what the figures rest on."""
     problem, search, lines = found.problem, found.search, found.lines
     demand = search.demand
-    groups, _ = search.groups(found.model, found.solution)
-    draws = confidence.fresh_seeds(search.capacities, demand, groups, FRESH_DRAWS)
-    slo = confidence.slo_document(problem.slos, demand, found.verdict.latencies)
-    plan = plan_document(lines, found.solution.usd_per_hour, (float(demand.rate_rps.sum()), demand.output_tokens_per_s))
+    checked = found.verdict.demand
+    first = pressed(found.model, found.solution)[0]
+    groups, _ = search.groups(found.model, found.solution, *first)
+    draws = confidence.fresh_seeds(search.capacities, checked, groups, FRESH_DRAWS)
+    slo = confidence.slo_document(problem.slos, checked, found.verdict.latencies)
+    rates = _mean_rates(found)
+    plan = plan_document(lines, found.solution.usd_per_hour, rates)
     for document, line in zip(plan["lines"], lines, strict=True):
         document["serves"] = demand.pattern_name(search.patterns[line.option.name])
         document["engine"] = _engine(search.served[line.candidate.config])
@@ -196,8 +217,9 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
         "plan": plan,
         "slo": slo,
         "verified": found.verdict.ok,
-        "verified_why": f"the fleet was simulated on all {len(demand.requests):,} requests of the workload, and kept "
-        f"its promise on {draws['kept']} of {draws['draws']} fresh draws of it",
+        "verified_why": _verified_why(found, draws),
+        "periods": list(search.horizon.names) if search.horizon.num_periods > 1 else [],
+        "requests_per_s_by_period": [float(x) for x in found.model.demand[0].sum(1)],
         "confidence": draws,
         "lower_bound_usd_per_hour": round(found.solution.bound, 6),
         "mip_gap": found.solution.gap,
@@ -214,6 +236,24 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
         "candidates": _candidate_documents(search),
         "seed": problem.seed,
     }
+
+
+def _mean_rates(found: Found) -> tuple[float, float]:
+    """Mean requests and output tokens a second over the horizon, in expectation over the scenarios."""
+    model = found.model
+    by_bucket = np.einsum("o,t,ots->s", model.probability, model.weight, model.demand)
+    return float(by_bucket.sum()), float(by_bucket @ found.search.demand.mean_tokens[:, 1])
+
+
+def _verified_why(found: Found, draws: Mapping[str, Any]) -> str:
+    num = len(found.verdict.demand.requests)
+    kept = f"kept its promise on {draws['kept']} of {draws['draws']} fresh draws of it"
+    if found.search.horizon.num_periods == 1:
+        return f"the fleet was simulated on all {num:,} requests of the workload, and {kept}"
+    return (
+        f"each of the {found.search.checked} different fleets was simulated in the period that presses it hardest; "
+        f"in the busiest ({num:,} requests) it {kept}"
+    )
 
 
 def _as_of(line: Line) -> str:

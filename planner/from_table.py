@@ -13,8 +13,8 @@ from planner.answer import SCHEMA_VERSION, plan_document, purchase_lines
 from planner.candidates import Candidate, Offer
 from planner.capacity_table import Buckets, TableEntry, buckets_of, loads, read_capacity_table, read_demand
 from planner.fleet_model import FleetModel, Limits, Option, Quota
-from planner.milp import solve
 from planner.problem import Problem
+from planner.solve import solve
 
 ASSUMED_LINEAR = (
     "capacities add up linearly over request sizes: a replica that sustains a requests a second of one size or b of "
@@ -22,7 +22,9 @@ ASSUMED_LINEAR = (
 )
 
 
-def recommend_from_table(problem: Problem, progress: Callable[[str, float], None]) -> dict[str, Any]:
+def recommend_from_table(
+    problem: Problem, progress: Callable[[str, float], None], prove: bool = False
+) -> dict[str, Any]:
     """The cheapest mix for the demand, by the table's capacities; see ``planner.recommend``."""
     assert problem.capacity_table is not None
     progress("reading the capacity table", 0.0)
@@ -45,7 +47,12 @@ def recommend_from_table(problem: Problem, progress: Callable[[str, float], None
     others = alternatives.cheapest_single_types(model, best, candidates)
     second = alternatives.runner_up(model, best, candidates)
     rates = (float(demand.rate_rps.sum()), demand.output_tokens_per_s)
-    return {
+    proof = {}
+    if prove:
+        from planner.certificate import certificate_of
+
+        proof = {"_certificate": certificate_of(model, best, problem.solver.gap)}
+    return proof | {
         "schema_version": SCHEMA_VERSION,
         "model": problem.model,
         "plan": plan_document(lines, best.usd_per_hour, rates),

@@ -1,7 +1,7 @@
 """The optimizer: how many machines of each option in each period, and who serves what, at least expected cost.
 
 Variables (indices as in ``planner.fleet_model``): y_j machines committed for the whole horizon; n_jot machines held on
-demand or spot in a period; f_jotk machines started on demand while spot zones are down; r_jot machines started;
+demand or spot in a period; f_jotk mean machines started on demand while spot zones are down; r_jot machines started;
 x_jotks share of a bucket's demand routed to an option; u_otks share not served (only where an availability below 1
 allows it). Counts are integer and routing is continuous, and machines of one option are one count: no symmetry is left.
 """
@@ -103,7 +103,7 @@ def _variables(model: FleetModel, program: Program) -> Columns:
     n = program.columns(held, 0.0, most[:, None, None], integer=True)
     down = np.array([s.fallback and s.spot_up < 1 for s in model.states])
     may_replace = (on_demand[:, None, None] & held)[..., None] & down & bool(spot.any())
-    f = program.columns(may_replace, 0.0, most[:, None, None, None], integer=True)
+    f = program.columns(may_replace, 0.0, most[:, None, None, None])  # a mean: states pass
     tracks = held & _tracks_starts(model)[:, None, None]
     r = program.columns(tracks, 0.0)
     routes = (serves[:, None, None, :] & (model.demand > 0)[None] & active[..., None])[:, :, :, None, :]
@@ -198,20 +198,20 @@ def _spot_share(model: FleetModel, program: Program, c: Columns) -> None:
 
 
 def _availability(model: FleetModel, program: Program, c: Columns) -> None:
-    """sum over cells of p_o w_t p_k d u <= (1 - availability) * expected demand."""
+    """sum_ks p_k d_ots u_otks <= (1 - availability) * sum_s d_ots, in every period."""
     if model.limits.availability is None or not (c.unserved >= 0).any():
         return
-    chance = _cell_weight(model)[..., None] * model.demand[:, :, None, :]
-    total = float(chance.sum())
-    program.rows(
-        "availability", [(c.unserved.ravel(), (chance / total).ravel())], -np.inf, 1 - model.limits.availability, ()
-    )
+    total = model.demand.sum(2)
+    scale = np.where(total > 0, total, 1.0)
+    chance = np.array([s.probability for s in model.states])
+    share = chance[:, None] * (model.demand / scale[..., None])[:, :, None, :]  # (O, T, K, S)
+    program.rows("availability", [(c.unserved, share)], -np.inf, 1 - model.limits.availability, total.shape)
 
 
 def _quotas(model: FleetModel, program: Program, c: Columns) -> None:
     """sum_j w_j (y_j + n_jot + f_jotk) <= limit, at any time."""
     for quota in model.limits.quotas:
-        weight = np.array([quota.weights.get(o.config, 0.0) for o in model.options])
+        weight = np.array([quota.weights.get(o.config, quota.weights.get(o.name, 0.0)) for o in model.options])
         shape = c.fallback.shape[1:]
         y = np.where(model.active[:, None, :, None], c.committed[:, None, None, None], -1)
         terms = [np.broadcast_to(y, c.fallback.shape), np.broadcast_to(c.held[..., None], c.fallback.shape), c.fallback]
@@ -265,12 +265,6 @@ def _objective(model: FleetModel, program: Program, c: Columns) -> None:
         program.rows("budget", flat, -np.inf, limits.budget_usd_per_hour, ())
 
 
-def _cell_weight(model: FleetModel) -> FloatArray:
-    """(O, T, K) probability times share of time."""
-    chance = np.array([s.probability for s in model.states])
-    return np.asarray(model.probability[:, None, None] * model.weight[:, None] * chance)
-
-
 def _rounded_up(program: Program, failed: Result) -> Result | None:
     """When the time ran out without a plan: the relaxation's counts rounded up, where the limits allow it."""
     relaxed = program.solve(relax=True, time_limit_s=60.0)
@@ -289,9 +283,10 @@ def _rounded_up(program: Program, failed: Result) -> Result | None:
 def _solution(model: FleetModel, c: Columns, result: Result, gap: float) -> Solution:
     assert result.values is not None and result.objective is not None
     padded = np.append(result.values, 0.0)  # index -1 reads 0
-    counts = [np.round(padded[i]) for i in (c.committed, c.held, c.fallback)]
+    counts = [np.round(padded[i]) for i in (c.committed, c.held)]
+    counts.append(np.maximum(padded[c.fallback], 0.0))
     exact = padded.copy()
-    for index, value in zip((c.committed, c.held, c.fallback), counts, strict=True):
+    for index, value in zip((c.committed, c.held), counts[:2], strict=True):
         exact[index[index >= 0]] = value[index >= 0]
     exact[-1] = 0.0
     usd = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,10 @@ class Program:
     _entries: list[tuple[IntArray, IntArray, FloatArray]] = field(default_factory=list)
     _row_low: list[FloatArray] = field(default_factory=list)
     _row_high: list[FloatArray] = field(default_factory=list)
-    families: list[tuple[str, int, int]] = field(default_factory=list)  # (name, first row, rows)
+    families: list[tuple[str, int, NDArray[np.bool_]]] = field(
+        default_factory=list
+    )  # (name, first row, which are kept)
+    _frozen: Any = None
 
     def columns(
         self, exists: NDArray[np.bool_], cost: ArrayLike = 0.0, high: ArrayLike = np.inf, integer: bool = False
@@ -97,7 +101,7 @@ class Program:
         self._entries.append((renumbered[ids], np.concatenate(cols), np.concatenate(values)))
         self._row_low.append(lows[needed])
         self._row_high.append(highs[needed])
-        self.families.append((name, self.num_rows, int(needed.sum())))
+        self.families.append((name, self.num_rows, needed.reshape(shape)))
         self.num_rows += int(needed.sum())
 
     def add_cost(self, index: IntArray, cost: ArrayLike) -> None:
@@ -149,23 +153,56 @@ class Program:
         Returns:
             status, the best solution found (None if none), a proven lower bound, and the relative gap between them.
         """
-        from scipy.optimize import Bounds, LinearConstraint, milp
+        with quiet_stdout():
+            return self.solve_with(self.cost, self.bounds[1], gap, time_limit_s, relax)
 
-        if self.num_columns == 0:
-            lows, highs = self.row_bounds
-            met = not ((lows > 0) | (highs < 0)).any()
-            return Result(OPTIMAL, np.zeros(0), 0.0, 0.0, 0.0) if met else Result(INFEASIBLE, None, None, 0.0, None)
-        low, high = self.bounds
+    def relaxed(self) -> tuple[FloatArray, float, FloatArray] | None:
+        """The linear relaxation: values, objective, and each row's shadow price (>= 0 if <=); None: infeasible."""
         row_low, row_high = self.row_bounds
-        integrality = np.zeros(self.num_columns) if relax else self.integer.astype(float)
-        with _quiet_stdout():
-            found = milp(
-                self.cost,
-                integrality=integrality,  # type: ignore[arg-type]
-                bounds=Bounds(low, high),
-                constraints=LinearConstraint(self.matrix(), row_low, row_high),
-                options={"mip_rel_gap": gap, "time_limit": time_limit_s, "presolve": True},
-            )
+        low, high = self.bounds
+        matrix = self.matrix()
+        equal = row_low == row_high
+        assert np.isinf(row_low[~equal]).all()
+        with quiet_stdout():
+            found = optimizer().linprog(
+                self.cost, matrix[~equal], row_high[~equal], matrix[equal] if equal.any() else None,
+                row_high[equal] if equal.any() else None, np.column_stack([low, high]), method="highs",
+            )  # fmt: skip
+        if found.status != 0:
+            return None
+        price = np.zeros(self.num_rows)
+        price[~equal] = -np.asarray(found.ineqlin.marginals)
+        if equal.any():
+            price[equal] = -np.asarray(found.eqlin.marginals)
+        return np.asarray(found.x), float(found.fun), price
+
+    def family(self, name: str, values: FloatArray) -> FloatArray:
+        """Row values of a family in its own shape; 0 where a row was left out."""
+        for known, first, kept in self.families:
+            if known == name:
+                full = np.zeros(kept.shape)
+                full[kept] = values[first : first + int(kept.sum())]
+                return full
+        raise KeyError(name)
+
+    def solve_with(
+        self, cost: FloatArray, high: FloatArray, gap: float, time_limit_s: float = 60.0, relax: bool = False
+    ) -> Result:
+        """As ``solve``, with other costs and upper bounds; safe to call from several threads."""
+        optimize = optimizer()
+        if self._frozen is None:
+            self._frozen = (self.matrix(), *self.row_bounds, self.bounds[0], self.integer.astype(float))
+        matrix, row_low, row_high, low, integer = self._frozen
+        if self.num_columns == 0:
+            met = not ((row_low > 0) | (row_high < 0)).any()
+            return Result(OPTIMAL, np.zeros(0), 0.0, 0.0, 0.0) if met else Result(INFEASIBLE, None, None, 0.0, None)
+        found = optimize.milp(
+            cost,
+            integrality=np.zeros(self.num_columns) if relax else integer,
+            bounds=optimize.Bounds(low, high),
+            constraints=optimize.LinearConstraint(matrix, row_low, row_high),
+            options={"mip_rel_gap": gap, "time_limit": time_limit_s, "presolve": True},
+        )
         status = int(found.status)
         if found.x is None:
             bound = _finite(found.get("mip_dual_bound"))
@@ -176,12 +213,17 @@ class Program:
         return Result(status, np.asarray(found.x), objective, lower, relative_gap(objective, lower))
 
 
+def optimizer() -> Any:
+    """``scipy.optimize``, loaded when first needed."""
+    return importlib.import_module("scipy.optimize")
+
+
 def _finite(value: Any) -> float | None:
     return float(value) if value is not None and np.isfinite(value) else None
 
 
 @contextmanager
-def _quiet_stdout() -> Iterator[None]:
+def quiet_stdout() -> Iterator[None]:
     """HiGHS prints some debugging lines straight to file descriptor 1; there they would spoil a JSON answer."""
     sys.stdout.flush()
     try:

@@ -10,12 +10,13 @@ from planner.problem import Problem
 Progress = Callable[[str, float], None]
 
 
-def recommend(problem: Problem, progress: Progress = lambda _what, _share: None) -> dict[str, Any]:
+def recommend(problem: Problem, progress: Progress = lambda _what, _share: None, prove: bool = False) -> dict[str, Any]:
     """Answer a problem in the contract's form.
 
     Args:
         problem: see ``planner.problem``.
         progress: told what is being done and which share of the work is done.
+        prove: add a certificate of the optimum, under ``_certificate``.
 
     Raises:
         InputError: input that cannot be read or makes no sense. MissingError: no price, profile or catalogue entry.
@@ -24,7 +25,7 @@ def recommend(problem: Problem, progress: Progress = lambda _what, _share: None)
     if problem.capacity_table is not None:
         from planner.from_table import recommend_from_table
 
-        return recommend_from_table(problem, progress)
+        return recommend_from_table(problem, progress, prove)
     from planner.from_simulation import recommend_by_simulation
 
-    return recommend_by_simulation(problem, progress)
+    return recommend_by_simulation(problem, progress, prove)

@@ -11,7 +11,7 @@ import numpy as np
 from catalogs.errors import GateError
 from catalogs.units import HOURS_PER_MONTH
 from planner.fleet_model import FleetModel, Limits, Quota
-from planner.milp import solve
+from planner.solve import solve
 
 TIME_LIMIT_S = 10.0
 GAP = 5e-3

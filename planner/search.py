@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 from planner.candidates import Candidate
 from planner.capacity import Capacities
 from planner.demand import Demand, Pattern
-from planner.fleet_model import FleetModel, Kind, Option, undominated
-from planner.milp import Solution, solve
+from planner.fleet_model import FleetModel, Kind, Option, State, undominated
+from planner.horizon import Horizon, scaled
+from planner.milp import Solution
+from planner.purchase import Extra
+from planner.solve import solve
 from planner.verify import Group, Verdict, group_requests, simulate_fleet
 from simulator.replicas import Line as Served
 from simulator.scaling import scale_requests
@@ -28,6 +31,8 @@ Progress = Callable[[str, float], None]
 Key = tuple[str, Pattern]  # configuration, buckets
 KINDS: dict[str, Kind] = {"on_demand": "on_demand", "spot": "spot"}
 EPSILON = 1e-7
+COARSE_GAP, COARSE_LIMIT_S = 3e-3, 4.0
+MAX_CHECKS = 24  # different fleets that are simulated; the busiest first
 
 
 @dataclass
@@ -46,7 +51,9 @@ class Search:
     candidates: dict[str, Candidate]
     served: dict[str, Served]
     capacities: Capacities
+    horizon: Horizon
     model: FleetModel
+    extra: Extra
     gap: float
     time_limit_s: float
     rps: dict[Key, float] = field(default_factory=dict)
@@ -54,6 +61,7 @@ class Search:
     patterns: dict[str, Pattern] = field(default_factory=dict)  # by option name
     weights: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     rounds: int = 0
+    checked: int = 0  # (period, spot state) pairs simulated as whole fleets
 
     @property
     def demand(self) -> Demand:
@@ -79,17 +87,25 @@ class Search:
                 load = loads[(candidate.config, pattern)]
                 if load is not None:
                     found += self._offers(candidate, pattern, load / candidate.replicas_per_instance)
+        self.model = self._with_shared(found)
         return undominated(found, self.model.limits.quotas)
+
+    def _with_shared(self, options: list[Option]) -> FleetModel:
+        """The model with the limit that each existing commitment sets over its configurations."""
+        limits = self.model.limits
+        own = [q for q in limits.quotas if not q.name.startswith("existing ")]
+        return replace(self.model, limits=replace(limits, quotas=(*own, *self.extra.shared(options))))
 
     def _offers(self, candidate: Candidate, pattern: Pattern, load: NDArray[np.float64]) -> list[Option]:
         found = []
         for purchase, offer in candidate.offers.items():
             name = f"{candidate.label} {purchase} [{self.demand.pattern_name(pattern)}]"
-            self.patterns[name] = pattern
             kind = KINDS.get(purchase, "committed")
-            found.append(
-                Option(name, candidate.instance_type, candidate.label, purchase, kind, offer.usd_per_hour, load)
-            )
+            option = Option(name, candidate.instance_type, candidate.label, purchase, kind, offer.usd_per_hour, load)
+            found += self.extra.forms(option, self.model)
+        found += self.extra.held_already(candidate, self.demand.pattern_name(pattern), load)
+        for option in found:
+            self.patterns[option.name] = pattern
         return found
 
     def _load(self, config: str, pattern: Pattern) -> NDArray[np.float64] | None:
@@ -117,9 +133,16 @@ class Search:
 
     def settle(self, progress: Progress) -> tuple[FleetModel, Solution] | None:
         """Solve until the optimum rests on simulated capacities alone; None: no plan, even at the bounds."""
+        coarse = self._settled(progress, coarse=True)
+        return None if coarse is None else self._settled(progress, coarse=False)
+
+    def _settled(self, progress: Progress, coarse: bool) -> tuple[FleetModel, Solution] | None:
+        """As ``settle``; ``coarse`` looks at few periods, without spot losses, to find what to simulate cheaply."""
         while True:
-            model = self.model.with_options(self.options())
-            solution = solve(model, self.gap, self.time_limit_s) if model.options else None
+            options = self.options()
+            model = (_sketch(self.model) if coarse else self.model).with_options(options)
+            gap, limit = (COARSE_GAP, COARSE_LIMIT_S) if coarse else (self.gap, self.time_limit_s)
+            solution = solve(model, gap, limit) if options else None
             if solution is None:
                 return None
             unknown = self._unknown(model, solution)
@@ -144,19 +167,31 @@ class Search:
             found = list(pool.map(lambda w: self.capacities.rps(*w), work))
         self.rps.update(zip(keys, found, strict=True))
 
-    def groups(self, model: FleetModel, solution: Solution) -> tuple[list[Group], list[Key]]:
-        """The fleet of a static plan as groups of replicas, and the capacity that each rests on.
+    def groups(
+        self, model: FleetModel, solution: Solution, period: int = 0, state: int | None = None
+    ) -> tuple[list[Group], list[Key]]:
+        """The fleet of a period as groups of replicas, and the capacity that each rests on.
 
         Lines of one configuration and pattern (bought in several forms or sizes) are one group.
+
+        Args:
+            state: of the spot zones; None: the one in which the most of them are up.
         """
+        k = int(np.argmax([s.spot_up for s in model.states])) if state is None else state
         found: dict[Key, Group] = {}
         for j, option in enumerate(model.options):
-            count = int(solution.committed[j] + solution.held[j, 0, 0])
+            up = model.states[k].spot_up if option.kind == "spot" else 1.0
+            committed = solution.committed[j] * model.active[j, period]
+            count = int(
+                committed
+                + np.floor(solution.held[j, 0, period] * up)
+                + np.ceil(solution.fallback[j, 0, period, k] - 1e-6)
+            )
             if not count:
                 continue
             candidate = self.candidates[option.config]
             key = (candidate.config, self.patterns[option.name])
-            share = solution.routed[j, 0, 0, 0, :]
+            share = solution.routed[j, 0, period, k, :]
             replicas = count * candidate.replicas_per_instance
             before = found.get(key)
             if before is not None:
@@ -164,11 +199,11 @@ class Search:
             found[key] = Group(self.served[candidate.config], replicas, share, candidate.config)
         return list(found.values()), list(found)
 
-    def tighten(self, groups: Sequence[Group], keys: Sequence[Key], verdict: Verdict) -> None:
+    def tighten(self, demand: Demand, groups: Sequence[Group], keys: Sequence[Key], verdict: Verdict) -> None:
         """Cut the capacity of each failing group to the highest share of its traffic that it does sustain."""
         failing = [i for i, ok in enumerate(verdict.groups_ok) if not ok]
         for i in failing or range(len(groups)):
-            part = group_requests(self.demand, groups, i)
+            part = group_requests(demand, groups, i)
             low, high = 0.5, 1.0
             if not self._holds(groups[i], part, low):
                 low = 0.0
@@ -177,23 +212,22 @@ class Search:
                     break
                 middle = (low + high) / 2
                 low, high = (middle, high) if self._holds(groups[i], part, middle) else (low, middle)
-            self._cut(groups[i], keys[i], max(low, 0.4), verdict.rate_rps[i])
+            self._cut(demand, groups[i], keys[i], max(low, 0.4))
 
-    def _cut(self, group: Group, key: Key, share: float, rate_rps: float) -> None:
+    def _cut(self, demand: Demand, group: Group, key: Key, share: float) -> None:
         """The group sustains ``share`` of what it was given."""
-        used = self._use(group, key)
+        used = self._use(demand, group, key)
         now = self.rps[key]
         self.rps[key] = min(now * used * share, now * (1 - 1e-3)) if used > 0 else now * share
         self.locked.add(key)
-        assert rate_rps >= 0
 
-    def _use(self, group: Group, key: Key) -> float:
+    def _use(self, demand: Demand, group: Group, key: Key) -> float:
         """Share of the group's modelled capacity that its traffic takes."""
         config, pattern = key
         weight, rate = self._weights(config), self.demand.rate_rps
         chosen = list(pattern)
         mean = float((weight * rate)[chosen].sum() / rate[chosen].sum())
-        return float((weight / mean * rate * group.share).sum() / (self.rps[key] * group.num_replicas))
+        return float((weight / mean * demand.rate_rps * group.share).sum() / (self.rps[key] * group.num_replicas))
 
     def _holds(self, group: Group, part: object, share: float) -> bool:
         from simulator.workload import Requests
@@ -210,7 +244,7 @@ class Search:
                 continue
             part = group_requests(self.demand, groups, i)
             if self.capacities.holds(group.served, part, fewer):
-                needed = self._use(replace(group, num_replicas=fewer), key)
+                needed = self._use(self.demand, replace(group, num_replicas=fewer), key)
                 if needed > 1:
                     self.rps[key] *= needed * (1 + EPSILON)
                     raised = True
@@ -224,18 +258,44 @@ class Search:
             if settled is None:
                 return best
             model, solution = settled
-            groups, keys = self.groups(model, solution)
             progress("verifying the fleet on the whole workload", 0.75)
-            verdict = simulate_fleet(self.capacities, self.demand, groups)
-            if not verdict.ok:
-                self.tighten(groups, keys, verdict)
+            verdict = self._check(model, solution)
+            if verdict is None:
                 continue
             if best is None or solution.usd_per_hour < best[1].usd_per_hour - 1e-9:
                 best = (model, solution, verdict)
+            if self.horizon.num_periods > 1 or model.is_kind("spot").any():
+                return best
+            groups, keys = self.groups(model, solution)
             step = [self._step(model, solution, key) for key in keys]
             if not self.loosen(groups, keys, step):
                 return model, solution, verdict
         return best
+
+    def _check(self, model: FleetModel, solution: Solution) -> Verdict | None:
+        """Simulate the fleet where it is pressed hardest; the verdict there, or None after tightening what failed."""
+        first: Verdict | None = None
+        failed, checked = False, 0
+        for period, state in pressed(model, solution):
+            groups, keys = self.groups(model, solution, period, state)
+            if not groups:
+                continue
+            demand = self.horizon.demand_in(period)
+            if self.model.demand.shape[1] == 1:
+                demand = scaled(demand, self.scale)
+            verdict = simulate_fleet(self.capacities, demand, groups)
+            if not verdict.ok:
+                self.tighten(demand, groups, keys, verdict)
+                failed = True
+            first = first or verdict
+            checked += 1
+        self.checked = checked
+        return None if failed else first
+
+    @property
+    def scale(self) -> float:
+        """The first scenario's demand over the workload's own rate, headroom aside."""
+        return self.extra.first_scale
 
     def _step(self, model: FleetModel, solution: Solution, key: Key) -> int:
         """Replicas that leave with the smallest machine of a group."""
@@ -245,6 +305,44 @@ class Search:
             if (self.candidates[o.config].config, self.patterns[o.name]) == key
         ]
         return min(sizes)
+
+
+def _sketch(model: FleetModel) -> FleetModel:
+    """The model at its busiest, a middling and its calmest hour, with all spot zones up."""
+    rate = model.demand[0].sum(1)
+    order = [int(t) for t in np.argsort(rate, kind="stable") if rate[t] > 0]
+    chosen = sorted({order[0], order[len(order) // 2], order[-1]})
+    limits = replace(
+        model.limits, availability=None, budget_usd_per_hour=None, cvar_weight=0.0, max_added_per_period=None,
+        max_removed_per_period=None, min_run_periods=1,
+    )  # fmt: skip
+    return replace(
+        model, demand=model.demand[:1, chosen], hours=np.ones(len(chosen)), probability=np.ones(1),
+        states=(State(1.0),), limits=limits, cyclic=False,
+    )  # fmt: skip
+
+
+def pressed(model: FleetModel, solution: Solution, most: int = MAX_CHECKS) -> list[tuple[int, int]]:
+    """(period, spot state) pairs to simulate: for every different fleet, the period with the most requests.
+
+    The busiest period comes first; there the state in which all spot zones are down is checked too, with its fallback.
+    """
+    counts = np.concatenate([solution.held[:, 0], solution.committed[:, None] * model.active]).round()
+    rate = model.demand[0].sum(1)
+    hardest: dict[bytes, int] = {}
+    for t in range(len(rate)):
+        key = counts[:, t].tobytes()
+        if rate[t] > 0 and (key not in hardest or rate[t] > rate[hardest[key]]):
+            hardest[key] = t
+    periods = sorted(hardest.values(), key=lambda t: (-rate[t], t))[:most]
+    up = [s.spot_up for s in model.states]
+    calm = int(np.argmax(up))
+    found = [(t, calm) for t in periods]
+    settled = [k for k, s in enumerate(model.states) if s.fallback]
+    lowest = min(settled, key=lambda k: up[k], default=calm)
+    if model.is_kind("spot").any() and up[lowest] < 1 and periods:
+        found.append((periods[0], lowest))
+    return found
 
 
 def used_options(model: FleetModel, solution: Solution) -> list[Option]:

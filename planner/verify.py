@@ -42,13 +42,15 @@ class Verdict:
     """What the simulation of a fleet showed.
 
     Attributes:
-        latencies: of all requests, in the workload's order.
+        demand: what was simulated.
+        latencies: of all its requests, in order.
         ok: every promise is kept over all groups.
         groups_ok: the same for each group by itself.
         rate_rps: that each group served.
         busy: share of time that each group's replicas were in a step.
     """
 
+    demand: Demand
     latencies: Latencies
     ok: bool
     groups_ok: tuple[bool, ...]
@@ -105,7 +107,7 @@ def simulate_fleet(capacities: Capacities, demand: Demand, groups: Sequence[Grou
         busy.append(float(records.busy_s.sum() / (group.num_replicas * max(records.end_s, 1e-9))))
     latencies = Latencies(columns["ttft"], columns["tpot"], columns["e2e"], columns["queue"], completed)
     ok = keeps(requests, latencies, capacities.slos)
-    return Verdict(latencies, ok, tuple(oks), tuple(rates), tuple(busy))
+    return Verdict(demand, latencies, ok, tuple(oks), tuple(rates), tuple(busy))
 
 
 def group_requests(demand: Demand, groups: Sequence[Group], index: int, seed: int = 0) -> Requests:

@@ -23,8 +23,9 @@ from app.cli.output import Table, emit, format_option, progress_bar
 @click.option("--min-score", type=float, help="Share of the unquantized model's score that must remain.")
 @click.option("--budget", type=float, help="USD a month at most.")
 @click.option("--seed", type=int, help="Same inputs and seed, same answer.")
+@click.option("--certificate", type=click.Path(dir_okay=False, path_type=Path), help="Write a proof of the optimum.")
 @format_option
-def recommend(config: Path | None, form: str, **flags: Any) -> None:
+def recommend(config: Path | None, certificate: Path | None, form: str, **flags: Any) -> None:
     """The cheapest fleet that keeps the latency promise, verified by simulation.
 
     Settings come from a plan file, from flags, or both (flags win).
@@ -39,7 +40,12 @@ def recommend(config: Path | None, form: str, **flags: Any) -> None:
     settings = _settings(flags)
     problem = read_problem(config, settings) if config else problem_from(settings)
     with progress_bar("planning") as progress:
-        answer = answer_problem(problem, progress)
+        answer = answer_problem(problem, progress, prove=certificate is not None)
+    proof = answer.pop("_certificate", None)
+    if certificate is not None:
+        from planner.certificate import write_certificate
+
+        write_certificate(proof, certificate)
     answer["run"] = save(problem, answer)
     emit(form, answer, tables(answer), notes(answer))
 

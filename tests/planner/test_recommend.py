@@ -81,7 +81,7 @@ def test_an_slo_below_the_floor_names_the_floor_and_its_cause(trace):
     with pytest.raises(GateError) as refused:
         recommend(problem(trace, slo={"tpot_p95_s": 0.0005}))
     assert "physical floor" in refused.value.what and "memory bandwidth" in refused.value.why
-    with pytest.raises(GateError, match=r"ttft_p95_s of 0.001 s is below the physical floor"):
+    with pytest.raises(GateError, match=r"ttft_p95_s of 0\.001 s is below the physical floor"):
         recommend(problem(trace, slo={"ttft_p95_s": 0.001}))
 
 

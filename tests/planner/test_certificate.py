@@ -1,0 +1,90 @@
+"""Certificates hold in exact arithmetic, and refuse whatever was changed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from catalogs.errors import GateError, InputError
+from planner import certificate as proof
+from planner.fleet_model import FleetModel, Option
+from planner.milp import solve
+
+
+def model(seed=0, num=3, buckets=3):
+    rng = np.random.default_rng(seed)
+    options = tuple(
+        Option(f"g{j}", f"g{j}", f"g{j}", "on_demand", "on_demand", round(rng.uniform(0.5, 4), 2),
+               1 / rng.uniform(0.5, 8, buckets))
+        for j in range(num)
+    )  # fmt: skip
+    return FleetModel(options, rng.uniform(1, 12, (1, 1, buckets)))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_certificate_proves_the_optimum(seed, tmp_path):
+    fleet = model(seed)
+    plan = solve(fleet, 1e-6)
+    assert plan is not None
+    path = tmp_path / "proof.json"
+    proof.write_certificate(proof.make_certificate(fleet, plan.usd_per_hour), path)
+    found = proof.verify_certificate(path)
+    assert found["gap"] <= 1e-3 and found["usd_per_hour"] == pytest.approx(plan.usd_per_hour)
+
+
+def tampered(body, change):
+    body = json.loads(json.dumps(body))
+    change(body)
+    return body
+
+
+def cheaper_price(b):
+    b["program"]["cost"][0] = "1/100"
+
+
+def claim_more(b):
+    b["proven_usd_per_hour"] *= 1.01
+    b["usd_per_hour"] *= 1.01
+
+
+def drop_machines(b):
+    b["plan"] = b["plan"][1:]
+
+
+def inflate_leaf(b):
+    node = b["proof"]
+    while "leaf" not in node:
+        node = node["below"]
+    node["leaf"] = [[i, f"-{v}".replace("--", "")] for i, v in node["leaf"]]
+
+
+@pytest.mark.parametrize("change", [cheaper_price, claim_more, drop_machines, inflate_leaf])
+@pytest.mark.parametrize("rehash", [False, True])
+def test_a_changed_certificate_is_refused_even_with_a_new_hash(tmp_path, change, rehash):
+    fleet = model(4)
+    plan = solve(fleet, 1e-6)
+    body = tampered(proof.make_certificate(fleet, plan.usd_per_hour), change)
+    if rehash:
+        body["sha256"] = proof._digest({k: v for k, v in body.items() if k != "sha256"})
+    path = tmp_path / "proof.json"
+    path.write_text(json.dumps(body))
+    with pytest.raises(GateError, match="refused"):
+        proof.verify_certificate(path)
+
+
+def test_the_command_exits_1_on_a_forgery_and_2_on_nonsense(tmp_path):
+    from app.cli.verify import verify
+
+    path = tmp_path / "x.json"
+    path.write_text("{}")
+    assert isinstance(CliRunner().invoke(verify, [str(path)]).exception, InputError)
+    fleet = model(1)
+    body = proof.make_certificate(fleet, solve(fleet, 1e-6).usd_per_hour)
+    path.write_text(json.dumps(body))
+    assert CliRunner().invoke(verify, [str(path), "--format", "json"]).exit_code == 0
+    body["usd_per_hour"] = 0.01
+    path.write_text(json.dumps(body))
+    assert isinstance(CliRunner().invoke(verify, [str(path)]).exception, GateError)
