@@ -32,6 +32,7 @@ Key = tuple[str, Pattern]  # configuration, buckets
 KINDS: dict[str, Kind] = {"on_demand": "on_demand", "spot": "spot"}
 EPSILON = 1e-7
 COARSE_GAP, COARSE_LIMIT_S = 3e-3, 4.0
+ROUGH_GAP = 0.02  # of plans over many periods that only stand for comparison
 MAX_CHECKS = 24  # different fleets that are simulated; the busiest first
 
 
@@ -129,7 +130,9 @@ class Search:
 
     def restricted(self, candidates: dict[str, Candidate]) -> Search:
         """The same search among fewer candidates; what it simulates is shared."""
-        return replace(self, candidates=candidates, rounds=0)
+        if self.horizon.num_periods == 1:
+            return replace(self, candidates=candidates, rounds=0)
+        return replace(self, candidates=candidates, rounds=0, gap=ROUGH_GAP, time_limit_s=COARSE_LIMIT_S)
 
     def settle(self, progress: Progress) -> tuple[FleetModel, Solution] | None:
         """Solve until the optimum rests on simulated capacities alone; None: no plan, even at the bounds."""
