@@ -101,10 +101,11 @@ def prefill_physics_s(
 
     Args:
         fit: launch_s: floor; eff_flops, eff_bandwidth: shares of peak; key_overhead: keys that starting and ending a
-            query row costs; eff_sm_flops: share of one multiprocessor's peak that the longest block gets.
+            query row costs; eff_sm_flops: share of one multiprocessor's peak that the longest block gets; of eager
+            attention, score_bytes: traffic a score, and mask_waste: keys computed over keys needed.
         tokens: prompt tokens. mean_context: keys that each attends to, on average.
     """
-    keys = _keys(heads, mean_context)
+    keys = _keys(heads, mean_context) * fit.get("mask_waste", 1.0)
     peak = peak_flops(gpu, "bf16")
     flops = 2.0 * tokens * (keys + fit["key_overhead"]) * heads.num_heads * (heads.head_dim + heads.value_dim)
     longest = keys + np.minimum(tokens / 2.0, keys)
@@ -112,6 +113,7 @@ def prefill_physics_s(
     compute = flops / (fit["eff_flops"] * peak)
     alone = block * gpu.num_sms / (fit["eff_sm_flops"] * peak)
     moved = 2.0 * tokens * (heads.num_heads + heads.num_kv_heads) * (heads.head_dim + heads.value_dim)
+    moved = moved + fit.get("score_bytes", 0.0) * tokens * keys * heads.num_heads
     q = fit["sharpness"]
     traffic = moved / (fit["eff_bandwidth"] * gpu.memory_bandwidth_bytes_per_s)
     return np.asarray(fit["launch_s"] + ((compute + traffic) ** q + alone**q) ** (1.0 / q))

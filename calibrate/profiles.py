@@ -16,6 +16,7 @@ from catalogs.schema import Replica
 SCHEMA_VERSION = 1
 SHIPPED = Path(__file__).parent / "shipped"
 SHARED = "shared"  # what all measured GPUs share: no GPU's own profile
+BACKEND_VARIANTS = ("eager", "mem_efficient", "flash1")
 EXCHANGES = ("all_reduce", "all_gather", "all_to_all")
 OVERHEADS = Path(__file__).parent / "engine_overheads.json"
 
@@ -117,12 +118,13 @@ def profile_from_dict(document: Mapping[str, Any], where: str = "") -> Profile:
 
 
 def _with_links(families: Mapping[str, Any]) -> dict[str, Any]:
-    """The families, with the exchanges over links that the profile's own GPUs did not have taken from ``shared``."""
+    """The families, with what their own tables lack from ``shared``: links of other machines, attention backends."""
     if not (SHIPPED / f"{SHARED}.json").exists():
         return dict(families)
     lent = _families_of(SHARED, "")
     links = {name: {**lent[name], **families.get(name, {})} for name in EXCHANGES if name in lent}
-    return {**families, **links}
+    prefill = {name: fit for name, fit in lent["prefill_attention"].items() if name in BACKEND_VARIANTS}
+    return {**families, **links, "prefill_attention": {**prefill, **families.get("prefill_attention", {})}}
 
 
 @cache

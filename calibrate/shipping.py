@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from calibrate.assembly import ELEMENTWISE, MLA_DECODE, Origin, profile_document
+from calibrate.backends import fit_backends
 from calibrate.families import FAMILIES, column
 from calibrate.fit import Frames, accuracy, fit_physics, form_of, held_out, predict
 from calibrate.importers.aiconfigurator import read_frames
@@ -197,6 +198,7 @@ def build(data: Path, say: Say, out: Path = SHIPPED, refit: bool = True) -> list
         documents["shared"] = shared_document(together)
     else:
         documents["shared"] = json.loads((out / "shared.json").read_text())
+    _add_backends(documents["shared"], data / "kernels/attention_a100_flash_sdpa_eager.csv")
     siblings = _sibling_errors(documents, frames)
     for gpu_name, base in CARRIED.items():
         say(f"{gpu_name}: carried over from {base}")
@@ -209,6 +211,14 @@ def build(data: Path, say: Say, out: Path = SHIPPED, refit: bool = True) -> list
     for name, document in documents.items():
         write_text(out / f"{name}.json", dump(document))
     return [out / f"{name}.json" for name in documents]
+
+
+def _add_backends(shared: dict[str, Any], path: Path) -> None:
+    """Attention backends that no engine's own tables have, for all GPUs."""
+    if path.exists():
+        fits, errors = fit_backends(path, find_gpu("A100-80GB"))
+        shared["families"]["prefill_attention"] |= fits
+        shared["error"]["prefill_attention"] |= errors
 
 
 def _sibling_errors(documents: Mapping[str, Any], frames: Mapping[str, tuple[Gpu, Frames]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from calibrate import static_batches, work
 from calibrate.attention import Heads, decode_time_s, prefill_time_s
+from calibrate.backends import backend_variant
 from calibrate.collectives import all_gather_time_s, all_reduce_time_s, send_time_s
 from calibrate.gemm import gemm_time_s
 from calibrate.moe import Experts, experts_time_s
@@ -194,8 +195,10 @@ class KernelSums:
             fit = self.profile.families.get("static_batch")
             return static_batches.attention_s(self.replica, tokens, mean_context, fit)
         total = np.zeros(np.broadcast_shapes(np.shape(tokens), np.shape(mean_context)))
+        backend = backend_variant(self.replica.engine)
         for window, count in work.layer_windows(self.replica.model):
-            fit = self.profile.family("prefill_attention", *self.cache_variants(window))
+            variants = (backend,) if backend else self.cache_variants(window)
+            fit = self.profile.family("prefill_attention", *variants)
             heads = self.heads(window, absorbed=False)
             total = total + count * prefill_time_s(fit, self.replica.gpu, heads, tokens, mean_context)
         return total

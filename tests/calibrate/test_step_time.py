@@ -8,6 +8,7 @@ import pytest
 from calibrate.profiles import best_profile
 from calibrate.step import StepShape
 from calibrate.step_time import step_model, step_table
+from catalogs.errors import InputError
 from catalogs.schema import Gpu, Replica
 from tests.calibrate.test_work import BERT, DEEPSEEK, LLAMA_8B, LLAMA_70B, MIXTRAL
 
@@ -66,3 +67,14 @@ def test_quantized_weights_speed_up_small_batches_only():
     models = [step_model(r, best_profile(r)) for r in (wide, narrow)]
     assert models[1].step_time_s(small) < 0.7 * models[0].step_time_s(small)
     assert models[1].step_time_s(large) > 0.9 * models[0].step_time_s(large)
+
+
+def test_attention_backends_differ_as_measured_and_the_unknown_is_refused():
+    def prefill_s(backend: str) -> float:
+        replica = CASES[0].with_engine(options={"attention_backend": backend})
+        return step_model(replica, best_profile(replica)).step_time_s(StepShape(4096, 2048, 0, 0, 1))
+
+    own, flash1, efficient, eager = map(prefill_s, ("auto", "flash_attention_1", "XFORMERS", "eager"))
+    assert own < flash1 < eager and own < efficient < eager
+    with pytest.raises(InputError, match="attention_backend"):
+        prefill_s("quantum")
