@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from calibrate.device import measured_gpu
 from calibrate.measurements import MeasurementFile
 from calibrate.profiles import Profile
 from calibrate.step import StepShape
-from calibrate.step_time import step_model
+from calibrate.step_time import OVERHEAD_KEYS, step_model
 from catalogs.errors import MissingError
 from catalogs.schema import Engine, Model, Replica
 
@@ -37,7 +38,8 @@ def check_steps(held: MeasurementFile, profile: Profile) -> list[dict[str, Any]]
     replica = Replica(
         Model(**shape), measured_gpu(held.header), precision=dtype, kv_cache_dtype=kv, engine=Engine("none")
     )
-    model = step_model(replica, profile)
+    none = dict.fromkeys(OVERHEAD_KEYS, 0.0)  # the timed steps have no engine around them
+    model = step_model(replica, replace(profile, engine_overheads={"none": none}))
     rows = []
     for point in steps:
         s = point.shape
