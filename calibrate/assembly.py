@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -174,7 +174,8 @@ def fit_measurements(file: MeasurementFile, name: str) -> dict[str, Any]:
         as_of=str(file.header.get("date", "")),
         versions={k: str(v) for k, v in file.header.items() if k.endswith("version")},
     )
-    document = profile_document(gpu, measured_frames(file, gpu), origin)
+    # these kernels were timed with the cache flushed before each run: none of their operands lay in L2
+    document = profile_document(replace(gpu, l2_bytes=1.0), measured_frames(file, gpu), origin)
     donor = donor_for(gpu)
     if donor is not None:
         document = complete(document, donor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 import datetime
 import os
 import platform
@@ -35,6 +37,7 @@ from catalogs.errors import InputError
 Progress = Callable[[str, float], None]
 BUSY_LOAD_PER_CORE = 0.3
 BATCH_SHARE = 0.35  # of the time budget, for whole batches
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 QUICK_S = 30.0  # budget below which the probe keeps to small matrices
 OVERRUN = 1.3  # times the budget after which the rest of the sweep is left out
 _UNRUNNABLE = (NotSupportedError, RuntimeError, NotImplementedError, ValueError, AttributeError, TypeError)
@@ -65,8 +68,13 @@ class Plan:
 def choose_threads(wanted: int | None) -> int:
     """Threads for a CPU calibration: as asked, else all cores, or one where other work keeps the machine busy.
 
-    Threads that wait for one another on a busy machine time the scheduler, not the kernels.
+    Threads that wait for one another on a busy machine time the scheduler, not the kernels. Memory is kept from going
+    back to the system between runs, as a server's allocator does: else large results would time page faults.
     """
+    libc = ctypes.util.find_library("c")
+    if libc and hasattr(ctypes.CDLL(libc), "mallopt"):
+        ctypes.CDLL(libc).mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        ctypes.CDLL(libc).mallopt(M_MMAP_MAX, 0)
     num_cores = os.cpu_count() or 1
     num = wanted or (num_cores if os.getloadavg()[0] < BUSY_LOAD_PER_CORE * num_cores else 1)
     torch.set_num_threads(num)
