@@ -40,7 +40,12 @@ def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: in
     tables = _degree(profile, replica.tensor_parallel_size)
     tokens = np.arange(max_tokens + 1, dtype=np.float64)
     padded = tokens if replica.engine.enforce_eager else _padded(tokens)
-    token_wise = _token_wise_s(replica, tables, padded)
+    ranks = replica.data_parallel_size if replica.expert_parallel_size > 1 else 1
+    token_wise = _token_wise_s(replica, tables, padded, with_experts=ranks == 1)
+    experts_s = None
+    if ranks > 1 and replica.model.moe is not None:
+        together = np.arange(ranks * max_tokens + 1, dtype=np.float64)
+        experts_s = work.num_moe_layers(replica.model) * _experts_s(replica, tables, together)
     overheads = profile.engine_overheads.get("vllm", {})
     axes, attention = _attention(tables["attention"], max_seqs)
     return StepTable(
@@ -57,6 +62,7 @@ def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: in
         request_overhead_s=float(overheads.get("request_overhead_s", 0.0)),
         output_overhead_s=float(overheads.get("output_overhead_s", 0.0)),
         skew=_skew(tables["skew"]) if "skew" in tables else None,
+        experts_s=experts_s,
     )
 
 
@@ -94,8 +100,8 @@ def _curve(columns: Mapping[str, list[float]], key: str, at: FloatArray) -> Floa
     return np.asarray(time)
 
 
-def _token_wise_s(replica: Replica, tables: Mapping[str, Any], tokens: FloatArray) -> FloatArray:
-    """All layers that see single tokens, and the exchanges after them."""
+def _token_wise_s(replica: Replica, tables: Mapping[str, Any], tokens: FloatArray, with_experts: bool) -> FloatArray:
+    """All layers that see single tokens (of one rank), and the exchanges after them."""
     model = replica.model
     num_moe = work.num_moe_layers(model) if model.moe is not None else 0
     total = np.zeros_like(tokens)
@@ -104,9 +110,9 @@ def _token_wise_s(replica: Replica, tables: Mapping[str, Any], tokens: FloatArra
         if name in EXPERT_LAYERS:
             count = model.num_layers - num_moe
         total += count * _curve(columns, "tokens", tokens)
+    if num_moe and with_experts:
+        total += num_moe * _experts_s(replica, tables, tokens)
     kernels = KernelSums(replica, best_profile(replica))
-    if num_moe:
-        total += num_moe * _experts_s(replica, tables, kernels, tokens)
     if replica.tensor_parallel_size > 1:
         num_bytes = tokens * model.hidden_size * 2.0
         fit = kernels.profile.family("all_reduce", kernels.link)
@@ -115,18 +121,21 @@ def _token_wise_s(replica: Replica, tables: Mapping[str, Any], tokens: FloatArra
     return total
 
 
-def _experts_s(replica: Replica, tables: Mapping[str, Any], kernels: KernelSums, tokens: FloatArray) -> FloatArray:
-    """One layer of experts: its kernel at the tokens that reach this GPU, and bringing them there and back."""
+def _experts_s(replica: Replica, tables: Mapping[str, Any], together: FloatArray) -> FloatArray:
+    """One layer of experts at the tokens of all ranks: one GPU's kernel, and bringing the tokens there and back.
+
+    A rank computes its share of the (token, expert) pairs: the table's time at that many whole tokens.
+    """
     moe = replica.model.moe
     assert moe is not None
     if "moe" not in tables:
         raise MissingError("the profile has no moe.csv", why="the model has experts", remedy="profile its experts too")
     ep, dp = replica.expert_parallel_size, replica.data_parallel_size
-    together = tokens * (dp if ep > 1 else 1)
     local = moe.num_experts / max(1, ep)
     active = local * (1.0 - (1.0 - moe.num_experts_per_token / moe.num_experts) ** together)
-    time = _surface(tables["moe"], together, np.maximum(active, 1.0))
+    time = _surface(tables["moe"], together / max(1, ep), np.maximum(active, 1.0))
     if ep > 1 and dp > 1:
+        kernels = KernelSums(replica, best_profile(replica))
         fit = kernels.profile.family("all_gather", kernels.link)
         num_bytes = together * replica.model.hidden_size * 2.0
         group = dp * replica.tensor_parallel_size

@@ -84,6 +84,8 @@ class StepTable(NamedTuple):
         output_overhead_s: from a step's end until the client has its tokens (detokenizing, HTTP).
         prompt_token_s: for each prompt token, in the one thread that tokenizes a replica's requests in their order;
             adds to TTFT, before ``request_overhead_s``.
+        experts_s: (ranks T + 1,) experts at the tokens of all ranks of a lock-step group (data parallel with experts
+            spread over the ranks); None: they are in the token-wise arrays.
         skew: effect of unequal decode contexts, where it was measured; ``attention_s`` then never falls along K.
     """
 
@@ -101,3 +103,4 @@ class StepTable(NamedTuple):
     output_overhead_s: float
     skew: SkewTable | None = None
     prompt_token_s: float = 0.0
+    experts_s: FloatArray | None = None

@@ -43,6 +43,12 @@ REPLICA = np.dtype(
         ("chunked", np.int64),
         ("asynchronous", np.int64),
         ("policy", np.int64),
+        ("rank_0", np.int64),  # of its lock-step group, and how many ranks that has
+        ("num_ranks", np.int64),
+        ("step_tokens", np.int64),  # of the step that a lock-step group is deciding
+        ("step_work", np.float64),
+        ("step_ending", np.int64),
+        ("step_decodes", np.int64),
         ("next_s", np.float64),  # the next decision
         ("inflight_s", np.float64),  # end of the last step that was decided
         ("idle_since_s", np.float64),
@@ -146,25 +152,30 @@ def enqueue(w: Any, r: int, i: int, ready_s: float) -> bool:
         me.head = i
     me.tail = i
     me.num_waiting += 1
-    if me.next_s == NEVER:
-        me.next_s = max(ready_s, me.idle_since_s)
+    for rank in range(me.rank_0, me.rank_0 + me.num_ranks):
+        if w.replicas[rank].next_s == NEVER or (me.num_ranks > 1 and me.inflight_s <= me.idle_since_s):
+            w.replicas[rank].next_s = min(w.replicas[rank].next_s, max(ready_s, me.idle_since_s))
     return True
 
 
 @inner
 def advance_replica(w: Any, r: int, until_s: float, once: bool) -> None:
     """Make all decisions before ``until_s``; with ``once`` a single one (or a run of equal ones)."""
+    if w.replicas[r].rank_0 != r:
+        return
     while once or w.replicas[r].next_s < until_s:
-        decide(w, r, until_s)
+        if w.replicas[r].num_ranks > 1:
+            _decide_together(w, r)
+        else:
+            _decide(w, r, until_s)
         if once:
             return
 
 
 @inner
-def decide(w: Any, r: int, until_s: float) -> None:
-    """One decision of the scheduler; where it repeats itself, as many as fall before ``until_s``."""
+def _plan_step(w: Any, r: int, now: float) -> tuple[int, float, int, int]:
+    """What the next step computes: (prompt tokens, their work, prompts that end, decoding sequences)."""
     me = w.replicas[r]
-    now = me.next_s
     if me.num_finishing > 0:
         release_finished(w, r, now)
     me.preempted_now = 0
@@ -172,17 +183,51 @@ def decide(w: Any, r: int, until_s: float) -> None:
         tokens, work, ending = prefill(w, r, now, me.max_tokens)
         if tokens == 0:
             make_room(w, r, now)
-        decodes = 0 if tokens > 0 else me.num_decode
-    else:
-        make_room(w, r, now)
-        decodes = me.num_decode
-        tokens, work, ending = prefill(w, r, now, me.max_tokens - decodes)
+        return tokens, work, ending, 0 if tokens > 0 else me.num_decode
+    make_room(w, r, now)
+    decodes = me.num_decode
+    tokens, work, ending = prefill(w, r, now, me.max_tokens - decodes)
+    return tokens, work, ending, decodes
+
+
+@inner
+def _decide(w: Any, r: int, until_s: float) -> None:
+    """One decision of the scheduler; where it repeats itself, as many as fall before ``until_s``."""
+    now = w.replicas[r].next_s
+    tokens, work, ending, decodes = _plan_step(w, r, now)
     if tokens > 0:
-        _mixed_step(w, r, now, tokens, work, ending, decodes)
+        time = w.replicas[r].speed * _step_s(w, r, tokens, work, ending, decodes)
+        _commit_step(w, r, now, time, ending, decodes)
     elif decodes > 0:
         _decode_steps(w, r, now, until_s)
     else:
         _nothing_to_do(w, r, now)
+
+
+@inner
+def _decide_together(w: Any, first: int) -> None:
+    """One decision of all ranks of a lock-step group: each waits for the slowest, and all share the experts."""
+    now, last = w.replicas[first].next_s, first + w.replicas[first].num_ranks
+    slowest, total = 0.0, 0
+    for r in range(first, last):
+        me = w.replicas[r]
+        me.step_tokens, me.step_work, me.step_ending, me.step_decodes = _plan_step(w, r, now)
+        tokens = me.step_tokens + me.step_decodes
+        total += tokens
+        if tokens > 0:
+            own = _step_s(w, r, me.step_tokens, me.step_work, me.step_ending, me.step_decodes)
+            slowest = max(slowest, me.speed * own)
+    if total > 0:
+        time = slowest + w.replicas[first].speed * step_eval.experts_s(w.tables, w.replicas[first].table, total)
+        for r in range(first, last):
+            _commit_step(w, r, now, time, w.replicas[r].step_ending, w.replicas[r].step_decodes)
+        return
+    soonest = NEVER
+    for r in range(first, last):
+        _nothing_to_do(w, r, now)
+        soonest = min(soonest, w.replicas[r].next_s)
+    for r in range(first, last):
+        w.replicas[r].next_s = soonest
 
 
 @inner
@@ -213,19 +258,23 @@ def _after_steps(w: Any, r: int, now: float, steps: int, total_s: float, before_
 
 
 @inner
-def _mixed_step(w: Any, r: int, now: float, tokens: int, work: float, ending: int, decodes: int) -> None:
-    """One step with prompt tokens, in which the prompts of ``ending`` requests end."""
+def _step_s(w: Any, r: int, tokens: int, work: float, ending: int, decodes: int) -> float:
+    """Seconds of one step."""
     me = w.replicas[r]
     contexts = decode_contexts(w, r) if decodes > 0 else (0.0, 0.0, 0.0)
-    chunked = me.prefilling >= 0
-    seqs_in_step = decodes + ending + (1 if chunked else 0)
-    time = me.speed * step_eval.step_s(
-        w.tables, me.table, tokens, work / tokens, decodes, contexts, decodes + ending, seqs_in_step
-    )
+    seqs = decodes + ending + (1 if tokens > 0 and me.prefilling >= 0 else 0)
+    mean_keys = work / tokens if tokens > 0 else 0.0
+    return step_eval.step_s(w.tables, me.table, tokens, mean_keys, decodes, contexts, decodes + ending, seqs)
+
+
+@inner
+def _commit_step(w: Any, r: int, now: float, time: float, ending: int, decodes: int) -> None:
+    """Put one step in flight, in which the prompts of ``ending`` requests end."""
+    me = w.replicas[r]
     end = _after_steps(w, r, now, 1, time, 0.0)
     if decodes > 0:
         _take_decode_steps(w, r, 1, end)
-    stop = me.num_running - (1 if chunked else 0)
+    stop = me.num_running - (1 if me.prefilling >= 0 else 0)
     for place in range(stop - ending, stop):
         _sample_after_prefill(w, r, w.running[r, place], end)
 

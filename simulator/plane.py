@@ -27,6 +27,8 @@ class ReplicaSpec:
         policy: ``continuous`` (vLLM V1: running requests first, chunks fill the budget) or ``prefill_first``
             (TGI, vLLM V0: a step computes prompts or decodes, prompts first).
         async_scheduling: a step is decided while the one before it runs (vLLM's default since 0.14).
+        lockstep_ranks: data-parallel ranks that step together, since they share experts: that many equal specs in a
+            row are one group.
         name: for people.
     """
 
@@ -40,10 +42,11 @@ class ReplicaSpec:
     enable_chunked_prefill: bool = True
     policy: str = "continuous"
     async_scheduling: bool = True
+    lockstep_ranks: int = 1
     name: str = ""
 
     def __post_init__(self) -> None:
-        for field in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+        for field in ("lockstep_ranks", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field} is {getattr(self, field)}", where=field, remedy="a number of at least 1")
         if self.num_gpu_blocks < 2:
@@ -150,9 +153,10 @@ class Plane:
                 why="prompt prefixes were cut into blocks for those",
                 remedy="a replica with the smallest block_size among the first",
             )
+        _demand_alone(spec)
         self.specs.append(spec)
         rows = np.zeros(1, loop.REPLICA)
-        _set_up(rows[0], spec, self._table_of(spec))
+        _set_up(rows[0], spec, self._table_of(spec), len(self.specs) - 1)
         rows["inflight_s"] = rows["idle_since_s"] = self.now_s
         self._world = world._replace(
             tables=step_eval.pack_tables(self._tables),
@@ -175,6 +179,7 @@ class Plane:
 
     def kill(self, replica: int) -> NDArray[np.int64]:
         """Stop it at ``now_s``; returns the requests that it had not ended, for ``send_again`` or ``fail``."""
+        _demand_alone(self.specs[replica])
         self.drain(replica)
         rows = self._world.requests
         mine = rows["replica"] == replica
@@ -201,7 +206,7 @@ class Plane:
         row["inflight_s"] = row["idle_since_s"] = min(row["inflight_s"], self.now_s)
         for name in ("num_running", "num_decode", "sum_context", "num_finishing", "num_waiting", "steps"):
             row[name] = 0
-        _set_up(row, self.specs[replica], int(row["table"]))
+        _set_up(row, self.specs[replica], int(row["table"]), replica)
         for name, value in kept.items():
             row[name] = value
         self._world.crossing[replica] = 0
@@ -291,8 +296,8 @@ class Plane:
         """Empty replicas and requests that no one has seen."""
         requests, num_replicas = self.requests, len(self.specs)
         replicas = np.zeros(num_replicas, loop.REPLICA)
-        for row, spec in zip(replicas, self.specs, strict=True):
-            _set_up(row, spec, self._table_of(spec))
+        for row, spec, rank_0 in zip(replicas, self.specs, first_ranks(self.specs), strict=True):
+            _set_up(row, spec, self._table_of(spec), rank_0)
         rows = np.zeros(len(requests), loop.REQUEST)
         rows["input"] = requests.input_tokens
         rows["output"] = requests.output_tokens
@@ -317,6 +322,37 @@ class Plane:
         )
 
 
+def _demand_alone(spec: ReplicaSpec) -> None:
+    if spec.lockstep_ranks > 1:
+        raise InputError(
+            "a rank of a lock-step group cannot come or go by itself",
+            where="fleet",
+            why="the ranks share experts",
+            remedy="expert_parallel_size 1 for replicas that are scaled or fail",
+        )
+
+
+def first_ranks(specs: Sequence[ReplicaSpec]) -> list[int]:
+    """For each replica the first of its lock-step group.
+
+    Raises:
+        InputError: a group that is not complete.
+    """
+    firsts: list[int] = []
+    while len(firsts) < len(specs):
+        first = len(firsts)
+        group = specs[first : first + specs[first].lockstep_ranks]
+        if len(group) < specs[first].lockstep_ranks or any(s.lockstep_ranks != len(group) for s in group):
+            raise InputError(
+                f"a group of {specs[first].lockstep_ranks} lock-step ranks is not complete",
+                where="fleet",
+                why="data-parallel ranks that share experts step together",
+                remedy="as many equal replicas in a row as lockstep_ranks says",
+            )
+        firsts += [first] * len(group)
+    return firsts
+
+
 def _with_nodes(world: loop.World) -> NDArray[np.void]:
     """The caches' nodes with those of one more replica."""
     num_slots = world.shared.content.shape[1]
@@ -330,7 +366,7 @@ def _with_row(array: NDArray[np.int64], columns: int, fill: int) -> NDArray[np.i
     return grown
 
 
-def _set_up(row: np.void, spec: ReplicaSpec, table: int) -> None:
+def _set_up(row: np.void, spec: ReplicaSpec, table: int, rank_0: int) -> None:
     """Write one replica's settings and empty state."""
     row["table"] = table
     row["num_blocks"] = row["free"] = row["plain_after"] = spec.num_gpu_blocks - 1
@@ -342,6 +378,7 @@ def _set_up(row: np.void, spec: ReplicaSpec, table: int) -> None:
     row["chunked"] = spec.enable_chunked_prefill
     row["asynchronous"] = spec.async_scheduling
     row["policy"] = POLICIES[spec.policy]
+    row["rank_0"], row["num_ranks"] = rank_0, spec.lockstep_ranks
     row["next_s"] = np.inf
     row["speed"] = 1.0
     row["next_done"] = row["shortest"] = loop.FAR

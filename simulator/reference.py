@@ -15,7 +15,7 @@ import numpy as np
 
 from calibrate.step import StepTable
 from simulator.plain_routing import PlainRouter
-from simulator.plane import ReplicaSpec
+from simulator.plane import ReplicaSpec, first_ranks
 from simulator.records import COMPLETED, FAILED, REJECTED, Records
 from simulator.routing import RouterOptions
 from simulator.shared_prefix import SharedPrefix
@@ -121,9 +121,9 @@ class Engine:
         self.running: list[Job] = []
         self.inflight: deque[Step] = deque()
         self.depth = 2 if spec.async_scheduling else 1
-        self.asleep = True
         self.iterations = self.preemptions = self.prefix_queries = self.prefix_hits = 0
-        self.busy_s = self.last_end_s = self.idle_since_s = 0.0
+        self.busy_s = self.last_end_s = 0.0
+        self.group: Group
         self.preempted_now = False
 
     @property
@@ -147,32 +147,23 @@ class Engine:
             return False
         sequence.max_tokens = min(sequence.max_tokens, self.longest - sequence.num_prompt_tokens)
         self.waiting.append(sequence)
-        if self.asleep:
-            self.asleep = False
-            self.run.wake(self, max(sequence.ready_s, self.idle_since_s))
+        group = self.group
+        at_s = max(sequence.ready_s, group.idle_since_s)
+        if group.idle and at_s < group.wake_s:
+            self.run.wake(group, at_s)
         return True
 
-    def decide(self, now: float) -> None:
-        """Take in results, put the next step in flight, and say when to look again."""
+    def take_in(self, now: float) -> None:
+        """Take in the results that are out."""
         while self.inflight and self.inflight[0].end_s <= now:
             self.take_results(self.inflight.popleft())
-        step = self.schedule(now)
-        if step.chunks or step.decodes:
-            start = max(now, self.inflight[-1].end_s) if self.inflight else now
-            duration = self.run.speed[self.index] * step_time_s(self.spec.step_table, step)
-            step.end_s = self.last_end_s = start + duration
-            self.busy_s += duration
-            self.iterations += 1
-            self.inflight.append(step)
-            self.note(step)
-            self.run.wake(self, now if len(self.inflight) < self.depth else self.inflight[0].end_s)
-        elif self.inflight:
-            self.run.wake(self, self.inflight[0].end_s)
-        else:
-            self.idle_since_s = now
-            self.asleep = not self.waiting
-            if self.waiting:
-                self.run.wake(self, max(now, self.waiting[0].ready_s))
+
+    def put_in_flight(self, step: Step, duration: float, end_s: float) -> None:
+        step.end_s = self.last_end_s = end_s
+        self.busy_s += duration
+        self.iterations += 1
+        self.inflight.append(step)
+        self.note(step)
 
     def note(self, step: Step) -> None:
         """Write down when tokens will come."""
@@ -326,6 +317,48 @@ class Engine:
         return sequence
 
 
+class Group:
+    """Engines that step together: data-parallel ranks that share experts; else a single one."""
+
+    def __init__(self, engines: list[Engine]) -> None:
+        self.engines = engines
+        self.index = engines[0].index
+        self.idle, self.idle_since_s, self.wake_s, self.turn = True, 0.0, np.inf, 0
+        for engine in engines:
+            engine.group = self
+
+    def decide(self, run: Run, now: float) -> None:
+        """Take in results, put the next step in flight, and say when to look again."""
+        first = self.engines[0]
+        for engine in self.engines:
+            engine.take_in(now)
+        steps = [engine.schedule(now) for engine in self.engines]
+        self.idle = False
+        if any(step.chunks or step.decodes for step in steps):
+            start = max(now, first.inflight[-1].end_s) if first.inflight else now
+            duration = self.duration_s(run, steps)
+            for engine, step in zip(self.engines, steps, strict=True):
+                engine.put_in_flight(step, duration, start + duration)
+            run.wake(self, now if len(first.inflight) < first.depth else first.inflight[0].end_s)
+        elif first.inflight:
+            run.wake(self, first.inflight[0].end_s)
+        else:
+            self.idle, self.idle_since_s = True, now
+            heads = [engine.waiting[0].ready_s for engine in self.engines if engine.waiting]
+            run.wake(self, max(now, min(heads)) if heads else np.inf)
+
+    def duration_s(self, run: Run, steps: Sequence[Step]) -> float:
+        """The slowest rank's own layers, and the experts at the tokens of all."""
+        first = self.engines[0]
+        busy = [(engine, step) for engine, step in zip(self.engines, steps, strict=True) if step.chunks or step.decodes]
+        own = max(run.speed[engine.index] * step_time_s(engine.spec.step_table, step) for engine, step in busy)
+        experts = first.spec.step_table.experts_s
+        if len(self.engines) == 1 or experts is None:
+            return own
+        tokens = sum(len(step.decodes) + sum(chunk[1] for chunk in step.chunks) for step in steps)
+        return own + run.speed[first.index] * row(experts, tokens)
+
+
 def interpolate(axis: np.ndarray, x: float) -> tuple[int, float]:
     """Cell of an axis and place in it; the outermost cells extend to infinity."""
     cell = int(np.clip(np.searchsorted(axis, x, side="right") - 1, 0, len(axis) - 2))
@@ -388,6 +421,10 @@ class Run:
         self.speed = [1.0] * len(specs)
         self.front_s = [0.0] * len(specs)  # until when a replica's tokenizer is busy
         self.engines = [Engine(spec, self, r) for r, spec in enumerate(specs)]
+        firsts = first_ranks(specs)
+        self.groups = {
+            first: Group([e for e, f in zip(self.engines, firsts, strict=True) if f == first]) for first in set(firsts)
+        }
         self.router = PlainRouter(router, self.engines, requests, options, seed)
         self.heap: list[tuple[float, int, int]] = []  # instant; -1 arrival or replica deciding; request or turn
         self.arrival_s = np.array(requests.arrival_s, float)
@@ -404,8 +441,12 @@ class Run:
         self.arrival_s[i] = at_s
         heapq.heappush(self.heap, (at_s, -1, i))
 
-    def wake(self, engine: Engine, at_s: float) -> None:
-        heapq.heappush(self.heap, (at_s, engine.index, 0))
+    def wake(self, group: Group, at_s: float) -> None:
+        """Let a group decide at an instant, and not when it was to before."""
+        group.wake_s = at_s
+        group.turn += 1
+        if at_s < np.inf:
+            heapq.heappush(self.heap, (at_s, group.index, group.turn))
 
     def ended(self, _i: int, at_s: float) -> None:
         """In a closed loop the next request comes when one ends."""
@@ -417,7 +458,8 @@ class Run:
         while self.heap:
             now, who, i = heapq.heappop(self.heap)
             if who >= 0:
-                self.engines[who].decide(now)
+                if self.groups[who].turn == i:
+                    self.groups[who].decide(self, now)
                 continue
             r = self.router.choose(i, now)
             self.replica[i] = r

@@ -65,7 +65,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     profile = profile or best_profile(replica)
     memory = memory_plan(replica, profile)
     engine = replica.engine
-    known = {f.name for f in fields(ReplicaSpec)} - {"step_table", "num_gpu_blocks", "name"}
+    known = {f.name for f in fields(ReplicaSpec)} - {"step_table", "num_gpu_blocks", "lockstep_ranks", "name"}
     options = {}
     for name, value in engine.options.items():
         if name in known:
@@ -83,6 +83,8 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     settings["async_scheduling"] = (
         _is_asynchronous(engine.framework, engine.version or "") if measured_so is None else bool(measured_so)
     )
+    if replica.model.moe is not None and replica.expert_parallel_size > 1:
+        settings["lockstep_ranks"] = replica.data_parallel_size
     settings |= options
     num_blocks = memory.num_gpu_blocks
     if replica.model.kind != "decoder":  # caches nothing: as many blocks as all seats could ever fill, so none is short

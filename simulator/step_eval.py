@@ -20,7 +20,8 @@ AXIS = 6  # then (offset, length) of the axes C, P, D, K
 ATTENTION = 14
 SKEW = 15  # then (offset, length) of the edges C, N, S, B, and the offset of alpha; lengths are 0 without skew
 ALPHA = 23
-NUM_PLACES = 24
+EXPERTS, NUM_EXPERTS_ROWS = 24, 25  # length 0: experts are in the token-wise arrays
+NUM_PLACES = 26
 FAR = 2**62
 # columns of ``Tables.overhead``
 STEP_S, SEQUENCE_S, REQUEST_S, OUTPUT_S, PROMPT_TOKEN_S = range(5)
@@ -64,6 +65,8 @@ def pack_tables(tables: Sequence[StepTable]) -> Tables:
             for place, array in enumerate(table.skew[:4]):
                 row[SKEW + 2 * place], row[SKEW + 2 * place + 1] = put(array), len(array)
             row[ALPHA] = put(table.skew.alpha)
+        if table.experts_s is not None:
+            row[EXPERTS], row[NUM_EXPERTS_ROWS] = put(table.experts_s), len(table.experts_s)
     overhead = np.array(
         [
             [t.overhead_s, t.overhead_per_sequence_s, t.request_overhead_s, t.output_overhead_s, t.prompt_token_s]
@@ -81,6 +84,13 @@ def row_at(data: Any, offset: int, length: int, i: int) -> float:
         return data[offset + i]  # type: ignore[no-any-return]
     last = data[offset + length - 1]
     return last + (last - data[offset + length - 2]) * (i - length + 1)  # type: ignore[no-any-return]
+
+
+@inner
+def experts_s(tables: Any, table: int, tokens: int) -> float:
+    """Seconds of the experts that the ranks of a lock-step group share, at all their tokens."""
+    ix = tables.places[table]
+    return row_at(tables.data, ix[EXPERTS], ix[NUM_EXPERTS_ROWS], tokens) if ix[NUM_EXPERTS_ROWS] > 0 else 0.0
 
 
 @inner

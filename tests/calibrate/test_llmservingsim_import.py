@@ -71,6 +71,15 @@ def test_experts_take_the_time_of_those_that_the_tokens_reach(tmp_path: Path) ->
     assert table.decode_tokens_s[8] == pytest.approx(48 * 1e-6 * reached, rel=1e-6)
 
 
+def test_ranks_that_share_experts_are_timed_at_the_tokens_of_all(tmp_path: Path) -> None:
+    profile = import_profile(write_tables(tmp_path, {"qkv_proj": 1.0}, moe=True))
+    table = step_table(replica("qwen3-30b-a3b", data_parallel_size=2, expert_parallel_size=2), profile, 64, 8)
+    assert table.decode_tokens_s[8] == pytest.approx(48 * 8e-6)  # a rank's own layers
+    assert table.experts_s is not None
+    reached = 64 * (1 - (1 - 8 / 128) ** 16)
+    assert table.experts_s[16] > 48 * 1e-6 * reached  # and the exchange
+
+
 def test_tensor_parallel_tables_fall_back_on_one_gpu_for_layers_that_do_not_change(tmp_path: Path) -> None:
     write_tables(tmp_path, {"qkv_proj": 2.0, "layernorm": 1.0})
     write_tables(tmp_path, {"qkv_proj": 1.0}, degree=2)

@@ -94,6 +94,13 @@ def cases(draw: st.DrawFn, hashes: bool = False) -> Case:
                 async_scheduling=draw(st.booleans()),
             )
         )
+    ranks = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    if ranks > 1:
+        experts = np.cumsum(rng.uniform(0.0, 0.02, 64))
+        one = replace(specs[0], lockstep_ranks=ranks)
+        specs = [one] * ranks
+        if draw(st.booleans()):
+            specs = [replace(one, step_table=one.step_table._replace(experts_s=experts))] * ranks
     router = draw(st.sampled_from(sorted(ROUTERS)))
     options = RouterOptions(
         weights=draw(st.sampled_from([None, rng.uniform(0.1, 2.0, len(specs))])),
