@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from catalogs.database import data_dir, transaction
 from catalogs.errors import InputError, MissingError
 
 SCHEMA_VERSION = 1
@@ -47,15 +47,6 @@ class Run:
     answer: dict[str, Any]
     version: str
     files: dict[str, dict[str, Any]]
-
-
-def data_dir() -> Path:
-    """Where runs and fetched prices are kept: ``$PLAN_HOME``, else the XDG data directory."""
-    home = os.environ.get("PLAN_HOME")
-    if home:
-        return Path(home)
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "gpu-capacity-planner"
 
 
 def save_run(
@@ -194,34 +185,8 @@ def _read(db: sqlite3.Connection, run_id: str) -> Run:
     return Run(row[0], row[1], row[2], row[3], json.loads(row[4]), json.loads(row[5]), row[6], files)
 
 
-@contextmanager
-def _database() -> Iterator[sqlite3.Connection]:
-    """A connection in one transaction; committed on success, rolled back otherwise."""
-    path = data_dir() / "runs.sqlite3"
-    remedy = "set PLAN_HOME to a folder that you can write, or move the file away"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(path, timeout=30)
-    except (OSError, sqlite3.Error) as error:
-        raise MissingError(f"cannot open the run file: {error}", where=str(path), remedy=remedy) from error
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA foreign_keys = ON")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
-            raise MissingError(
-                f"the run file has form {version}, this program knows {SCHEMA_VERSION}",
-                where=str(path), remedy="update this program, or set PLAN_HOME to another folder",
-            )  # fmt: skip
-        if version < SCHEMA_VERSION:
-            db.executescript(_TABLES)
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        with db:
-            yield db
-    except sqlite3.DatabaseError as error:
-        raise MissingError(f"the run file cannot be used: {error}", where=str(path), remedy=remedy) from error
-    finally:
-        db.close()
+def _database() -> AbstractContextManager[sqlite3.Connection]:
+    return transaction(data_dir() / "runs.sqlite3", _TABLES, SCHEMA_VERSION, "the run file")
 
 
 def _version() -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from catalogs.database import data_dir
 from catalogs.errors import InputError
 from catalogs.schema import Price, Purchase
 from catalogs.tables import first_day
@@ -69,12 +70,8 @@ class Fact:
 
 def default_path() -> Path:
     """Where fetched prices are kept."""
-    for variable, tail in (("PLAN_PRICES_DB", ""), ("PLAN_HOME", "prices.sqlite")):
-        if os.environ.get(variable):
-            return Path(os.environ[variable]) / tail if tail else Path(os.environ[variable])
-    base = os.environ.get("XDG_DATA_HOME")
-    home = Path(base) if base else Path.home() / ".local" / "share"
-    return home / "gpu-capacity-planner" / "prices.sqlite"
+    own = os.environ.get("PLAN_PRICES_DB")
+    return Path(own) if own else data_dir() / "prices.sqlite"
 
 
 class PriceStore:

@@ -91,7 +91,8 @@ def _prices() -> list[dict[str, Any]]:
 
 
 def _runs() -> dict[str, Any]:
-    from app.runs import data_dir, list_runs
+    from app.runs import list_runs
+    from catalogs.database import data_dir
 
     return {"folder": str(data_dir()), "runs": len(list_runs())}
 

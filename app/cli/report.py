@@ -164,7 +164,7 @@ def _say(outcomes: list[Outcome]) -> None:
 
 def _ledger() -> Any:
     from app.report.ledger import Ledger
-    from app.runs import data_dir
+    from catalogs.database import data_dir
 
     return Ledger(data_dir() / "reports.sqlite3")
 

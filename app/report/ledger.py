@@ -9,12 +9,11 @@ same key; the others (SNS, Slack, SES) are not, and the delivery is reported as 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from catalogs.errors import MissingError
+from catalogs.database import transaction
 
 SCHEMA_VERSION = 1
 STARTED, DONE, FAILED, UNCERTAIN = "started", "done", "failed", "uncertain"
@@ -84,28 +83,5 @@ class Ledger:
         with self._database() as db:
             db.execute("INSERT OR REPLACE INTO periods VALUES (?, ?, ?)", (schedule, due_at, finished_at))
 
-    @contextmanager
-    def _database(self) -> Iterator[sqlite3.Connection]:
-        remedy = "set PLAN_HOME to a folder that you can write, or move the file away"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self.path, timeout=30)
-        except (OSError, sqlite3.Error) as error:
-            raise MissingError(f"cannot open the ledger: {error}", where=str(self.path), remedy=remedy) from error
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise MissingError(
-                    f"the ledger has form {version}, this program knows {SCHEMA_VERSION}",
-                    where=str(self.path), remedy="update this program, or set PLAN_HOME to another folder",
-                )  # fmt: skip
-            if version < SCHEMA_VERSION:
-                db.executescript(_TABLES)
-                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            with db:
-                yield db
-        except sqlite3.DatabaseError as error:
-            raise MissingError(f"the ledger cannot be used: {error}", where=str(self.path), remedy=remedy) from error
-        finally:
-            db.close()
+    def _database(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self.path, _TABLES, SCHEMA_VERSION, "the ledger")
