@@ -189,20 +189,17 @@ def with_fleet_dollars(document: Mapping[str, Any], scenario: Scenario, ledger: 
     series = document["live_fleet"]["series"]
     rate = usd_per_hour_over(ledger, scenario_prices(scenario), series["t_s"])
     live = {**document["live_fleet"], "cost": cost, "series": {**series, "usd_per_hour": rate}}
+    serving_s = sum(u.serving_s for u in ledger.usage())
     for cache in live["caches"].values():
-        computed = document["total_tokens_per_s"] * document["duration_s"]
-        cache["saved_usd"] = saved_usd(cache["input_tokens_saved"], cache["output_tokens_saved"], usd, computed)
+        cache["saved_usd"] = saved_usd(cache["step_s_saved"], serving_s, usd)
     per_million = float(usd) / tokens * MILLION if tokens else None
     return {**document, "usd": float(cents(usd)), "usd_per_million_output_tokens": per_million, "live_fleet": live}
 
 
-def saved_usd(input_tokens: float, output_tokens: float, usd: Decimal, answered_tokens: float) -> float:
-    """Dollars that a cache saves if the fleet grew with its load: what the rest cost, by tokens.
+def saved_usd(step_s_saved: float, step_s: float, usd: Decimal) -> float:
+    """Dollars that a cache saves if the fleet would have grown with its work.
 
     Args:
-        input_tokens, output_tokens: answered by the cache.
-        usd: cost of serving what it did not answer.
-        answered_tokens: prompt and output tokens of all completed requests, cached ones included.
+        step_s_saved: step time that its answers would have taken; step_s: that of the run, which cost ``usd``.
     """
-    computed = answered_tokens - input_tokens - output_tokens
-    return float(usd) * (input_tokens + output_tokens) / computed if computed > 0 else 0.0
+    return float(usd) * step_s_saved / step_s if step_s > 0 else 0.0

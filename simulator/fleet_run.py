@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from simulator.fleet_scenario import FleetSections, fleet_config
 from simulator.fleet_state import FleetResult
 from simulator.fluid_plane import probe
 from simulator.long_horizon import LongRun, Windows, run_long
-from simulator.records import Records
+from simulator.records import COMPLETED, Records
 from simulator.routing import RouterOptions
 from simulator.workload import Requests
 
@@ -120,8 +120,25 @@ def grouped(records: Records, lines: Sequence[Line], kinds: Sequence[int]) -> tu
     return replace(records, replica=place[records.replica], **moved), present
 
 
-def fleet_document(result: FleetResult) -> dict[str, Any]:
-    """What the fleet did, as plain data; machine time is priced elsewhere."""
+def token_seconds(line: Line, requests: Requests, records: Records, result: FleetResult) -> dict[str, float]:
+    """Step seconds that a prompt token and an output token took: the first in a full step, the second what is left."""
+    table, size = line.spec.step_table, line.spec.max_num_batched_tokens
+    at = min(size, len(table.mixed_tokens_s) - 1)
+    prompt_s = float(table.mixed_tokens_s[at]) / at
+    served = (records.status == COMPLETED) & (records.replica >= 0)
+    prompt = float((requests.input_tokens - records.num_cached_tokens)[served].sum())
+    output = float(requests.output_tokens[served].sum())
+    busy_s = sum(u.serving_s for u in result.ledger.usage())
+    prompt_s = min(prompt_s, busy_s / prompt) if prompt else prompt_s
+    return {"input": prompt_s, "output": max(0.0, busy_s - prompt_s * prompt) / output if output else 0.0}
+
+
+def fleet_document(result: FleetResult, token_s: Mapping[str, float]) -> dict[str, Any]:
+    """What the fleet did, as plain data; machine time is priced elsewhere.
+
+    Args:
+        token_s: step seconds of a prompt token and an output token.
+    """
     usage = [{**asdict(u), "utilisation": u.utilisation, "wasted_gpu_share": u.wasted_gpu_share}
              for u in result.ledger.usage()]  # fmt: skip
     return {
@@ -130,7 +147,11 @@ def fleet_document(result: FleetResult) -> dict[str, Any]:
         "waste_gpu_hours": result.ledger.waste(),
         "reasons": dict(sorted(result.reasons.items())),
         "retries": result.num_retries,
-        "caches": {name: {**asdict(c), "hit_rate": c.hit_rate} for name, c in result.caches.items()},
+        "caches": {
+            name: {**asdict(c), "hit_rate": c.hit_rate, "step_s_saved": c.input_tokens_saved * token_s["input"]
+                   + c.output_tokens_saved * token_s["output"]}
+            for name, c in result.caches.items()
+        },
         "targets": {name: {"changes": len(log) - 1, "lowest": min(n for _, n in log), "highest": max(n for _, n in log)}
                     for name, log in result.targets.items() if log},
         "oscillation": {name: asdict(o) for name, o in result.oscillations.items()},

@@ -84,7 +84,7 @@ def simulate(scenario: Scenario, requests: Requests | None = None, *, series_int
 
 
 def _simulate_live(scenario: Scenario, lines: tuple[Line, ...], requests: Requests) -> Result:
-    from simulator.fleet_run import fleet_document, run_fleet, run_windows
+    from simulator.fleet_run import fleet_document, run_fleet, run_windows, token_seconds
 
     windows: list[tuple[float, float]] = []
     if scenario.control is not None and scenario.control.windows is not None:
@@ -96,7 +96,9 @@ def _simulate_live(scenario: Scenario, lines: tuple[Line, ...], requests: Reques
     latencies = Latencies.of(requests, records)
     document = describe_run(scenario, present, requests, records, latencies)
     document["gpu_hours"] = sum(u.gpu_hours for u in fleet.ledger.usage())
-    document["live_fleet"] = fleet_document(fleet) | {"windows": [{"start_s": s, "weight": w} for s, w in windows]}
+    token_s = token_seconds(present[0], requests, records, fleet)
+    played = [{"start_s": start_s, "weight": weight} for start_s, weight in windows]
+    document["live_fleet"] = fleet_document(fleet, token_s) | {"windows": played}
     return Result(document, requests, records, latencies, present, fleet)
 
 

@@ -42,8 +42,8 @@ def test_a_capacity_block_is_paid_in_full_and_its_idle_share_said() -> None:
 
 
 def test_a_cache_saves_its_share() -> None:
-    assert saved_usd(50.0, 50.0, Decimal(10), 1100.0) == pytest.approx(1.0)
-    assert saved_usd(50.0, 50.0, Decimal(10), 100.0) == 0.0
+    assert saved_usd(100.0, 1000.0, Decimal(10)) == pytest.approx(1.0)
+    assert saved_usd(100.0, 0.0, Decimal(10)) == 0.0
 
 
 def test_price_files_are_checked(tmp_path: Path) -> None:
