@@ -129,7 +129,7 @@ def test_a_killed_sweep_resumes_and_repeats_nothing_that_was_written(tmp_path: P
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     saved = sum(len(pq.read_table(p)) for p in parts.glob("part-*.parquet"))
-    assert saved >= 2 and not out.exists()
+    assert saved >= 1 and not out.exists()
     rows, num_before = run_sweep(read_sweep(path), out, function=slow_answer, workers=1)
     assert (len(rows), num_before) == (12, saved)
     ran = Counter(int(p.name.partition("-")[0]) for p in (tmp_path / "ran").iterdir())
