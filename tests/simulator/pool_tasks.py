@@ -33,3 +33,10 @@ def slow_answer(point: Point) -> dict[str, Any]:
     (folder / f"{point.number}-{time.monotonic_ns()}").touch()
     time.sleep(point.overrides.get("takes_s", 0.0))
     return {"ttft_s": {"mean": float(point.number)}, "requests": {"completed": point.number}}
+
+
+def note_process(folder: str) -> int:
+    """Leaves the worker's process id in a folder."""
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(0.05)
+    return os.getpid()

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
 from catalogs.errors import MissingError
@@ -37,3 +44,26 @@ def test_no_cluster_is_said() -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.raises(MissingError, match="no Ray cluster"):
         list(run_tasks(square, [1], ray_address="127.0.0.1:1"))
+
+
+def test_a_killed_program_leaves_no_worker_behind(tmp_path: Path) -> None:
+    code = (
+        "import sys; from simulator.pool import run_tasks; from tests.simulator.pool_tasks import note_process\n"
+        "if __name__ == '__main__':\n    list(run_tasks(note_process, [sys.argv[1]] * 4000, workers=2))\n"
+    )
+    script = tmp_path / "program.py"
+    script.write_text(code)
+    (tmp_path / "seen").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    program = subprocess.Popen([sys.executable, str(script), str(tmp_path / "seen")], env=environment)
+    while not (workers := [int(p.name) for p in (tmp_path / "seen").iterdir()]):
+        assert program.poll() is None
+        time.sleep(0.05)
+    program.send_signal(signal.SIGKILL)
+    program.wait()
+    for _ in range(400):
+        alive = [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+        if not alive:
+            break
+        time.sleep(0.05)
+    assert alive == []
