@@ -24,7 +24,7 @@ I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
 UNSEEN, WAITING, PREFILLING, DECODING, FINISHING, DONE = range(6)
-CONTINUOUS, PREFILL_FIRST = range(2)
+CONTINUOUS, PREFILL_FIRST, STATIC = range(3)
 NEVER = np.inf
 FAR = 2**62
 UNDECIDED = -1  # the status of a request that has not ended
@@ -43,6 +43,7 @@ REPLICA = np.dtype(
         ("chunked", np.int64),
         ("asynchronous", np.int64),
         ("policy", np.int64),
+        ("max_delay_s", np.float64),  # static batches: how long the first request waits for others
         ("rank_0", np.int64),  # of its lock-step group, and how many ranks that has
         ("num_ranks", np.int64),
         ("step_tokens", np.int64),  # of the step that a lock-step group is deciding
@@ -152,10 +153,24 @@ def enqueue(w: Any, r: int, i: int, ready_s: float) -> bool:
         me.head = i
     me.tail = i
     me.num_waiting += 1
+    idles = me.inflight_s <= me.idle_since_s and (me.num_ranks > 1 or me.policy == STATIC)
     for rank in range(me.rank_0, me.rank_0 + me.num_ranks):
-        if w.replicas[rank].next_s == NEVER or (me.num_ranks > 1 and me.inflight_s <= me.idle_since_s):
-            w.replicas[rank].next_s = min(w.replicas[rank].next_s, max(ready_s, me.idle_since_s))
+        if idles or w.replicas[rank].next_s == NEVER:
+            w.replicas[rank].next_s = min(w.replicas[rank].next_s, max(due_s(w, r), me.idle_since_s))
     return True
+
+
+@inner
+def due_s(w: Any, r: int) -> float:
+    """When an empty replica starts on its queue: with the first request, or once a static batch is full or overdue."""
+    me = w.replicas[r]
+    if me.policy != STATIC:
+        return w.requests[me.head].ready_s  # type: ignore[no-any-return]
+    due = w.requests[me.head].ready_s + me.max_delay_s
+    i, place = me.head, 1
+    while i >= 0 and place < me.max_num_seqs:
+        i, place = w.requests[i].next, place + 1
+    return due if i < 0 else min(due, w.requests[i].ready_s)  # type: ignore[no-any-return]
 
 
 @inner
@@ -238,7 +253,7 @@ def _nothing_to_do(w: Any, r: int, now: float) -> None:
     else:
         me.idle_since_s = now
         head = me.head
-        me.next_s = NEVER if head < 0 else max(now, w.requests[head].ready_s)
+        me.next_s = NEVER if head < 0 else max(now, due_s(w, r))
 
 
 @inner
@@ -555,6 +570,8 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
     bs = me.block_size
     tokens, work, ending = continue_prefill(w, r, now, budget)
     if me.preempted_now:
+        return tokens, work, ending
+    if me.policy == STATIC and (me.num_running > 0 or me.head < 0 or now < due_s(w, r)):
         return tokens, work, ending
     budget -= tokens
     while budget > 0 and me.head >= 0 and me.num_running < me.max_num_seqs:

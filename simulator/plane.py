@@ -14,7 +14,12 @@ from simulator import feed, invariants, kv_cache, loop, routing, step_eval
 from simulator.records import FAILED, Records
 from simulator.workload import Requests
 
-POLICIES = {"continuous": loop.CONTINUOUS, "prefill_first": loop.PREFILL_FIRST}
+POLICIES = {
+    "continuous": loop.CONTINUOUS,
+    "prefill_first": loop.PREFILL_FIRST,
+    "static": loop.STATIC,
+    "dynamic": loop.STATIC,
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,10 @@ class ReplicaSpec:
         step_table: how long steps take.
         num_gpu_blocks: KV blocks as vLLM logs them; one of them is its null block and never used.
         policy: ``continuous`` (vLLM V1: running requests first, chunks fill the budget) or ``prefill_first``
-            (TGI, vLLM V0: a step computes prompts or decodes, prompts first).
+            (TGI, vLLM V0: a step computes prompts or decodes, prompts first) or ``static`` (alias ``dynamic``: a batch
+            of ``max_num_seqs`` requests, or of those that came within ``max_queue_delay_s`` of the first; the next one
+            when all of it has ended, as Triton's dynamic batcher and plain static batching do).
+        max_queue_delay_s: of static batches.
         async_scheduling: a step is decided while the one before it runs (vLLM's default since 0.14).
         lockstep_ranks: data-parallel ranks that step together, since they share experts: that many equal specs in a
             row are one group.
@@ -42,6 +50,7 @@ class ReplicaSpec:
     enable_chunked_prefill: bool = True
     policy: str = "continuous"
     async_scheduling: bool = True
+    max_queue_delay_s: float = 0.1
     lockstep_ranks: int = 1
     name: str = ""
 
@@ -62,6 +71,13 @@ class ReplicaSpec:
                 where="engine",
                 why="vLLM refuses this: each running sequence needs a token a step",
                 remedy=f"max_num_batched_tokens of at least {self.max_num_seqs}",
+            )
+        if not 0 <= self.max_queue_delay_s < float("inf"):
+            raise InputError(
+                f"max_queue_delay_s is {self.max_queue_delay_s}",
+                where="max_queue_delay_s",
+                why="the last requests of a trace would never fill a batch",
+                remedy="a number of seconds, 0 or more",
             )
         if self.policy not in POLICIES:
             raise InputError(f"no policy {self.policy!r}", where="policy", remedy=" or ".join(POLICIES))
@@ -378,6 +394,7 @@ def _set_up(row: np.void, spec: ReplicaSpec, table: int, rank_0: int) -> None:
     row["chunked"] = spec.enable_chunked_prefill
     row["asynchronous"] = spec.async_scheduling
     row["policy"] = POLICIES[spec.policy]
+    row["max_delay_s"] = spec.max_queue_delay_s
     row["rank_0"], row["num_ranks"] = rank_0, spec.lockstep_ranks
     row["next_s"] = np.inf
     row["speed"] = 1.0

@@ -148,10 +148,19 @@ class Engine:
         sequence.max_tokens = min(sequence.max_tokens, self.longest - sequence.num_prompt_tokens)
         self.waiting.append(sequence)
         group = self.group
-        at_s = max(sequence.ready_s, group.idle_since_s)
+        at_s = max(self.due_s(), group.idle_since_s)
         if group.idle and at_s < group.wake_s:
             self.run.wake(group, at_s)
         return True
+
+    def due_s(self) -> float:
+        """When an empty engine starts on its queue."""
+        if self.spec.policy not in ("static", "dynamic"):
+            return self.waiting[0].ready_s
+        overdue_s = self.waiting[0].ready_s + self.spec.max_queue_delay_s
+        if len(self.waiting) < self.spec.max_num_seqs:
+            return overdue_s
+        return min(overdue_s, self.waiting[self.spec.max_num_seqs - 1].ready_s)
 
     def take_in(self, now: float) -> None:
         """Take in the results that are out."""
@@ -230,6 +239,8 @@ class Engine:
                 step.chunks.append((sequence, tokens, before))
                 budget -= tokens
         if self.preempted_now:
+            return
+        if self.spec.policy in ("static", "dynamic") and (self.running or not self.waiting or now < self.due_s()):
             return
         while budget > 0 and self.waiting and len(self.running) < self.spec.max_num_seqs:
             sequence = self.waiting[0]
@@ -344,7 +355,7 @@ class Group:
             run.wake(self, first.inflight[0].end_s)
         else:
             self.idle, self.idle_since_s = True, now
-            heads = [engine.waiting[0].ready_s for engine in self.engines if engine.waiting]
+            heads = [engine.due_s() for engine in self.engines if engine.waiting]
             run.wake(self, max(now, min(heads)) if heads else np.inf)
 
     def duration_s(self, run: Run, steps: Sequence[Step]) -> float:

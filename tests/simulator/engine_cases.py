@@ -90,7 +90,8 @@ def cases(draw: st.DrawFn, hashes: bool = False) -> Case:
                 max_model_len=draw(st.sampled_from([80, 1000])),
                 enable_prefix_caching=draw(st.booleans()),
                 enable_chunked_prefill=draw(st.sampled_from([True, True, False])),
-                policy=draw(st.sampled_from(["continuous", "continuous", "prefill_first"])),
+                policy=draw(st.sampled_from(["continuous", "continuous", "prefill_first", "static"])),
+                max_queue_delay_s=draw(st.sampled_from([0.0, 12.3])),
                 async_scheduling=draw(st.booleans()),
             )
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -92,3 +94,21 @@ def test_a_closed_loop_keeps_its_concurrency() -> None:
     records = simulate_replicas(requests, [spec(seats=64)])
     order = np.argsort(records.arrival_s, kind="stable")
     np.testing.assert_allclose(records.arrival_s[order][7:], np.sort(records.finish_s)[: n - 7])
+
+
+def test_static_batches_wait_to_fill_and_take_no_one_in_until_all_have_ended() -> None:
+    arrivals = np.array([0.0, 1.0, 2.0, 3.0, 30.0])
+    requests = Requests(arrivals, np.full(5, 16), np.array([5, 20, 5, 5, 5]))
+    batch = replace(spec(seats=2), policy="static", max_queue_delay_s=4.0)
+    scheduled_s = simulate_replicas(requests, [batch]).scheduled_s
+    assert scheduled_s[:2].tolist() == [1.0, 1.0]  # the second fills the batch
+    assert scheduled_s[2:4].tolist() == [21.0, 21.0]  # the longest answer has ended
+    assert scheduled_s[4] == 34.0  # alone: it waited long enough
+
+
+def test_continuous_batching_beats_static_batches() -> None:
+    rng = np.random.default_rng(4)
+    requests = Requests(np.cumsum(rng.exponential(4.0, 400)), np.full(400, 16), rng.integers(1, 60, 400))
+    static = simulate_replicas(requests, [replace(spec(seats=8), policy="static", max_queue_delay_s=20.0)])
+    continuous = simulate_replicas(requests, [spec(seats=8)])
+    assert np.mean(continuous.finish_s) < np.mean(static.finish_s)

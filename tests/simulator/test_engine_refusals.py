@@ -50,6 +50,7 @@ def test_without_chunked_prefill_a_prompt_beyond_the_budget_is_rejected() -> Non
         ({"max_num_seqs": 300, "max_num_batched_tokens": 256}, "max_num_seqs 300 exceeds max_num_batched_tokens 256"),
         ({"num_gpu_blocks": 1}, "num_gpu_blocks is 1"),
         ({"block_size": 0}, "block_size is 0"),
+        ({"max_queue_delay_s": float("inf")}, "max_queue_delay_s is inf"),
         ({"policy": "fastest"}, "no policy 'fastest'"),
     ],
 )
