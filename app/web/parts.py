@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from app.charts import Limit, Series
@@ -36,7 +37,7 @@ def command(text: str) -> None:
 def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str) -> None:
     """A table with its download; names come from users, so nothing in it is read as HTML or a formula."""
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-    st.dataframe(frame, hide_index=True, width="stretch")
+    st.dataframe(frame, hide_index=True, width="stretch", column_config=_wide_enough(frame))
     out = io.StringIO()
     frame.map(_no_formula).to_csv(out, index=False)
     st.download_button(f"Download {name}.csv", out.getvalue(), f"{name}.csv", "text/csv", key=f"download-{name}")
@@ -47,24 +48,29 @@ def chart(
     log_y: bool = False, limits: Sequence[Limit] = (),
 ) -> None:  # fmt: skip
     """A chart, its text alternative and the download of its points."""
-    st.plotly_chart(
-        figure(series, x_label, y_label, log_x=log_x, log_y=log_y, limits=limits), width="stretch", key=f"chart-{name}"
-    )
-    st.caption(alternative)
     frames = [pd.DataFrame({"series": s.name, x_label: list(s.x), y_label: list(s.y)}) for s in series]
     points = pd.concat(frames) if frames else pd.DataFrame(columns=["series", x_label, y_label])
+    found = figure(series, x_label, y_label, log_x=log_x, log_y=log_y, limits=limits)
+    drawing(name, alternative, found, points)
+
+
+def drawing(name: str, alternative: str, found: go.Figure, points: pd.DataFrame) -> None:
+    """A figure, its text alternative and the download of its points."""
+    st.plotly_chart(found, width="stretch", key=f"chart-{name}")
+    st.caption(alternative)
     st.download_button(
-        "Download the points (CSV)", points.to_csv(index=False), f"{name}.csv", "text/csv", key=f"points-{name}"
-    )
+        "Download the points (CSV)", points.map(_no_formula).to_csv(index=False), f"{name}.csv", "text/csv",
+        key=f"points-{name}",
+    )  # fmt: skip
 
 
 def error(problem: BaseException) -> None:
     """An error in words: what, where, why and what would work."""
     if isinstance(problem, PlanError):
-        where = f"**{_plain(problem.where)}**: " if problem.where else ""
-        lines = [where + _plain(problem.what)]
-        lines += [f"Why it matters: {_plain(problem.why)}"] if problem.why else []
-        lines += [f"Try: {_plain(problem.remedy)}"] if problem.remedy else []
+        where = f"**{words(problem.where)}**: " if problem.where else ""
+        lines = [where + words(problem.what)]
+        lines += [f"Why it matters: {words(problem.why)}"] if problem.why else []
+        lines += [f"Try: {words(problem.remedy)}"] if problem.remedy else []
         st.error("\n\n".join(lines))
     else:
         st.error(f"A fault of ours: {type(problem).__name__}. The server's log has the details.")
@@ -112,11 +118,19 @@ def _progress(job: Job, slot: str) -> None:
     watch()
 
 
-def _plain(text: str) -> str:
+def words(text: str) -> str:
     """Text as it is: Markdown's signs lose their meaning."""
     for sign in "\\`*_{}[]<>#|~$:":
         text = text.replace(sign, f"\\{sign}")
     return text
+
+
+def _wide_enough(frame: pd.DataFrame) -> dict[str, Any]:
+    """Columns of long texts as wide as their longest, so that no name is cut; the table scrolls sideways."""
+    longest = {
+        str(name): int(frame[name].map(lambda v: len(v) if isinstance(v, str) else 0).max()) for name in frame.columns
+    } if len(frame) else {}  # fmt: skip
+    return {name: st.column_config.TextColumn(width=20 + 7 * num) for name, num in longest.items() if num > 40}
 
 
 def _no_formula(value: object) -> object:

@@ -14,6 +14,9 @@ LABELS = {
     "savings_plan": "Savings Plan", "capacity_block": "Capacity Block",
 }  # fmt: skip
 
+NEUTRAL = "#858585"  # reads on white and on black
+_ON_BOTH = {"#555555": NEUTRAL, "#999999": NEUTRAL}
+
 
 def colour_of(name: str, index: int = 0) -> str:
     """The colour of a meaning, or the next of the palette."""
@@ -28,6 +31,7 @@ def figure(
     found = go.Figure()
     for i, one in enumerate(series):
         colour = one.colour or colour_of(one.name, i)
+        colour = _ON_BOTH.get(colour, colour)
         common: dict[str, Any] = {"x": list(one.x), "y": list(one.y), "name": LABELS.get(one.name, one.name)}
         if one.kind == "bar":
             common["x"] = list(one.labels) or common["x"]
@@ -43,14 +47,25 @@ def figure(
             limit.y, line_dash="dash", line_color=MEANING_COLOURS["limit"], annotation_text=limit.name,
             annotation_position="top left",
         )  # fmt: skip
+    lay_out(found, x_label, y_label)
+    found.update_xaxes(type="log" if log_x else None)
+    found.update_yaxes(type="log" if log_y else None, rangemode="tozero" if not log_y else "normal")
+    if log_x:
+        found.update_xaxes(dtick=1)
+    if log_y:
+        found.update_yaxes(dtick=1)
+    return found
+
+
+def lay_out(found: go.Figure, x_label: str, y_label: str, height: int = 320) -> None:
+    """Margins, legend and axis titles, the same for every figure."""
     found.update_layout(
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        height=320,
+        height=height,
         hovermode="x unified",
         legend={"orientation": "h", "y": -0.3},
         xaxis_title=x_label,
         yaxis_title=y_label,
     )
-    found.update_xaxes(type="log" if log_x else None, automargin=True)
-    found.update_yaxes(type="log" if log_y else None, automargin=True, rangemode="tozero" if not log_y else "normal")
-    return found
+    found.update_xaxes(automargin=True)
+    found.update_yaxes(automargin=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from pandas import DataFrame
 
-from app.charts import Limit, Series
 from app.cli.output import plain
-from app.web.parts import begin, chart, command, error, heading, outcome, table
+from app.web.answer_charts import machines, machines_figure, promises, promises_figure, roads, roads_figure
+from app.web.parts import begin, command, drawing, error, heading, outcome, table, words
 from app.web.workload_state import trace_name, trace_path
 from catalogs.errors import PlanError
 from catalogs.load import gpus, models, prices
@@ -34,6 +36,12 @@ def number(name: str, fallback: float, low: float, high: float) -> float:
         return fallback
 
 
+def several(name: str, fallback: str, known: Iterable[str]) -> list[str]:
+    """The choices of the URL that there are."""
+    known = set(known)
+    return [x for x in asked(name, fallback).split(",") if x in known]
+
+
 def form() -> dict[str, Any] | None:
     """The settings, when the visitor asks for a plan."""
     names = sorted(n for n, m in models().items() if m.kind == "decoder")
@@ -48,9 +56,9 @@ def form() -> dict[str, Any] | None:
         scale = d.number_input("Load, times the trace", 0.01, 1000.0, number("scale", 1.0, 0.01, 1000.0))
         e, f, g = st.columns(3)
         place = e.selectbox("Region", regions, index=regions.index(region) if region in regions else 0)
-        precision = f.multiselect("Precision", PRECISIONS, asked("precision", "bf16,fp8").split(","))
-        purchase = g.multiselect("Purchase", PURCHASES, asked("purchase", "on_demand").split(","))
-        only = st.multiselect("GPUs (none chosen: all)", sorted(gpus()), [x for x in asked("gpus", "").split(",") if x])
+        precision = f.multiselect("Precision", PRECISIONS, several("precision", "bf16,fp8", PRECISIONS))
+        purchase = g.multiselect("Purchase", PURCHASES, several("purchase", "on_demand", PURCHASES))
+        only = st.multiselect("GPUs (none chosen: all)", sorted(gpus()), several("gpus", "", gpus()))
         if not st.form_submit_button("Find the cheapest fleet", type="primary"):
             return None
     if not precision or not purchase:
@@ -70,14 +78,17 @@ def form() -> dict[str, Any] | None:
 
 
 def work(settings: dict[str, Any], progress: Any) -> dict[str, Any]:
-    """Plan, keep the run, and return the answer."""
+    """Plan, keep the run, and return the answer; one that cannot be kept is shown all the same."""
     from app.cli.recommend import save
     from planner.problem import problem_from
     from planner.recommend import recommend
 
     problem = problem_from(settings)
     answer = recommend(problem, progress)
-    answer["run"] = save(problem, answer)
+    try:
+        answer["run"] = save(problem, answer)
+    except PlanError as problem_of_ours:
+        answer["not_kept"] = f"{problem_of_ours.what}; {problem_of_ours.remedy}"
     return dict(plain(answer))
 
 
@@ -93,23 +104,41 @@ def show(answer: dict[str, Any]) -> None:
     c.metric("USD per M output tokens", "–" if per_million is None else f"{per_million:,.3f}")
     d.metric("Proven within", f"{answer['mip_gap']:.2%}")
     (st.success if answer["verified"] else st.warning)(notes(answer)[0])
-    for i, found in enumerate(tables(answer)):
+    if answer.get("not_kept"):
+        st.warning("The answer could not be kept among the runs. " + words(answer["not_kept"]))
+    first, *rest = tables(answer)
+    st.subheader("Purchase list")
+    table([dict(zip(first.columns, row, strict=True)) for row in first.rows], "purchase-list")
+    show_charts(answer)
+    for i, found in enumerate(rest):
         st.subheader(found.title)
         table([dict(zip(found.columns, row, strict=True)) for row in found.rows], f"plan-{i}")
-    others = [x for x in answer["alternatives"] if x.get("usd_per_hour") is not None]
-    if others:
-        labels = ["this plan", *[x["label"] for x in others]]
-        costs = [plan["usd_per_hour"], *[x["usd_per_hour"] for x in others]]
-        chart(
-            "alternatives", "Cost of this plan and of what it was chosen over.",
-            [Series("cost", range(1, len(labels) + 1), costs, "bar", labels=labels)], "", "USD per hour",
-            limits=[Limit("proven lower bound", answer["lower_bound_usd_per_hour"])],
-        )  # fmt: skip
     with st.expander("What it rests on"):
         for note in notes(answer)[1:]:
             st.text(note)
     st.download_button("Download the answer (JSON)", json.dumps(answer, indent=1), "plan.json")
     st.page_link("views/export.py", label="Deploy it", icon=":material/ios_share:")
+
+
+def show_charts(answer: dict[str, Any]) -> None:
+    """What the other roads cost, how far the promises are from their limits, and the machines by period."""
+    st.subheader("What the other roads cost")
+    drawing(
+        "alternatives", "Cost of this plan and of what it was chosen over. A hatched bar is a bound: that road costs "
+        "at least so much, and was not worth simulating.", roads_figure(answer), DataFrame(roads(answer)),
+    )  # fmt: skip
+    if promises(answer):
+        st.subheader("How safe the promise is")
+        sure = answer.get("confidence") or {}
+        draws = f" It held on {sure['kept']} of {sure['draws']} fresh draws." if sure else ""
+        drawing(
+            "promises", "Simulated latency as a share of its limit: right of 1 the promise is broken." + draws,
+            promises_figure(answer), DataFrame(promises(answer)),
+        )  # fmt: skip
+    if machines(answer):
+        st.subheader("Machines by period")
+        drawing("machines", "Machines to run in each planning period, by purchase form.",
+                machines_figure(answer), DataFrame(machines(answer)))  # fmt: skip
 
 
 def as_command(settings: dict[str, Any]) -> str:

@@ -33,8 +33,12 @@ ids = list(names)
 def chosen(key: str, fallback: int) -> str:
     """The run that the URL or the box names."""
     wanted = st.query_params.get(key)
+    if wanted and wanted not in ids:
+        st.warning("The run that the address names is gone; this is another.")
     index = ids.index(wanted) if wanted in ids else min(fallback, len(ids) - 1)
-    found = st.selectbox(f"Run {key.upper()}", ids, index=index, format_func=lambda i: names[i], key=f"run-{key}")
+    found = st.selectbox(
+        f"Run {key.upper()}", ids, index=index, format_func=lambda i: names.get(i, i), key=f"run-{key}"
+    )
     st.query_params[key] = found
     return str(found)
 

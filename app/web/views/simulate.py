@@ -42,7 +42,7 @@ def pick(column: Any, label: str, options: tuple[str, ...] | list[str], key: str
 def whole(column: Any, label: str, key: str, fallback: int, high: int) -> int:
     """A whole number that the URL restores."""
     text = st.query_params.get(key, str(fallback))
-    value = min(high, max(1, int(text))) if text.isdigit() else fallback
+    value = min(high, max(1, int(text))) if text.isdecimal() and len(text) < 10 else fallback
     return int(column.number_input(label, 1, high, value))
 
 

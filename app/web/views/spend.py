@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import streamlit as st
 
 from app.charts import Limit, Series
-from app.runs import list_runs
 from app.web.parts import chart, command, error, heading, table
+from app.web.reports import ask, downloads
 from app.web.workload_state import current, trace_name
 from catalogs.errors import PlanError
 from catalogs.load import instances, prices
 
 HOURS_A_YEAR = 8760.0
-MAX_BILL_BYTES = 200 * 1024 * 1024
 
 heading("Spend and commitments", "How much of the demand is always there, and what committing to it would save.")
 
@@ -85,29 +81,12 @@ def commitments() -> None:
 def bill() -> None:
     """An uploaded bill against a plan."""
     from app.cli.output import plain
-    from app.report.build import Sources, build
-    from app.report.render import RENDERERS, cards
+    from app.report.render import cards
 
-    uploaded = st.file_uploader("A bill: CUR 2.0 or FOCUS, .csv, .csv.gz or .parquet")
-    runs = list_runs("recommend")
-    labels = {"": "no plan", **{r.run_id: f"{r.run_id} · {r.title}" for r in runs}}
-    a, b = st.columns(2)
-    run = str(a.selectbox("Plan to compare with", list(labels), format_func=lambda i: labels[i]))
-    month = b.text_input("Month", f"{datetime.now(UTC):%Y-%m}", help="YYYY-MM")
-    if uploaded is None:
-        st.info("Upload a bill to see spend against the plan, idle machines' cost and what lapsed.")
-        command("plan report build --bill focus.csv --run last --month 2026-10 -o report.html")
+    built = ask()
+    if built is None:
         return
-    if uploaded.size > MAX_BILL_BYTES:
-        st.error("The bill is larger than 200 MB; `plan report build` reads larger ones.")
-        return
-    suffix = (
-        ".parquet" if uploaded.name.endswith(".parquet") else ".csv.gz" if uploaded.name.endswith(".gz") else ".csv"
-    )
-    with tempfile.TemporaryDirectory(prefix="plan-web-") as folder:
-        path = Path(folder) / f"bill{suffix}"
-        path.write_bytes(uploaded.getvalue())
-        found = build(Sources.model_validate({"bill": path, "run": run or None, "month": month}), datetime.now(UTC))
+    found = built.report
     for column, (value, what, _) in zip(st.columns(3) * 3, cards(found), strict=False):
         column.metric(what, value)
     st.info(found.recommendation)
@@ -120,8 +99,8 @@ def bill() -> None:
           "day of the month", "USD")  # fmt: skip
     if found.findings:
         table([dict(plain(f.model_dump())) for f in found.findings], "findings")
-    st.download_button("Download the report (HTML)", RENDERERS["html"](found), f"gpu-cost-{month}.html", "text/html")
-    command(f"plan report build --bill bill{suffix} {f'--run {run} ' if run else ''}--month {month} -o report.html")
+    downloads(built)
+    command(built.command)
 
 
 first, second = st.tabs(["What to commit", "The bill"])

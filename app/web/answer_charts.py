@@ -1,0 +1,128 @@
+"""A plan's answer as figures: what every road costs, how far each promise is from its limit, machines by period."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import plotly.graph_objects as go
+
+from app.charts import MEANING_COLOURS, PURCHASE_COLOURS
+from app.web.style import LABELS, NEUTRAL, lay_out
+
+PLAN, OTHER = MEANING_COLOURS["good"], NEUTRAL
+Rows = list[dict[str, Any]]
+
+
+def roads(answer: Mapping[str, Any]) -> Rows:
+    """The plan and what it was chosen over: label, USD an hour, and whether that is a bound rather than a cost."""
+    rows = [{"plan": "this plan", "usd_per_hour": answer["plan"]["usd_per_hour"], "at_least": False}]
+    for other in answer["alternatives"]:
+        if other.get("usd_per_hour") is not None and other.get("why_not") != "this is the plan":
+            label = str(other["label"])
+            short = "runner-up" if label.startswith("runner-up") else label.rpartition(" only")[0].rpartition(": ")[2]
+            rows.append({"plan": short or label, "usd_per_hour": other["usd_per_hour"],
+                         "at_least": bool(other.get("bound"))})  # fmt: skip
+    return rows
+
+
+def roads_figure(answer: Mapping[str, Any]) -> go.Figure:
+    """Bars of cost, cheapest on top; a hatched bar is a lower bound: that road costs at least so much."""
+    rows = roads(answer)[::-1]
+    found = go.Figure()
+    for name, at_least in (("simulated", False), ("at least", True)):
+        chosen = [r for r in rows if r["at_least"] == at_least]
+        if not chosen:
+            continue
+        colours = [PLAN if r["plan"] == "this plan" else OTHER for r in chosen]
+        found.add_bar(
+            y=[r["plan"] for r in chosen], x=[r["usd_per_hour"] for r in chosen], orientation="h", name=name,
+            marker={"color": colours, "pattern": {"shape": "/" if at_least else ""}},
+            text=[f"{'≥ ' if at_least else ''}{r['usd_per_hour']:,.2f}" for r in chosen], cliponaxis=False,
+            textposition="outside", showlegend=at_least,
+        )  # fmt: skip
+    bound = answer["lower_bound_usd_per_hour"]
+    found.add_vline(bound, line_dash="dash", line_color=MEANING_COLOURS["limit"], annotation_text="proven lower bound")
+    lay_out(found, "USD per hour", "", height=110 + 28 * len(rows))
+    found.update_layout(hovermode="closest", barmode="overlay", margin={"l": 10, "r": 60, "t": 26, "b": 10})
+    found.update_yaxes(categoryorder="array", categoryarray=[r["plan"] for r in rows])
+    return found
+
+
+def promises(answer: Mapping[str, Any]) -> Rows:
+    """Each promise's simulated value, its 95 % interval and its spread over fresh draws, as shares of the limit."""
+    spread = (answer.get("confidence") or {}).get("spread") or {}
+    rows = []
+    for name, one in answer["slo"].items():
+        if one.get("simulated") is None:
+            continue
+        limit = one["limit"]
+        low, high = one.get("interval_95") or (None, None)
+        worst = spread.get(name) or (None, None)
+        rows.append({
+            "promise": name, "limit_s": limit, "simulated": one["simulated"] / limit,
+            "interval_low": None if low is None else low / limit,
+            "interval_high": None if high is None else high / limit,
+            "draws_low": None if worst[0] is None else worst[0] / limit,
+            "draws_high": None if worst[1] is None else worst[1] / limit,
+        })  # fmt: skip
+    return rows
+
+
+def promises_figure(answer: Mapping[str, Any]) -> go.Figure:
+    """A point for each promise against its limit (1), with its interval, and a band for the fresh draws."""
+    rows = promises(answer)
+    found = go.Figure()
+    for i, one in enumerate(r for r in rows if r["draws_low"] is not None):
+        found.add_scatter(
+            x=[one["draws_low"], one["draws_high"]], y=[one["promise"]] * 2, mode="lines", opacity=0.35,
+            line={"width": 14, "color": MEANING_COLOURS["predicted"]}, name="range over fresh draws", showlegend=i == 0,
+        )  # fmt: skip
+    values = [r["simulated"] for r in rows]
+    highs = [r["interval_high"] if r["interval_high"] is not None else r["simulated"] for r in rows]
+    lows = [r["interval_low"] if r["interval_low"] is not None else r["simulated"] for r in rows]
+    above = [max(0.0, high - value) for high, value in zip(highs, values, strict=True)]
+    below = [max(0.0, value - low) for low, value in zip(lows, values, strict=True)]
+    found.add_scatter(
+        x=values, y=[r["promise"] for r in rows], mode="markers", name="simulated, with its 95 % interval",
+        marker={"size": 10, "color": MEANING_COLOURS["measured"]},
+        error_x={"type": "data", "symmetric": False, "array": above, "arrayminus": below},
+    )  # fmt: skip
+    found.add_vline(1.0, line_dash="dash", line_color=MEANING_COLOURS["limit"], annotation_text="limit")
+    lay_out(found, "share of the limit", "", height=150 + 40 * len(rows))
+    found.update_xaxes(range=[0.0, 1.1 * max([1.0, *highs, *[r["draws_high"] or 0.0 for r in rows]])])
+    found.update_layout(
+        hovermode="closest", legend={"orientation": "h", "y": -0.6}, margin={"l": 10, "r": 40, "t": 26, "b": 10}
+    )
+    return found
+
+
+def machines(answer: Mapping[str, Any]) -> Rows:
+    """Machines of each line in each planning period; empty where the plan has one period."""
+    lines = answer["plan"]["lines"]
+    num = max((len(line["instances"]) for line in lines), default=0)
+    if num < 2:
+        return []
+    names = list(answer.get("periods") or []) or [str(i) for i in range(num)]
+    found = []
+    for number, line in enumerate(lines, 1):
+        name = f"{line['instance_type']} {line['precision']} {LABELS.get(line['purchase'], line['purchase'])} #{number}"
+        for period, count in zip(names, line["instances"], strict=False):
+            found.append({"period": str(period), "line": name, "purchase": line["purchase"], "instances": count})
+    return found
+
+
+def machines_figure(answer: Mapping[str, Any]) -> go.Figure:
+    """Stacked machines by period, coloured by purchase form."""
+    rows = machines(answer)
+    found = go.Figure()
+    for name in dict.fromkeys(r["line"] for r in rows):
+        chosen = [r for r in rows if r["line"] == name]
+        found.add_bar(
+            x=[r["period"] for r in chosen], y=[r["instances"] for r in chosen], name=name,
+            marker={"color": PURCHASE_COLOURS.get(chosen[0]["purchase"], OTHER), "line": {"width": 0.5}},
+        )  # fmt: skip
+    lay_out(found, "planning period", "machines")
+    found.update_layout(barmode="stack", bargap=0.05)
+    found.update_xaxes(type="category")
+    return found
