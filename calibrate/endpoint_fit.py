@@ -23,6 +23,7 @@ from catalogs.errors import InputError
 FloatArray = NDArray[np.float64]
 POWERS = (1.0, 2.0, 4.0)
 LEAST_OBSERVATIONS = 3
+MOST_PLAIN_STEPS = 60  # decode-only steps of one load point that the fit looks at
 GOOD_ENOUGH = 0.03  # mean error below which no further term is looked for
 WORTH_A_TERM = 0.7  # of the cost without it: a term that few servers have must earn its place
 
@@ -72,8 +73,11 @@ def observations_of(replies: Sequence[Reply], point: int, chunk_tokens: int) -> 
     """Observations of one load point's replies: every step that can be told, and TTFTs of requests that were alone."""
     good = [r for r in replies if r.ok]
     found = []
-    for step in engine_steps(good, chunk_tokens):
-        if step.duration_s and step.decoding:
+    told = [s for s in engine_steps(good, chunk_tokens) if s.duration_s and s.decoding]
+    mixed = [s for s in told if s.prefill_tokens]  # few and telling: all of them; of the others, evenly picked ones
+    plain = [s for s in told if not s.prefill_tokens]
+    for step in [*mixed, *plain[:: 1 + len(plain) // MOST_PLAIN_STEPS]]:
+        if step.duration_s:
             num = float(len(step.decoding))
             context = sum(c for _, c in step.decoding) / num
             keys = step.prefill_keys / step.prefill_tokens if step.prefill_tokens else 0.0
@@ -227,7 +231,7 @@ def _fit(observations: Sequence[Observation], power: float, crossed: bool = Fals
         return np.asarray(weights * np.log(rows.durations(np.exp(logs) * used, power) / measured))
 
     bounds = (np.log(start) - 12.0, np.log(start) + 8.0)
-    found = least_squares(misfit, np.log(start), bounds=bounds, loss="soft_l1", f_scale=0.1, max_nfev=400)
+    found = least_squares(misfit, np.log(start), bounds=bounds, loss="soft_l1", f_scale=0.1, max_nfev=100)
     values = np.exp(found.x) * used
     negligible = values < start * 1e-4  # at the lower bound: the data do not show the term
     values = np.where(negligible, 0.0, values)

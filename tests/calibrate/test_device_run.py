@@ -20,7 +20,9 @@ from calibrate.paged_decoder import PagedDecoder, Step, make_step  # noqa: E402
 from catalogs.errors import GateError, InputError, MissingError  # noqa: E402
 
 CPU = torch.device("cpu")
-SCALE = dataclasses.replace(sweep.quick_scale(), num_tokens=(1, 16), target_s=0.001, max_samples=3)
+SCALE = dataclasses.replace(
+    sweep.quick_scale(), num_tokens=(1, 16, 64), static_batches=(1, 2), contexts=(32, 64), target_s=0.001, max_samples=3
+)
 
 
 def quiet(_text: str, _share: float) -> None:
