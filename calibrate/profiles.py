@@ -16,8 +16,15 @@ from catalogs.schema import Replica
 SCHEMA_VERSION = 1
 SHIPPED = Path(__file__).parent / "shipped"
 SHARED = "shared"  # what all measured GPUs share: no GPU's own profile
-BACKEND_VARIANTS = ("eager", "mem_efficient", "flash1")
-EXCHANGES = ("all_reduce", "all_gather", "all_to_all")
+# Kernel family: variants that a profile without them takes from ``shared``; (): all. Links of other machines, attention
+# backends that no engine's tables have, 8-bit linear layers of GPUs whose tables have none.
+LENT: Mapping[str, tuple[str, ...]] = {
+    "gemm": ("fp8",),
+    "prefill_attention": ("eager", "mem_efficient", "flash1"),
+    "all_reduce": (),
+    "all_gather": (),
+    "all_to_all": (),
+}
 OVERHEADS = Path(__file__).parent / "engine_overheads.json"
 
 
@@ -112,19 +119,35 @@ def profile_from_dict(document: Mapping[str, Any], where: str = "") -> Profile:
     if carried:
         document = {**document, "families": {**_families_of(str(carried), where), **document.get("families", {})}}
     if document["kind"] == "kernels" and document["name"] != SHARED:
-        document = {**document, "families": _with_links(document.get("families", {}))}
+        document = _with_lent(document)
     known = Profile.__dataclass_fields__
     return Profile(**{k: v for k, v in document.items() if k in known})
 
 
-def _with_links(families: Mapping[str, Any]) -> dict[str, Any]:
-    """The families, with what their own tables lack from ``shared``: links of other machines, attention backends."""
+def _with_lent(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The profile, with the variants of ``LENT`` that its own tables lack taken from ``shared``, errors said so."""
     if not (SHIPPED / f"{SHARED}.json").exists():
-        return dict(families)
-    lent = _families_of(SHARED, "")
-    links = {name: {**lent[name], **families.get(name, {})} for name in EXCHANGES if name in lent}
-    prefill = {name: fit for name, fit in lent["prefill_attention"].items() if name in BACKEND_VARIANTS}
-    return {**families, **links, "prefill_attention": {**prefill, **families.get("prefill_attention", {})}}
+        return dict(document)
+    families, errors = dict(document.get("families", {})), dict(document.get("error", {}))
+    lent, lent_errors = _families_of(SHARED, ""), _errors_of(SHARED)
+    for family, wanted in LENT.items():
+        own = families.get(family, {})
+        new = {v: fit for v, fit in lent.get(family, {}).items() if v not in own and (not wanted or v in wanted)}
+        families[family] = {**own, **new}
+        said = {v: _lent_error(lent_errors.get(family, {}).get(v, {})) for v in new}
+        errors[family] = {**said, **errors.get(family, {})}
+    return {**document, "families": families, "error": errors}
+
+
+def _lent_error(error: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {k: error[k] for k in ("median", "p90", "worst") if k in error}
+    return {**kept, "basis": f"lent by profile {SHARED}: {error.get('basis', 'not checked')}"}
+
+
+@cache
+def _errors_of(name: str) -> Mapping[str, Any]:
+    errors: Mapping[str, Any] = json.loads((SHIPPED / f"{name}.json").read_text()).get("error", {})
+    return errors
 
 
 @cache
