@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from calibrate.profile_error import replica_error
 from catalogs.errors import GateError, InputError, MissingError
 from catalogs.load import find_model
 from catalogs.schema import Model
@@ -288,12 +289,13 @@ def _coverage(found: Found) -> list[str]:
 def _profiles(search: Search, lines: list[Line]) -> list[dict[str, Any]]:
     found = {}
     for line in lines:
-        profile = search.served[line.candidate.config].profile
+        served = search.served[line.candidate.config]
+        profile = served.profile
         found[profile.name] = {
             "name": profile.name,
             "source": profile.source,
             "as_of": profile.as_of,
-            "error": dict(profile.error) or None,
+            "error": replica_error(served.replica, profile) or None,
         }
     return list(found.values())
 
