@@ -19,7 +19,8 @@ from simulator.workload import Requests
 SETTINGS = (
     "block_size", "max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching", "enable_chunked_prefill",
 )  # fmt: skip
-FRAMEWORK_POLICY: Mapping[str, str] = {"tgi": "prefill_first"}  # the others schedule as vLLM V1 does
+FRAMEWORK_POLICY: Mapping[str, str] = {"tgi": "prefill_first", "onnxruntime": "dynamic"}  # others: as vLLM V1
+TRITON_QUEUE_DELAY_S = 0.0  # max_queue_delay_microseconds of Triton's dynamic batcher, its default
 ASYNC_SINCE: Mapping[str, tuple[int, int]] = {"vllm": (0, 14)}  # asynchronous scheduling became the default
 SYNCHRONOUS = ("tgi", "onnxruntime", "tensorrt-llm")  # a request joins the next step (TensorRT-LLM: as measured)
 # Clients of a closed loop that always wait: in 86 measured loops of TensorRT-LLM 1.0 on H100 (TP 1 and 4, 8 to 128
@@ -85,6 +86,8 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     )
     if replica.model.moe is not None and replica.expert_parallel_size > 1:
         settings["lockstep_ranks"] = replica.data_parallel_size
+    if settings["policy"] == "dynamic":
+        settings["max_queue_delay_s"] = TRITON_QUEUE_DELAY_S
     settings |= options
     num_blocks = memory.num_gpu_blocks
     if replica.model.kind != "decoder":  # caches nothing: as many blocks as all seats could ever fill, so none is short
