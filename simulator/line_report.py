@@ -83,7 +83,7 @@ def _line_document(
     running, kv_share = work.running_s / engine_s, work.kv_token_s / engine_s / max(_kv_tokens(line), 1)
     flops = work.num_computed * flops_per_token(model, work.prompt_context)
     flops += work.num_decoded * flops_per_token(model, work.context)
-    gpu_busy_s = max(busy_s * replica.tensor_parallel_size * replica.pipeline_parallel_size, 1e-12)
+    gpu_busy_s = max(busy_s * replica.tensor_parallel_size, 1e-12)  # a micro-batch keeps one stage busy at a time
     peak = replica.gpu.peak_flops.get(precision(replica.precision).compute, 0.0)
     cost = _mean_step(line, work, iterations)
     bottleneck, why = _bottleneck(line, work, running, kv_share, cost)

@@ -37,7 +37,8 @@ class Line:
         replica: with every engine setting resolved.
         profile: what its step times rest on.
         memory: where its memory goes.
-        spec: one engine's settings; a replica with data parallelism has ``data_parallel_size`` of them.
+        spec: one engine's settings; a replica has one for each data-parallel rank and, of a pipeline, for each
+            micro-batch that is under way: as many as stages, each with its share of seats and KV blocks.
         count: replicas.
     """
 
@@ -49,7 +50,7 @@ class Line:
 
     @property
     def num_engines(self) -> int:
-        return self.count * self.replica.data_parallel_size
+        return self.count * self.replica.data_parallel_size * self.replica.pipeline_parallel_size
 
 
 def build_line(replica: Replica, profile: Profile | None = None, count: int = 1, where: str = "") -> Line:
@@ -92,6 +93,10 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     num_blocks = memory.num_gpu_blocks
     if replica.model.kind != "decoder":  # caches nothing: as many blocks as all seats could ever fill, so none is short
         num_blocks = 1 + settings["max_num_seqs"] * -(-settings["max_model_len"] // settings["block_size"])
+    stages = replica.pipeline_parallel_size
+    if stages > 1:
+        num_blocks = max(2, num_blocks // stages)
+        settings["max_num_seqs"] = max(1, settings["max_num_seqs"] // stages)
     spec = ReplicaSpec(step_table=table, num_gpu_blocks=num_blocks, name=replica.gpu.name, **settings)
     return Line(replica, profile, memory, spec, count)
 
