@@ -68,7 +68,7 @@ def fit_physics(
             ratios = [gpu.memory_bandwidth_bytes_per_s / peak_flops(gpu, "bf16") for gpu in devices]
             start[index] = max(start[index], np.log(4.0 * np.median(ratios)))
     if near is not None:
-        start = np.clip(np.log([near[name] for name in names]), low, high)
+        start = np.clip(np.log([near.get(name, family.start[name][0]) for name in names]), low, high)
     pull = (0.05 if near is None else 0.3) * np.sqrt(len(measured) / 4000.0)
 
     def misfit(x: FloatArray) -> FloatArray:
