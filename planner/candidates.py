@@ -156,4 +156,4 @@ def _unsuitable(problem: Problem, replica: Replica) -> str:
 def _score(problem: Problem, replica: Replica) -> float | None:
     from planner.quality import score_of
 
-    return score_of(problem, replica.precision, replica.kv_cache_dtype)
+    return score_of(problem, replica.model, replica.precision, replica.kv_cache_dtype)

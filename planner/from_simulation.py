@@ -13,10 +13,11 @@ from catalogs.errors import GateError, InputError, MissingError
 from catalogs.load import find_model
 from catalogs.schema import Model
 from planner import alternatives, confidence
-from planner.answer import SCHEMA_VERSION, Line, line_document, plan_document, purchase_lines
+from planner.answer import SCHEMA_VERSION, Line, plan_document, purchase_lines
 from planner.candidates import Candidate, enumerate_candidates
 from planner.capacity import Capacities
 from planner.demand import demand_of
+from planner.explore import against_today, break_even, explore
 from planner.fleet_model import FleetModel
 from planner.floors import below_the_floor
 from planner.horizon import Horizon, base_model, horizon_of, zone_availability
@@ -33,7 +34,6 @@ from simulator.replicas import build_line
 
 Progress = Callable[[str, float], None]
 FRESH_DRAWS = 5
-SCALED_ERROR_UNKNOWN = 0.15  # how far labs differ on one PCIe card, where a profile says nothing of its own error
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,15 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
         document["engine"] = _engine(search.served[line.candidate.config])
     progress("the roads not taken", 0.92)
     others = alternatives.of_search(search, found.model, found.solution, found.refused)
+    around: dict[str, Any] = {}
+    if problem.explore and search.horizon.num_periods == 1:
+        progress("what would change the answer", 0.96)
+        around = explore(problem, search, found.model, found.solution)
+    today = against_today(problem, found.solution.usd_per_hour)
     return {
+        **around,
+        **({"today": today} if today else {}),
+        "break_even": break_even(problem, {line.candidate.instance_type for line in lines}),
         "schema_version": SCHEMA_VERSION,
         "model": problem.model,
         "region": problem.region,
@@ -311,11 +319,3 @@ def _candidate_documents(search: Search) -> list[dict[str, Any]]:
         }
         for (config, pattern), rps in sorted(search.rps.items())
     ]
-
-
-__all__ = ["Found", "describe", "find_plan", "line_document", "recommend_by_simulation"]
-
-
-def prices_of(found: Found) -> Mapping[str, Any]:
-    """Offers of the chosen lines, by option name."""
-    return {line.option.name: line.candidate.offers[line.option.purchase] for line in found.lines}

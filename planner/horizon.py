@@ -22,6 +22,7 @@ from simulator.traces import take
 
 CYCLE = {"hour_of_day": 24, "hour_of_week": 168}
 MIN_HOUR_SHARE = 0.25  # of an hour that a trace must cover for its rate to count
+MAX_REQUESTS = 20_000  # simulated for one period whose requests are the workload's at another rate
 FloatArray = NDArray[np.float64]
 
 
@@ -58,7 +59,8 @@ class Horizon:
         if rows is not None:
             return _part(self.full, rows, SECONDS_PER_HOUR)
         factor = float(self.rates[period].sum() / self.shape.rate_rps.sum())
-        return scaled(self.shape, factor)
+        whole = scaled(self.shape, factor)
+        return whole if len(whole.requests) <= MAX_REQUESTS else _busiest(whole, MAX_REQUESTS)
 
 
 def horizon_of(problem: Problem, demand: Demand) -> Horizon:
@@ -99,6 +101,14 @@ def _bucket_like(
     old_code = old_kind * bands + np.searchsorted(np.asarray(demand.length_cuts), old.input_tokens, side="left")
     known = np.unique(old_code)
     return np.asarray(np.searchsorted(known, kind * bands + length), dtype=np.int64)
+
+
+def _busiest(demand: Demand, num: int) -> Demand:
+    """The stretch of ``num`` requests that arrives in the shortest time."""
+    arrival = demand.requests.arrival_s
+    first = int(np.argmin(arrival[num - 1 :] - arrival[: len(arrival) - num + 1]))
+    rows = np.arange(first, first + num)
+    return _part(demand, rows, float(arrival[first + num - 1] - arrival[first]) * num / (num - 1))
 
 
 def _part(demand: Demand, rows: NDArray[np.int64], duration_s: float) -> Demand:

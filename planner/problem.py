@@ -156,6 +156,7 @@ class Problem(Strict):
     )
     prices: Path | None = Field(None, description="your prices: instance_type,region,purchase,usd_per_hour")
     today: list[Holding] = Field([], description="the fleet that runs today, to compare with")
+    explore: bool = Field(True, description="also Pareto fronts, sensitivity and the range that calibration leaves")
     router: str = Field("least_loaded", description="between the replicas of one line")
     solver: Solver = Solver()  # type: ignore[call-arg]
     seed: int = Field(0, ge=0, lt=2**31)

@@ -138,6 +138,13 @@ def tables(answer: dict[str, Any]) -> list[Table]:
     others = [[a["label"], a["usd_per_hour"], a["why_not"]] for a in answer["alternatives"]]
     if others:
         out.append(Table("Why not the others", ["alternative", "USD/h", "why not"], others))
+    if answer.get("tornado"):
+        swings = [[r["what"], r["change"], r["low_usd_per_hour"], r["high_usd_per_hour"]] for r in answer["tornado"]]
+        out.append(Table("What moves the cost", ["what", "change", "USD/h at best", "USD/h at worst"], swings))
+    if answer.get("pareto"):
+        front = answer["pareto"]["cost_against_latency"]
+        shown = [[f"x {p['slo_factor']:g}", p["usd_per_hour"], p["plan"]] for p in front]
+        out.append(Table("Cost against latency", ["every limit", "USD/h", "plan"], shown))
     return out + [Table(t["title"], t["columns"], t["rows"]) for t in answer.get("tables", [])]
 
 
@@ -152,6 +159,17 @@ def notes(answer: dict[str, Any]) -> list[str]:
         f"Optimality: no plan of this model costs less than ${answer['lower_bound_usd_per_hour']:,.2f} an hour "
         f"(gap {answer['mip_gap']:.2%})."
     )
+    if answer.get("cost_range"):
+        ends = answer["cost_range"]
+        cheap, dear = ends["cheap"], ends["dear"]
+        said.append(
+            f"Were step times {ends['step_time_error']:.0%} off, as the profiles may be: "
+            + (f"${cheap:,.2f} to " if cheap is not None else "")
+            + (f"${dear:,.2f} an hour." if dear is not None else "no plan of these machines at the dear end.")
+        )
+    if answer.get("today") and answer["today"]["saving_share"] is not None:
+        today = answer["today"]
+        said.append(f"Today's fleet costs ${today['usd_per_hour']:,.2f} an hour: {today['saving_share']:.0%} saved.")
     if answer.get("prices_as_of"):
         said.append(f"Prices as of {answer['prices_as_of']}{_age(answer['prices_as_of'])}.")
     said += [f"Assumed: {text}." for text in answer["assumptions"]]

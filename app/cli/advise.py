@@ -1,0 +1,43 @@
+"""`plan advise`: the steps that save most, from the fleet you run today."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from app.cli.output import Table, emit, format_option, progress_bar
+
+
+@click.command()
+@click.option(
+    "-c", "--config", type=click.Path(dir_okay=False, path_type=Path), required=True,
+    help="A plan file with a `today:` section.",
+)  # fmt: skip
+@format_option
+def advise(config: Path, form: str) -> None:
+    """From today's fleet, step by step to the cheapest one: each step simulated, with its saving and its price.
+
+    \b
+    Example:
+      plan advise -c plan.yaml     # with, say: today: [{instance_type: g6e.xlarge, count: 4, purchase: on_demand}]
+    """
+    from planner.advise import advise as walk
+    from planner.problem import read_problem
+
+    problem = read_problem(config)
+    with progress_bar("advising") as progress:
+        answer = walk(problem, progress)
+    names = [s.name for s in problem.slos]
+    rows = [
+        [s["step"], s["what"], s["usd_per_hour"], s["saving_usd_per_hour"], *[s["slo"].get(n) for n in names],
+         s["quality"], s["plan"] or s["why_not"]]
+        for s in answer["steps"]
+    ]  # fmt: skip
+    columns = ["step", "what may change", "USD/h", "saves", *names, "quality kept", "fleet"]
+    share = answer["saving_share"] or 0.0
+    today, best = answer["today_usd_per_hour"], answer["best_usd_per_hour"]
+    title = f"${today:,.2f} an hour today, ${best:,.2f} at best ({-share:+.0%})"
+    notes = ["Each step keeps what came before; a dash for quality means that nobody measured it."]
+    notes += [f"No price is known for {name}: it is left out of today's cost." for name in answer["unpriced"]]
+    emit(form, answer, [Table(title, columns, rows)], notes)
