@@ -21,8 +21,9 @@ from catalogs.names import normalise
 
 Metrics = Mapping[str, float]
 Predict = Callable[["ServingPoint", Mapping[str, float]], Metrics]
-FITTED = ("step_overhead_s", "per_sequence_s", "request_overhead_s", "prompt_token_s")
-_LEAST_S = (1e-5, 1e-7, 1e-4, 1e-6)  # where a fit starts from a zero
+# least value that a fit starts from, for each overhead; the last is a tokenizer's speed and the same for all engines
+FITTED = {"step_overhead_s": 1e-5, "per_sequence_s": 1e-7, "request_overhead_s": 1e-4, "prompt_token_s": 1e-6}
+OF_AN_ENGINE = ("step_overhead_s", "per_sequence_s", "request_overhead_s")
 LARGEST_COUNTED_ERROR = 0.25  # log; a fit counts larger ones as this
 MAX_LOAD_REQUESTS = 1000  # requests that are sent at once where a table says "maximum load" and no number
 _FRAMEWORKS = {"vllm": "vllm", "trtllm": "tensorrt-llm", "tensorrtllm": "tensorrt-llm", "sglang": "sglang",
@@ -228,28 +229,31 @@ def relative_errors(point: ServingPoint, predicted: Metrics) -> dict[str, float]
     }
 
 
-def fit_overheads(points: Sequence[ServingPoint], predict: Predict, start: Mapping[str, float]) -> dict[str, float]:
+def fit_overheads(
+    points: Sequence[ServingPoint], predict: Predict, start: Mapping[str, float], names: Sequence[str] = tuple(FITTED)
+) -> dict[str, float]:
     """The overheads of one framework that bring simulation nearest to measured points.
 
     Minimises the mean absolute log error of TTFT, TPOT and throughput, each capped so that a point that another effect
-    decides (a cache that overflows) does not pull; Nelder-Mead on the logarithms of ``FITTED``.
+    decides (a cache that overflows) does not pull; Nelder-Mead on their logarithms.
 
     Args:
         points: of one framework.
         predict: simulates a point under given overheads.
         start: where to begin; other keys are kept.
+        names: the overheads to fit.
     """
     from scipy.optimize import minimize
 
     def loss(logs: Any) -> float:
-        overheads = dict(start) | dict(zip(FITTED, np.exp(logs), strict=True))
+        overheads = dict(start) | dict(zip(names, np.exp(logs), strict=True))
         return float(np.mean([_capped(point, predict(point, overheads)) for point in points]))
 
-    first = np.log([max(start.get(name, 0.0), least) for name, least in zip(FITTED, _LEAST_S, strict=True)])
+    first = np.log([max(start.get(name, 0.0), FITTED[name]) for name in names])
     simplex = np.vstack([first, *(first + 1.5 * row for row in np.eye(len(first)))])
-    options: Any = {"xatol": 0.02, "fatol": 1e-5, "maxfev": 150, "initial_simplex": simplex}
+    options: Any = {"xatol": 0.02, "fatol": 1e-5, "maxfev": 300, "initial_simplex": simplex}
     found = minimize(loss, first, method="Nelder-Mead", options=options)
-    return dict(start) | {name: float(v) for name, v in zip(FITTED, np.exp(found.x), strict=True)}
+    return dict(start) | {name: float(v) for name, v in zip(names, np.exp(found.x), strict=True)}
 
 
 def _capped(point: ServingPoint, predicted: Metrics) -> float:
@@ -262,11 +266,11 @@ def _capped(point: ServingPoint, predicted: Metrics) -> float:
 
 
 def left_out_errors(
-    points: Sequence[ServingPoint], predict: Predict, start: Mapping[str, float]
+    points: Sequence[ServingPoint], predict: Predict, start: Mapping[str, float], names: Sequence[str] = tuple(FITTED)
 ) -> list[tuple[ServingPoint, dict[str, float]]]:
     """Each point's errors under overheads fitted without its group (engine, model, precision, GPU, TP)."""
     out = []
     for group in sorted({p.group for p in points}):
-        fit = fit_overheads([p for p in points if p.group != group], predict, start)
+        fit = fit_overheads([p for p in points if p.group != group], predict, start, names)
         out += [(p, relative_errors(p, predict(p, fit))) for p in points if p.group == group]
     return out
