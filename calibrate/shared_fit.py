@@ -16,10 +16,11 @@ from calibrate.fit import Frames, Part, accuracy, fit_corrections, fit_physics, 
 from catalogs.schema import Gpu
 
 ROWS_A_GPU = 3000
+# One scale a tensor of FP8 experts is left out: its kernels differ too much between GPUs to be shared.
 SHARED = (
     ("gemm", "bf16"), ("gemm", "fp8"), ("prefill_attention", "bf16"), ("prefill_attention", "fp8"),
     ("prefill_attention", "bf16-window"), ("decode_attention", "bf16"), ("decode_attention", "fp8"),
-    ("decode_attention", "bf16-window"), ("moe", "bf16"), ("moe", "fp8"), ("moe", "int4_wo"), ("moe", "mxfp4"),
+    ("decode_attention", "bf16-window"), ("moe", "bf16"), ("moe", "int4_wo"), ("moe", "mxfp4"),
     ("all_reduce", "nvlink"), ("all_reduce", "pcie"), ("all_gather", "nvlink"), ("all_gather", "pcie"),
     ("all_to_all", "nvlink"), ("all_to_all", "pcie"),
 )  # fmt: skip
