@@ -60,7 +60,8 @@ def check_world(world: loop.World, now_s: float) -> None:
         computed[is_decoding] = rows["base"][decoding] + me["steps"]
         _demand(len(decoding) == me["num_decode"], 2, "the decode counter is off")
         _demand((computed[is_decoding] + 1).sum() == me["sum_context"], 2, "the context counter is off")
-        _demand(world.crossing[r].sum() == len(decoding), 2, "the block-crossing counters are off")
+        crossing = 0 if me["reserve"] else len(decoding)
+        _demand(world.crossing[r].sum() == crossing, 2, "the block-crossing counters are off")
         _demand(_free_blocks(world, r) == me["free"], 2, "the free queue does not add up")
         _demand(_held_blocks(world, r, running, computed) + me["free"] == me["num_blocks"], 2, "blocks leak")
         stuck = me["num_running"] == 0 and me["head"] >= 0 and me["inflight_s"] < now_s and me["next_s"] == np.inf
@@ -78,6 +79,6 @@ def _free_blocks(world: loop.World, r: int) -> int:
 
 def _held_blocks(world: loop.World, r: int, running: np.ndarray, computed: np.ndarray) -> int:
     """Blocks of running requests; those that several hold count once."""
-    blocks = int((-(-computed // world.replicas[r]["block_size"])).sum())
+    blocks = sum(int(loop.blocks_held(world, r, int(i), int(c))) for i, c in zip(running, computed, strict=True))
     holders = world.shared.holders[r]
     return blocks - int(np.maximum(holders - 1, 0).sum())

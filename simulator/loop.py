@@ -43,6 +43,7 @@ REPLICA = np.dtype(
         ("chunked", np.int64),
         ("asynchronous", np.int64),
         ("policy", np.int64),
+        ("reserve", np.int64),  # output tokens whose blocks are taken at admission; 0: blocks are taken as needed
         ("max_delay_s", np.float64),  # static batches: how long the first request waits for others
         ("rank_0", np.int64),  # of its lock-step group, and how many ranks that has
         ("num_ranks", np.int64),
@@ -144,6 +145,8 @@ def enqueue(w: Any, r: int, i: int, ready_s: float) -> bool:
         w.requests[i].phase = DONE
         return False
     w.requests[i].output = min(w.requests[i].output, longest - w.requests[i].input)
+    if me.reserve > 0:
+        w.requests[i].output = min(w.requests[i].output, me.reserve)
     w.requests[i].ready_s = ready_s
     w.requests[i].phase = WAITING
     w.requests[i].next = -1
@@ -158,6 +161,16 @@ def enqueue(w: Any, r: int, i: int, ready_s: float) -> bool:
         if idles or w.replicas[rank].next_s == NEVER:
             w.replicas[rank].next_s = min(w.replicas[rank].next_s, max(due_s(w, r), me.idle_since_s))
     return True
+
+
+@entry
+def blocks_held(w: Any, r: int, i: int, computed: int) -> int:
+    """Blocks of a running request that has computed so many tokens."""
+    me = w.replicas[r]
+    bs = me.block_size
+    if me.reserve > 0:
+        computed = min(w.requests[i].input + me.reserve, min(me.max_model_len, me.num_blocks * bs))
+    return (computed + bs - 1) // bs  # type: ignore[no-any-return]
 
 
 @inner
@@ -333,7 +346,7 @@ def _sample_after_prefill(w: Any, r: int, i: int, end: float) -> None:
     it.done_at = me.steps + it.output - it.generated
     me.num_decode += 1
     me.sum_context += it.computed + 1
-    w.crossing[r, (-it.base) % bs] += 1
+    w.crossing[r, (-it.base) % bs] += 1 if me.reserve == 0 else 0
     me.next_done = min(me.next_done, it.done_at)
     me.shortest = min(me.shortest, it.base)
     me.longest = max(me.longest, it.base)
@@ -393,7 +406,7 @@ def _steps_with_blocks(w: Any, r: int, most: int) -> int:
     me = w.replicas[r]
     bs = me.block_size
     free, per_turn = me.free, me.num_decode
-    if ((most + bs - 2) // bs) * per_turn <= free:
+    if me.reserve > 0 or ((most + bs - 2) // bs) * per_turn <= free:
         return most
     turns = free // per_turn
     steps, free = 1 + turns * bs, free - turns * per_turn
@@ -410,6 +423,8 @@ def _take_blocks_for_steps(w: Any, r: int, steps: int) -> None:
     """Blocks for the second to the last of ``steps`` decode steps."""
     me = w.replicas[r]
     bs = me.block_size
+    if me.reserve > 0:
+        return
     turns, rest = (steps - 1) // bs, (steps - 1) % bs
     need = turns * me.num_decode
     for j in range(rest):
@@ -441,7 +456,7 @@ def stop_decoding(w: Any, r: int, i: int) -> None:
     w.requests[i].generated = w.requests[i].output - (w.requests[i].done_at - me.steps)
     me.num_decode -= 1
     me.sum_context -= w.requests[i].computed + 1
-    w.crossing[r, (-w.requests[i].base) % me.block_size] -= 1
+    w.crossing[r, (-w.requests[i].base) % me.block_size] -= 1 if me.reserve == 0 else 0
 
 
 @inner
@@ -467,7 +482,7 @@ def give_back(w: Any, r: int, i: int, keep: bool) -> None:
     me = w.replicas[r]
     bs = me.block_size
     computed = w.requests[i].computed
-    num_blocks = (computed + bs - 1) // bs
+    num_blocks = blocks_held(w, r, i, computed)
     full = 0
     if me.prefix_caching:
         known = computed
@@ -541,14 +556,13 @@ def continue_prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, floa
         (tokens, sum of tokens x keys they attend to, prompts that end).
     """
     me = w.replicas[r]
-    bs = me.block_size
     i = me.prefilling
     if i < 0 or budget <= 0:
         return 0, 0.0, 0
     computed = w.requests[i].computed
     rest = w.requests[i].input + w.requests[i].generated - computed
     chunk = min(rest, budget)
-    need = (computed + chunk + bs - 1) // bs - (computed + bs - 1) // bs
+    need = blocks_held(w, r, i, computed + chunk) - blocks_held(w, r, i, computed)
     if need > me.free:
         preempt_last(w, r, now)
         return 0, 0.0, 0
@@ -584,10 +598,10 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
         chunk = min(rest, budget)
         if not me.chunked and w.requests[i].generated > 0 and budget == me.max_tokens:
             chunk = rest  # alone in its step, a preempted sequence may have outgrown the budget
-        if (chunk < rest and not me.chunked) or (length + bs - 1) // bs - held > me.free:
+        if (chunk < rest and not me.chunked) or blocks_held(w, r, i, length) - held > me.free:
             break
         _admit(w, r, i, now, hit)
-        kv_cache.take_blocks(w, r, (hit * bs + chunk + bs - 1) // bs - hit)
+        kv_cache.take_blocks(w, r, blocks_held(w, r, i, hit * bs + chunk) - hit)
         kv_cache.remember_blocks(w, r, i, hit * bs, hit * bs + chunk)
         tokens += chunk
         work += chunk * (hit * bs + 0.5 * chunk)

@@ -34,6 +34,9 @@ class ReplicaSpec:
             of ``max_num_seqs`` requests, or of those that came within ``max_queue_delay_s`` of the first; the next one
             when all of it has ended, as Triton's dynamic batcher and plain static batching do).
         max_queue_delay_s: of static batches.
+        reserve_output_tokens: the blocks of a prompt and so many output tokens are taken at admission, so that no one
+            is preempted, and answers stop there (TensorRT-LLM's guaranteed-no-evict with that ``max_tokens``; with the
+            model's whole context the contiguous caches before paged attention); 0: blocks are taken as needed.
         async_scheduling: a step is decided while the one before it runs (vLLM's default since 0.14).
         lockstep_ranks: data-parallel ranks that step together, since they share experts: that many equal specs in a
             row are one group.
@@ -51,6 +54,7 @@ class ReplicaSpec:
     policy: str = "continuous"
     async_scheduling: bool = True
     max_queue_delay_s: float = 0.1
+    reserve_output_tokens: int = 0
     lockstep_ranks: int = 1
     name: str = ""
 
@@ -72,6 +76,9 @@ class ReplicaSpec:
                 why="vLLM refuses this: each running sequence needs a token a step",
                 remedy=f"max_num_batched_tokens of at least {self.max_num_seqs}",
             )
+        if self.reserve_output_tokens < 0:
+            raise InputError(f"reserve_output_tokens is {self.reserve_output_tokens}", where="reserve_output_tokens",
+                             remedy="0 (as needed) or more")  # fmt: skip
         if not 0 <= self.max_queue_delay_s < float("inf"):
             raise InputError(
                 f"max_queue_delay_s is {self.max_queue_delay_s}",
@@ -395,6 +402,7 @@ def _set_up(row: np.void, spec: ReplicaSpec, table: int, rank_0: int) -> None:
     row["asynchronous"] = spec.async_scheduling
     row["policy"] = POLICIES[spec.policy]
     row["max_delay_s"] = spec.max_queue_delay_s
+    row["reserve"] = spec.reserve_output_tokens
     row["rank_0"], row["num_ranks"] = rank_0, spec.lockstep_ranks
     row["next_s"] = np.inf
     row["speed"] = 1.0

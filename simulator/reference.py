@@ -146,6 +146,8 @@ class Engine:
         if not spec.enable_chunked_prefill and sequence.num_prompt_tokens > spec.max_num_batched_tokens:
             return False
         sequence.max_tokens = min(sequence.max_tokens, self.longest - sequence.num_prompt_tokens)
+        if spec.reserve_output_tokens:
+            sequence.max_tokens = min(sequence.max_tokens, spec.reserve_output_tokens)
         self.waiting.append(sequence)
         group = self.group
         at_s = max(self.due_s(), group.idle_since_s)
@@ -255,7 +257,7 @@ class Engine:
             if tokens < sequence.num_tokens - before and not self.spec.enable_chunked_prefill:
                 return
             held = sum(block.num_holders > 0 for block in hit)
-            if self.blocks_for(sequence.num_tokens) - held > len(self.pool.free):
+            if self.blocks_for(sequence, sequence.num_tokens) - held > len(self.pool.free):
                 return
             self.waiting.popleft()
             self.admit(sequence, now, hit)
@@ -280,7 +282,9 @@ class Engine:
                 self.prefix_queries += sequence.num_prompt_tokens
                 self.prefix_hits += sequence.num_computed_tokens
 
-    def blocks_for(self, num_tokens: int) -> int:
+    def blocks_for(self, sequence: Job, num_tokens: int) -> int:
+        if self.spec.reserve_output_tokens:
+            num_tokens = min(sequence.num_prompt_tokens + self.spec.reserve_output_tokens, self.longest)
         return -(-num_tokens // self.spec.block_size)
 
     def find_cached(self, sequence: Job) -> list[Block]:
@@ -300,7 +304,7 @@ class Engine:
 
     def grow(self, sequence: Job, tokens: int) -> bool:
         """Give a sequence the blocks for its next tokens, if there are."""
-        need = self.blocks_for(sequence.num_computed_tokens + tokens) - len(sequence.blocks)
+        need = self.blocks_for(sequence, sequence.num_computed_tokens + tokens) - len(sequence.blocks)
         if need > len(self.pool.free):
             return False
         sequence.blocks += self.pool.take(need)

@@ -91,6 +91,7 @@ def cases(draw: st.DrawFn, hashes: bool = False) -> Case:
                 enable_prefix_caching=draw(st.booleans()),
                 enable_chunked_prefill=draw(st.sampled_from([True, True, False])),
                 policy=draw(st.sampled_from(["continuous", "continuous", "prefill_first", "static"])),
+                reserve_output_tokens=draw(st.sampled_from([0, 0, 0, 30])),
                 max_queue_delay_s=draw(st.sampled_from([0.0, 12.3])),
                 async_scheduling=draw(st.booleans()),
             )

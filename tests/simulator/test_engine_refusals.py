@@ -92,3 +92,12 @@ def test_a_killed_replicas_requests_come_again_elsewhere() -> None:
     assert (records.status == COMPLETED).all()
     assert set(records.replica[lost]) <= {1, new}
     assert (records.scheduled_s[lost] >= 16.0).all()
+
+
+def test_reserved_blocks_mean_no_preemption_and_fewer_seats() -> None:
+    requests = Requests(np.zeros(60), np.full(60, 40), np.full(60, 60))
+    paged = simulate_replicas(requests, [spec(num_gpu_blocks=60)], check=True)
+    reserved = simulate_replicas(requests, [spec(num_gpu_blocks=60, reserve_output_tokens=100)], check=True)
+    contiguous = simulate_replicas(requests, [spec(num_gpu_blocks=60, reserve_output_tokens=900)], check=True)
+    assert paged.preemptions.sum() > 0 == reserved.preemptions.sum() == contiguous.preemptions.sum()
+    assert paged.end_s < reserved.end_s < contiguous.end_s
