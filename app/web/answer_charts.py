@@ -126,3 +126,75 @@ def machines_figure(answer: Mapping[str, Any]) -> go.Figure:
     found.update_layout(barmode="stack", bargap=0.05)
     found.update_xaxes(type="category")
     return found
+
+
+def latency_front(answer: Mapping[str, Any]) -> Rows:
+    """What a tighter or looser promise costs: every limit multiplied by a factor; empty where it was not asked."""
+    rows = (answer.get("pareto") or {}).get("cost_against_latency") or []
+    return [dict(r) for r in rows if r.get("usd_per_hour") is not None]
+
+
+def latency_front_figure(answer: Mapping[str, Any]) -> go.Figure:
+    """The front with the chosen point, and the range that the profiles' own errors leave open at that point."""
+    rows = latency_front(answer)
+    usd = answer["plan"]["usd_per_hour"]
+    ends = answer.get("cost_range") or {}
+    cheap, dear = (usd if ends.get(key) is None else ends[key] for key in ("cheap", "dear"))
+    found = go.Figure()
+    found.add_scatter(
+        x=[r["slo_factor"] for r in rows], y=[r["usd_per_hour"] for r in rows], mode="lines+markers",
+        name="cheapest plan", line={"color": OTHER, "shape": "linear"}, text=[r["plan"] for r in rows],
+        hovertemplate="limits x %{x}: %{y:,.2f} USD per hour<br>%{text}<extra></extra>",
+    )  # fmt: skip
+    found.add_scatter(
+        x=[1.0], y=[usd], mode="markers", name="this plan, and its range if step times are off",
+        marker={"size": 13, "color": PLAN, "symbol": "diamond"},
+        error_y={"type": "data", "symmetric": False, "array": [max(0.0, dear - usd)],
+                 "arrayminus": [max(0.0, usd - cheap)], "thickness": 2, "width": 8},
+    )  # fmt: skip
+    lay_out(found, "latency limits, times those asked for", "USD per hour")
+    found.update_layout(hovermode="closest")
+    found.update_yaxes(rangemode="tozero")
+    return found
+
+
+def swings(answer: Mapping[str, Any]) -> Rows:
+    """What moves the price most, widest first; empty where it was not asked."""
+    return [dict(r) for r in answer.get("tornado") or []]
+
+
+def swings_figure(answer: Mapping[str, Any]) -> go.Figure:
+    """A bar from the low to the high cost of each cause, about the plan's cost; a missing end means no plan."""
+    rows = swings(answer)[::-1]
+    usd = answer["plan"]["usd_per_hour"]
+    lows = [usd if r["low_usd_per_hour"] is None else r["low_usd_per_hour"] for r in rows]
+    highs = [usd if r["high_usd_per_hour"] is None else r["high_usd_per_hour"] for r in rows]
+    none = [" (no plan at an end)" if None in (r["low_usd_per_hour"], r["high_usd_per_hour"]) else "" for r in rows]
+    found = go.Figure()
+    found.add_bar(
+        y=[f"{r['what']}<br>{r['change']}{n}" for r, n in zip(rows, none, strict=True)], base=lows, orientation="h",
+        x=[high - low for low, high in zip(lows, highs, strict=True)], marker_color=MEANING_COLOURS["predicted"],
+        text=[f"{low:,.2f} – {high:,.2f}" for low, high in zip(lows, highs, strict=True)], textposition="outside",
+        cliponaxis=False,
+    )  # fmt: skip
+    found.add_vline(usd, line_dash="dash", line_color=PLAN, annotation_text="this plan")
+    lay_out(found, "USD per hour", "", height=110 + 48 * len(rows))
+    found.update_layout(hovermode="closest", margin={"l": 10, "r": 90, "t": 26, "b": 10})
+    return found
+
+
+def steps_figure(answer: Mapping[str, Any]) -> go.Figure:
+    """The waterfall of `plan advise`: from today's cost down, a bar a step; a step without a plan is left out."""
+    rows = [s for s in answer["steps"] if s["usd_per_hour"] is not None]
+    changes = [rows[0]["usd_per_hour"], *[-s["saving_usd_per_hour"] for s in rows[1:]], answer["best_usd_per_hour"]]
+    found = go.Figure(go.Waterfall(
+        x=[*[s["step"] for s in rows], "at best"], y=changes,
+        measure=["absolute", *["relative"] * (len(rows) - 1), "total"],
+        text=[f"{abs(v):,.2f}" if i in (0, len(rows)) else f"{v:+,.2f}" for i, v in enumerate(changes)],
+        textposition="outside", cliponaxis=False, connector={"line": {"color": OTHER, "width": 1}},
+        decreasing={"marker": {"color": PLAN}}, increasing={"marker": {"color": MEANING_COLOURS["bad"]}},
+        totals={"marker": {"color": OTHER}},
+    ))  # fmt: skip
+    lay_out(found, "step; each keeps what came before", "USD per hour", height=360)
+    found.update_layout(hovermode="closest", margin={"l": 10, "r": 10, "t": 26, "b": 10})
+    return found

@@ -2,41 +2,102 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from tests.report.test_month import month
+from tests.shared_data import shared_data
 from tests.web.conftest import Visit
 
 pytestmark = [pytest.mark.browser]
 PAGES = ("", "workload", "recommend", "simulate", "spend", "calibration", "runs", "export")
-LOOKS: dict[str, dict[str, Any]] = {
-    "light": {"color_scheme": "light"},
-    "dark": {"color_scheme": "dark"},
-    "phone": {"viewport": {"width": 390, "height": 844}},
-}
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+# brightness of the page's ground, 0 to 255
+GROUND = """() => getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor
+    .match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b) / 3"""
+# widest thing on the page that is not made to scroll
+OVERFLOW = "() => document.querySelector('[data-testid=stMain]').scrollWidth - window.innerWidth"
+ONE_KIND = "recommend?gpus=L40S&precision=fp8"
 
 
-@pytest.mark.parametrize("look", LOOKS)
-def test_every_page_opens_clean(browser: Any, server: str, look: str) -> None:
-    visitor = Visit(browser, server, **LOOKS[look])
+@pytest.mark.parametrize("look", ["light", "dark"])
+def test_every_page_opens_clean_and_fits(browser: Any, server: str, look: str) -> None:
+    visitor = Visit(browser, server, color_scheme=look)
     for path in PAGES:
         page = visitor.open(path)
         assert page.locator("[data-testid='stException']").count() == 0, path
+        assert (page.evaluate(GROUND) < 80) == (look == "dark"), path
         visitor.shot(f"{path or 'start'}-{look}")
+        if look == "light":
+            page.set_viewport_size(PHONE)
+            visitor.settle()
+            assert page.evaluate(OVERFLOW) <= 0, path
+            visitor.shot(f"{path or 'start'}-phone")
+            page.set_viewport_size(DESKTOP)
     visitor.close()
 
 
-def test_first_visit_to_first_plan(visit: Visit) -> None:
-    page = visit.open("recommend?gpus=L4,L40S")
+def ask(visit: Visit, address: str) -> str:
+    """Ask for a plan and wait for it; the run that the export link names."""
+    page = visit.open(address)
     page.get_by_role("button", name="Find the cheapest fleet").click()
-    page.get_by_text("Verified:").wait_for(timeout=120_000)
-    page.get_by_text("USD an hour").first.wait_for()
+    page.get_by_text("Verified:").wait_for(timeout=240_000)
     visit.settle()
+    page.get_by_text("What it rests on").click()
+    text = page.get_by_text("plan explain").inner_text(timeout=30_000)
+    return str(text.split()[-1])
+
+
+def test_first_visit_to_first_plan_then_a_tighter_promise_compared_and_deployed(visit: Visit) -> None:
+    first = ask(visit, ONE_KIND)
     visit.shot("recommend-answer")
-    page.get_by_role("link", name="Deploy it").click()
+    second = ask(visit, f"{ONE_KIND}&ttft=0.2")
+    page = visit.page
+    assert page.get_by_label("TTFT p95 (s)").input_value() == "0.20"
+    assert second != first
+
+    page = visit.open(f"runs?a={first}&b={second}")
+    page.get_by_text("Asked differently").wait_for(timeout=30_000)
+    visit.settle()
+    visit.shot("runs-compared")
+
+    page = visit.open(f"export?run={first}&target=vllm")
     page.get_by_text("vllm serve").first.wait_for(timeout=30_000)
     visit.shot("export-answer")
+
+
+def test_a_bill_becomes_a_report_that_can_be_downloaded(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open("export")
+    page.get_by_role("tab", name="Report").click()
+    page.get_by_label("Month").fill("2026-10")
+    page.get_by_label("Month").press("Enter")
+    content = pd.DataFrame(month()).to_csv(index=False).encode()
+    page.locator("input[type=file]").set_input_files({"name": "bill.csv", "mimeType": "text/csv", "buffer": content})
+    button = page.get_by_role("button", name="Report (HTML)")
+    button.wait_for(timeout=60_000)
+    visit.settle()
+    visit.shot("export-report")
+    with page.expect_download(timeout=30_000) as started:
+        button.click()
+    started.value.save_as(tmp_path / "report.html")
+    assert "GPU cost, October 2026" in (tmp_path / "report.html").read_text()
+
+
+def test_a_schedule_is_written_from_a_form_and_its_mistake_stands_at_the_field(visit: Visit) -> None:
+    page = visit.open("export?cron=every+monday")
+    page.get_by_role("tab", name="Schedule").click()
+    page.get_by_text("not a cron expression").wait_for(timeout=30_000)
+    visit.shot("export-schedule-wrong")
+    page.get_by_label("When (cron, five fields)").fill("0 8 * * MON")
+    page.get_by_label("When (cron, five fields)").press("Enter")
+    page.get_by_text("CRON_TZ=UTC").wait_for(timeout=30_000)
+    visit.settle()
+    visit.shot("export-schedule")
 
 
 def test_the_url_restores_the_view_and_a_simulation_draws_its_charts(visit: Visit) -> None:
@@ -72,3 +133,42 @@ def test_two_visitors_do_not_disturb_each_other(browser: Any, server: str) -> No
     assert second.page.get_by_text("mine.csv").count() == 0
     first.close()
     second.close()
+
+
+@pytest.mark.slow
+def test_an_uploaded_azure_trace_comes_to_a_recommendation(visit: Visit) -> None:
+    page = visit.open()
+    page.locator("input[type=file]").first.set_input_files(str(shared_data("traces/azure_llm_2023_conv.csv")))
+    page.get_by_text("19,366 requests").wait_for(timeout=60_000)
+    page.get_by_role("link", name="Find the cheapest fleet").click()
+    page.get_by_role("button", name="Find the cheapest fleet").click()
+    page.get_by_text("Verified:").wait_for(timeout=600_000)
+    visit.settle()
+    visit.shot("recommend-azure")
+
+
+@pytest.mark.bench
+def test_time_to_the_first_chart_and_to_a_sliders_answer(browser: Any, server: str) -> None:
+    first, slider = [], []
+    for _ in range(5):
+        visitor = Visit(browser, server)
+        began = time.perf_counter()
+        visitor.page.goto(server)
+        visitor.page.wait_for_selector(".js-plotly-plot .main-svg .scatterlayer path", state="attached", timeout=60_000)
+        first.append(time.perf_counter() - began)
+        page = visitor.open("spend")
+        handle = page.get_by_role("slider", name="Machines to commit")
+        handle.focus()
+        for _ in range(3):
+            cost = page.get_by_test_id("stMetricValue").first
+            before = cost.inner_text()
+            began = time.perf_counter()
+            page.keyboard.press("ArrowRight")
+            page.wait_for_function(
+                "old => document.querySelector('[data-testid=stMetricValue]').innerText !== old", arg=before
+            )
+            slider.append(time.perf_counter() - began)
+            visitor.settle()
+        visitor.close()
+    for what, times in (("first chart", first), ("slider's answer", slider)):
+        print(f"\n{what}: median {statistics.median(times):.2f} s, {min(times):.2f} to {max(times):.2f} s")

@@ -41,6 +41,13 @@ ANSWER: dict[str, Any] = {
         {"label": "T4 only", "usd_per_hour": None, "why_not": "too slow"},
     ],
     "assumptions": [], "profiles": [], "prices_as_of": None,
+    "pareto": {"cost_against_latency": [
+        {"slo_factor": 0.5, "usd_per_hour": None, "plan": "no plan keeps it"},
+        {"slo_factor": 1.0, "usd_per_hour": 7.4, "plan": "this"},
+        {"slo_factor": 2.0, "usd_per_hour": 6.0, "plan": "less"},
+    ]},
+    "cost_range": {"step_time_error": 0.1, "cheap": 7.0, "dear": None},
+    "tornado": [{"what": "load", "change": "-20% to +20%", "low_usd_per_hour": 6.0, "high_usd_per_hour": None}],
 }  # fmt: skip
 
 
@@ -243,10 +250,11 @@ def test_an_answer_shows_costs_bounds_intervals_and_machines_by_period() -> None
     found = answered(ANSWER)
     assert "Verified" in said(found)
     headers = [h.value for h in found.subheader]
-    assert headers[:4] == [
-        "Purchase list", "What the other roads cost", "How safe the promise is", "Machines by period",
+    assert headers[:6] == [
+        "Purchase list", "What the other roads cost", "How safe the promise is", "What a tighter promise costs",
+        "What moves the price most", "Machines by period",
     ]  # fmt: skip
-    assert len(found.get("plotly_chart")) == 3
+    assert len(found.get("plotly_chart")) == 5
 
 
 def test_an_answer_that_could_not_be_kept_is_shown_all_the_same() -> None:

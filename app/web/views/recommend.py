@@ -11,7 +11,18 @@ import streamlit as st
 from pandas import DataFrame
 
 from app.cli.output import plain
-from app.web.answer_charts import machines, machines_figure, promises, promises_figure, roads, roads_figure
+from app.web.answer_charts import (
+    latency_front,
+    latency_front_figure,
+    machines,
+    machines_figure,
+    promises,
+    promises_figure,
+    roads,
+    roads_figure,
+    swings,
+    swings_figure,
+)
 from app.web.parts import begin, command, drawing, error, heading, outcome, table, words
 from app.web.workload_state import trace_name, trace_path
 from catalogs.errors import PlanError
@@ -135,6 +146,18 @@ def show_charts(answer: dict[str, Any]) -> None:
             "promises", "Simulated latency as a share of its limit: right of 1 the promise is broken." + draws,
             promises_figure(answer), DataFrame(promises(answer)),
         )  # fmt: skip
+    if latency_front(answer):
+        st.subheader("What a tighter promise costs")
+        off = (answer.get("cost_range") or {}).get("step_time_error")
+        ends = f" The bar at this plan is its cost if step times are {off:.0%} shorter or longer." if off else ""
+        drawing(
+            "front", "The cheapest plan when every latency limit is multiplied." + ends,
+            latency_front_figure(answer), DataFrame(latency_front(answer)),
+        )  # fmt: skip
+    if swings(answer):
+        st.subheader("What moves the price most")
+        drawing("swings", "Cost when one thing changes and the plan is made anew.",
+                swings_figure(answer), DataFrame(swings(answer)))  # fmt: skip
     if machines(answer):
         st.subheader("Machines by period")
         drawing("machines", "Machines to run in each planning period, by purchase form.",
