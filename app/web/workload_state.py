@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from app.web.parts import words
 from catalogs.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ def trace_path() -> Path:
 
 
 def trace_name() -> str:
-    """What the visitor calls it."""
+    """What the visitor calls it, with Markdown's signs made plain."""
     trace_path()
-    return str(st.session_state.get("trace_name", "the demo trace"))
+    return words(str(st.session_state.get("trace_name", "the demo trace")))
 
 
 def keep_upload(name: str, data: bytes) -> Path:

@@ -15,7 +15,7 @@ from tests.shared_data import shared_data
 from tests.web.conftest import Visit
 
 pytestmark = [pytest.mark.browser]
-PAGES = ("", "workload", "recommend", "simulate", "spend", "calibration", "runs", "export")
+PAGES = ("", "workload", "recommend", "simulate", "spend", "calibration", "advise", "runs", "export")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 # brightness of the page's ground, 0 to 255
 GROUND = """() => getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor
@@ -74,8 +74,8 @@ def test_first_visit_to_first_plan_then_a_tighter_promise_compared_and_deployed(
 def test_a_bill_becomes_a_report_that_can_be_downloaded(visit: Visit, tmp_path: Path) -> None:
     page = visit.open("export")
     page.get_by_role("tab", name="Report").click()
-    page.get_by_label("Month").fill("2026-10")
-    page.get_by_label("Month").press("Enter")
+    page.get_by_role("textbox", name="Month").fill("2026-10")
+    page.get_by_role("textbox", name="Month").press("Enter")
     content = pd.DataFrame(month()).to_csv(index=False).encode()
     page.locator("input[type=file]").set_input_files({"name": "bill.csv", "mimeType": "text/csv", "buffer": content})
     button = page.get_by_role("button", name="Report (HTML)")

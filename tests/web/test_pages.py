@@ -110,6 +110,14 @@ def test_an_upload_is_the_workload_of_every_page_and_of_this_visitor_only() -> N
     assert go(other, "workload").metric[0].value != "300"
 
 
+def test_a_name_is_shown_as_it_is_and_not_read_as_markup() -> None:
+    found = upload(visit(), "![x](http:evil)<b>.csv", TRACE)
+    shown = [c.value for c in found.caption if "evil" in c.value]
+    assert shown
+    assert not any("![x](" in text or "<b>" in text.replace("\\<", "") for text in shown)
+    assert go(found, "recommend").caption
+
+
 def zipped() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
@@ -185,6 +193,7 @@ def test_a_trace_that_vanished_between_two_clicks_is_said_and_the_demo_takes_its
         ("simulate", {"count": "²"}),
         ("calibration", {"model": "no-such", "precision": "int2", "tp": "x"}),
         ("spend", {"instance": "no-such"}),
+        ("advise", {"model": "no-such", "today": "a:b,:::,g6e.xlarge:99999999:x:y"}),
         ("export", {"target": "no-such", "run": "no-such", "cron": "* *", "timezone": "Mars"}),
     ],
 )  # fmt: skip
@@ -238,6 +247,28 @@ def test_work_survives_a_page_change_and_stops_when_asked() -> None:
     next(b for b in found.button if b.label == "Stop").click().run()
     go_on.set()
     assert "Stopped. Nothing was kept." in said(finish(found, "recommend"))
+
+
+def test_advice_is_a_waterfall_from_today_to_the_best() -> None:
+    def step(name: str, usd: float | None, saves: float) -> dict[str, Any]:
+        return {"step": name, "what": name, "usd_per_hour": usd, "saving_usd_per_hour": saves, "slo": {},
+                "quality": None, "plan": "", "why_not": "" if usd else "nothing fits"}  # fmt: skip
+
+    steps = [
+        step("today", 8.0, 0.0),
+        step("right-size", 6.0, 2.0),
+        step("memory", None, 0.0),
+        step("purchase", 5.0, 1.0),
+    ]
+    answer = {
+        "steps": steps, "today_usd_per_hour": 8.0, "best_usd_per_hour": 5.0, "saving_share": 0.375, "unpriced": ["x"],
+    }  # fmt: skip
+    found = visit("advise", today="nonsense,g6e.xlarge:0:bf16:spot,g6.xlarge:7:fp8:spot")
+    found.session_state["job-advise"] = parts.jobs().start("Advising", lambda _: answer).job_id
+    finish(found, "advise")
+    assert "No price is known" in said(found)
+    assert [m.value for m in found.metric] == ["8.00", "5.00", "38%"]
+    assert len(found.get("plotly_chart")) == 1
 
 
 def answered(answer: dict[str, Any]) -> Any:

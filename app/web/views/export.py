@@ -10,7 +10,7 @@ import streamlit as st
 
 from app.cli.export import TARGETS
 from app.runs import list_runs
-from app.web.parts import command, error, heading
+from app.web.parts import command, error, heading, words
 from app.web.reports import ask, downloads
 from catalogs.errors import PlanError
 
@@ -67,7 +67,7 @@ def report() -> None:
         return
     for column, (value, what, _) in zip(st.columns(3) * 3, cards(built.report), strict=False):
         column.metric(what, value)
-    st.info(built.report.recommendation)
+    st.info(words(built.report.recommendation))
     downloads(built)
     form = str(st.segmented_control("Preview", list(PREVIEWS), default="md") or "md")
     st.code(RENDERERS[form](built.report), language=PREVIEWS[form], wrap_lines=True, height=420)
@@ -102,7 +102,7 @@ def schedule() -> None:
     left.code(text, language="yaml")
     left.download_button("Download the schedule", text, path, "text/yaml")
     ready = FORMS[form](found, path)
-    right.code(ready, language=SCHEDULE_LANGUAGES[form])
+    right.code(ready, language=SCHEDULE_LANGUAGES[form], wrap_lines=True)
     right.download_button("Download the " + form + " form", ready, f"{name}.{form}.txt", key="ready-made")
     command(f"plan report schedule {shlex.quote(path)} --print {form}")
 

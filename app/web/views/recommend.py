@@ -122,7 +122,7 @@ def show(answer: dict[str, Any]) -> None:
     table([dict(zip(first.columns, row, strict=True)) for row in first.rows], "purchase-list")
     show_charts(answer)
     for i, found in enumerate(rest):
-        st.subheader(found.title)
+        st.subheader(words(found.title))
         table([dict(zip(found.columns, row, strict=True)) for row in found.rows], f"plan-{i}")
     with st.expander("What it rests on"):
         for note in notes(answer)[1:]:

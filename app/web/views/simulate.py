@@ -11,7 +11,7 @@ import streamlit as st
 
 from app.charts import Limit, Series
 from app.cli.output import plain
-from app.web.parts import begin, chart, command, error, heading, outcome, table
+from app.web.parts import begin, chart, command, error, heading, outcome, table, words
 from app.web.workload_state import current, trace_name, trace_path
 from catalogs.errors import PlanError
 from catalogs.load import gpus, models
@@ -122,7 +122,7 @@ def show(shown: Shown, limit_s: float) -> None:
           [Series("share", range(1, len(went) + 1), list(went.values()), "bar", labels=list(went))], "",
           "share of the time")  # fmt: skip
     for i, found in enumerate(run_tables(answer)):
-        st.subheader(found.title)
+        st.subheader(words(found.title))
         table([dict(zip(found.columns, row, strict=True)) for row in found.rows], f"run-{i}")
     for note in run_notes(answer):
         st.text(note)

@@ -8,7 +8,7 @@ import numpy as np
 import streamlit as st
 
 from app.charts import Limit, Series
-from app.web.parts import chart, command, error, heading, table
+from app.web.parts import chart, command, error, heading, table, words
 from app.web.reports import ask, downloads
 from app.web.workload_state import current, trace_name
 from catalogs.errors import PlanError
@@ -89,7 +89,7 @@ def bill() -> None:
     found = built.report
     for column, (value, what, _) in zip(st.columns(3) * 3, cards(found), strict=False):
         column.metric(what, value)
-    st.info(found.recommendation)
+    st.info(words(found.recommendation))
     days = sorted({d.day for d in found.daily})
     at: dict[tuple[str, str], Any] = {(d.day, d.purchase): d.usd for d in found.daily}
     forms = sorted({d.purchase for d in found.daily})
