@@ -21,9 +21,9 @@ from planner.problem import Problem
 from planner.search import Search
 from planner.solve import solve
 
-SLO_FACTORS = (0.5, 0.75, 1.5, 2.0)
+SLO_FACTORS = (0.75, 1.5)  # of every limit; each asks for new capacities, so they are few
 SWING = 0.2  # of load and price in the tornado
-RIVALS = 2  # GPU types that a changed promise is answered with, besides the chosen
+RIVALS = 1  # GPU types that a changed promise is answered with, besides the chosen
 
 
 def explore(problem: Problem, search: Search, model: FleetModel, best: Solution) -> dict[str, Any]:
