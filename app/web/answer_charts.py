@@ -42,7 +42,13 @@ def roads_figure(answer: Mapping[str, Any]) -> go.Figure:
             textposition="outside", showlegend=at_least,
         )  # fmt: skip
     bound = answer["lower_bound_usd_per_hour"]
-    found.add_vline(bound, line_dash="dash", line_color=MEANING_COLOURS["limit"], annotation_text="proven lower bound")
+    found.add_vline(
+        bound,
+        line_dash="dash",
+        line_color=MEANING_COLOURS["limit"],
+        annotation_text="proven lower bound",
+        annotation_yshift=18,
+    )
     lay_out(found, "USD per hour", "", height=110 + 28 * len(rows))
     found.update_layout(hovermode="closest", barmode="overlay", margin={"l": 10, "r": 60, "t": 26, "b": 10})
     found.update_yaxes(categoryorder="array", categoryarray=[r["plan"] for r in rows])
@@ -88,7 +94,9 @@ def promises_figure(answer: Mapping[str, Any]) -> go.Figure:
         marker={"size": 10, "color": MEANING_COLOURS["measured"]},
         error_x={"type": "data", "symmetric": False, "array": above, "arrayminus": below},
     )  # fmt: skip
-    found.add_vline(1.0, line_dash="dash", line_color=MEANING_COLOURS["limit"], annotation_text="limit")
+    found.add_vline(
+        1.0, line_dash="dash", line_color=MEANING_COLOURS["limit"], annotation_text="limit", annotation_yshift=18
+    )
     lay_out(found, "share of the limit", "", height=150 + 40 * len(rows))
     found.update_xaxes(range=[0.0, 1.1 * max([1.0, *highs, *[r["draws_high"] or 0.0 for r in rows]])])
     found.update_layout(
@@ -177,7 +185,7 @@ def swings_figure(answer: Mapping[str, Any]) -> go.Figure:
         text=[f"{low:,.2f} – {high:,.2f}" for low, high in zip(lows, highs, strict=True)], textposition="outside",
         cliponaxis=False,
     )  # fmt: skip
-    found.add_vline(usd, line_dash="dash", line_color=PLAN, annotation_text="this plan")
+    found.add_vline(usd, line_dash="dash", line_color=PLAN, annotation_text="this plan", annotation_yshift=18)
     lay_out(found, "USD per hour", "", height=110 + 48 * len(rows))
     found.update_layout(hovermode="closest", margin={"l": 10, "r": 90, "t": 26, "b": 10})
     return found
