@@ -49,6 +49,7 @@ def steps(text: str) -> list[Step]:
 def run(command: str, folder: Path) -> list[str]:
     """What a command prints to stdout, run in a folder; `plan` is this checkout's."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PLAN_HOME": str(folder / ".plan"), "COLUMNS": "120"}
+    environment |= {"PLAN_TODAY": "2026-11-23", "PLAN_CACHE": str(folder / ".cache")}
     words = shlex.split(command)
     if words[0] == "make":
         words = ["plan", words[1]]
