@@ -26,6 +26,7 @@ th, td { text-align: left; padding: 5px 8px; border-bottom: 1px solid #e3e3e8; v
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .scroll { overflow-x: auto; } svg { max-width: 100%; height: auto; }
 footer { margin-top: 26px; color: #555; font-size: 13px; }
+@media (max-width: 560px) { body { padding: 12px; } table { font-size: 12px; } th, td { padding: 4px 5px; } }
 @media print { body { max-width: none; padding: 0; } h2, .card, tr, svg { break-inside: avoid; } }
 """
 
@@ -116,19 +117,19 @@ def html(report: Report) -> str:
         _table(("instance", "bought", "hours", "spent", "an hour"), [
             (t.instance_type or "commitment", _words(t.purchase), _count(t.hours), usd(t.effective),
              usd(t.effective_per_hour, 4)) for t in report.by_type
-        ], 2),
+        ], (2, 3, 4)),
     ]  # fmt: skip
     if report.findings:
         parts.append("<h2>Findings</h2>")
         if any(f.usd for f in report.findings):
             parts.append(findings_chart(report))
-        rows = [(_words(f.kind), f.text, f.action, usd(f.usd)) for f in report.findings]
-        parts.append(_table(("what", "what happened", "do", "USD"), rows, 3))
+        rows = [(_words(f.kind), usd(f.usd), f.text, f.action) for f in report.findings]
+        parts.append(_table(("what", "USD", "what happened", "do"), rows, (1,)))
     c = report.commitments
     parts += [
         "<h2>Commitments</h2>",
         _table(("used", "unused", "utilisation", "coverage", "saved against list"),
-               [(usd(c.used), usd(c.unused), percent(c.utilisation), percent(c.coverage), usd(c.saved))], 0),
+               [(usd(c.used), usd(c.unused), percent(c.utilisation), percent(c.coverage), usd(c.saved))], range(5)),
         f"<footer><p>{escape(report.confidence)}</p><p>Forecast: {escape(report.spend.forecast.method)}. "
         f"Sources: {escape(', '.join(f'{k}: {v}' for k, v in report.sources.items()))}. "
         f"Built {escape(report.built_at)}.</p>"
@@ -183,11 +184,11 @@ def as_json(report: Report) -> str:
     return report.model_dump_json(indent=1) + "\n"
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], first_number: int) -> str:
-    """The columns from ``first_number`` on are numbers."""
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: Sequence[int]) -> str:
+    """A table whose columns ``numbers`` are aligned as numbers."""
 
     def line(cells: tuple[str, ...], tag: str) -> str:
-        marks = ["" if i < first_number else ' class="n"' for i in range(len(cells))]
+        marks = [' class="n"' if i in numbers else "" for i in range(len(cells))]
         return "<tr>" + "".join(f"<{tag}{m}>{escape(c)}</{tag}>" for m, c in zip(marks, cells, strict=True)) + "</tr>"
 
     return f'<div class="scroll"><table>{line(head, "th")}{"".join(line(r, "td") for r in rows)}</table></div>'
