@@ -36,6 +36,9 @@ check: $(VENV)/.tests ## style, types, import contracts
 bench: $(VENV)/.tests ## speed and memory, printed
 	$(BIN)/pytest -m bench -s
 
+test-browser: $(VENV)/.tests ## the web app in a real Chromium
+	$(BIN)/pytest -m browser tests/web
+
 test-slow: $(VENV)/.tests ## the long studies
 	$(BIN)/pytest -m slow -s
 
