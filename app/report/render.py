@@ -27,7 +27,8 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 .scroll { overflow-x: auto; } svg { max-width: 100%; height: auto; }
 footer { margin-top: 26px; color: #555; font-size: 13px; }
 @media (max-width: 560px) { body { padding: 12px; } table { font-size: 12px; } th, td { padding: 4px 5px; } }
-@media print { body { max-width: none; padding: 0; } h2, .card, tr, svg { break-inside: avoid; } }
+@media print { body { max-width: none; padding: 0; } h2, .card, tr, svg { break-inside: avoid; }
+  h2 { break-after: avoid; } }
 """
 
 
