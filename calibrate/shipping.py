@@ -16,6 +16,7 @@ from calibrate.backends import fit_backends
 from calibrate.families import FAMILIES, column
 from calibrate.fit import Frames, accuracy, fit_physics, form_of, held_out, predict
 from calibrate.importers.aiconfigurator import read_frames
+from calibrate.links import fit_links
 from calibrate.profile_text import dump
 from calibrate.profiles import SCHEMA_VERSION, SHIPPED
 from calibrate.shared_fit import cross_error, fit_shared
@@ -207,7 +208,7 @@ def build(data: Path, say: Say, out: Path = SHIPPED, refit: bool = True) -> list
             folder, model = ONE_MODEL[gpu_name]
             one = one_model_frames(data / LLMSERVINGSIM / folder, model)
             document = fit_one_model(document, find_gpu(gpu_name), one, documents[base])
-        documents[gpu_name.lower()] = document
+        documents[gpu_name.lower()] = fit_links(document, find_gpu(gpu_name), documents[base])
     for name, document in documents.items():
         write_text(out / f"{name}.json", dump(document))
     return [out / f"{name}.json" for name in documents]
