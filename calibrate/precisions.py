@@ -138,8 +138,8 @@ def kv_cache_type(replica: Replica) -> str:
     """What the replica's KV cache holds; ``auto`` follows the checkpoint, as the engines do.
 
     FP8 checkpoints with one scale a tensor (NVIDIA's, whose ``hf_quant_config.json`` says ``kv_cache_quant_algo: FP8``)
-    bring an FP8 cache where the GPU computes in FP8; all others, and models that are published quantized (DeepSeek's), a
-    cache of the model's own type.
+    bring an FP8 cache where the GPU computes in FP8; all others, and models that are published quantized
+    (DeepSeek's), a cache of the model's own type.
     """
     if normalise(replica.kv_cache_dtype) != "auto":
         return replica.kv_cache_dtype

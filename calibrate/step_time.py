@@ -39,7 +39,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 # FP8 experts are published with a scale for each block (DeepSeek, Qwen); kernels for one scale a tensor differ.
 EXPERT_VARIANTS = {**VARIANTS, "fp8": ("fp8_block", "fp8"), "int8": ("int8", "fp8_block", "fp8")}
 # Layers whose input the kernel before them rounds to FP8 (one scale a tensor) on its way: the norm before, or the
-# activation. The compilers of vLLM (``fuse_norm_quant``, ``fuse_act_quant``) and TensorRT-LLM do so; kernels were timed apart.
+# activation. The compilers of vLLM (``fuse_norm_quant``, ``fuse_act_quant``) and TensorRT-LLM do so; tables do not.
 FUSED_QUANTIZATION = dict.fromkeys(("vllm", "tensorrt-llm"), ("qkv", "gate_up", "down"))
 LEAST_WITHOUT_ROUNDING = 0.3  # share of a GEMM's time
 KERNELS_BETWEEN_GEMMS = 5  # a layer's two add-norms, rotary, activation, cache write
