@@ -104,8 +104,8 @@ def sky_instances() -> list[dict[str, Any]]:
     return [
         {
             "InstanceType": i.name, "AcceleratorName": ACCELERATORS.get(i.gpu, i.gpu), "AcceleratorCount": i.num_gpus,
-            "vCPUs": i.num_vcpus, "MemoryGiB": (i.memory_bytes or 0.0) / 2**30, "GpuInfo": "{}", "Price": 1.0, "SpotPrice": 0.5,
-            "Region": "us-east-1", "AvailabilityZone": "us-east-1a", "Arch": "x86_64",
+            "vCPUs": i.num_vcpus, "MemoryGiB": (i.memory_bytes or 0.0) / 2**30, "GpuInfo": "{}",
+            "Price": 1.0, "SpotPrice": 0.5, "Region": "us-east-1", "AvailabilityZone": "us-east-1a", "Arch": "x86_64",
         }
         for i in instances().values() if i.gpu_fraction == 1
     ]  # fmt: skip
