@@ -67,15 +67,13 @@ def whole(column: Any, label: str, key: str, fallback: int, bounds: tuple[int, i
     return found
 
 
-def slider(
-    column: Any, label: str, key: str, fallback: int, bounds: tuple[int, int], step: int = 1, **settings: Any
-) -> int:
+def slider(column: Any, label: str, key: str, fallback: int, bounds: tuple[int, int], **settings: Any) -> int:
     """A whole number to slide; the URL restores it within its bounds."""
     low, high = bounds
     wanted = asked(key) or ""
     start = int(wanted) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 12 else fallback
     start = min(high, max(low, start))
-    found = int(column.slider(label, low, high, start, step=step, key=f"field-{key}", **settings))
+    found = int(column.slider(label, low, high, start, key=f"field-{key}", **settings))
     st.query_params[key] = str(found)
     return found
 

@@ -18,7 +18,7 @@ ROUTERS = ("round_robin", "least_loaded", "power_of_two", "least_kv", "random", 
 SIZES = ("1", "2", "4", "8")
 NO_PRICE = "no price"
 FIXED, HPA = "fixed", "hpa"
-MOST_HOURS = 168.0
+MOST_HOURS = 48.0
 
 
 def form() -> dict[str, Any] | None:
@@ -81,9 +81,7 @@ def _live(count: int) -> dict[str, Any]:
     e, f, g = st.columns([2, 1, 1])
     zones = several(e, "Spot zones (none: no spot)", sorted({z.region for z in catalogue_zones()}), "zones", "")
     spare = whole(f, "Spare spot replicas", "spare", 1, (0, 100))
-    fallback = g.checkbox(
-        "On-demand stands in", st.query_params.get("fallback", "1") == "1", help="While spot is lost."
-    )
+    fallback = g.checkbox("On-demand while spot is lost", st.query_params.get("fallback", "1") == "1")
     keep({"scaling": scaling, "target": target, "most": most, "hours": hours, "zones": ",".join(zones),
           "spare": spare, "fallback": "1" if fallback else "0"})  # fmt: skip
     found: dict[str, Any] = {}

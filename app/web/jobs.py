@@ -32,6 +32,11 @@ class Job:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @property
+    def stopped(self) -> bool:
+        """Whether the visitor stopped it; a part that reports no progress may still come to its end unseen."""
+        return self._stop.is_set()
+
+    @property
     def done(self) -> bool:
         """Whether it ended: well, badly or cancelled."""
         return self.future is not None and self.future.done()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import streamlit as st
 
 from app.charts import Limit, Series
-from app.web.jobs import CancelledError, Job, Jobs
+from app.web.jobs import Job, Jobs
 from app.web.style import THEME, figure, look
 from catalogs.errors import PlanError
 
@@ -130,17 +130,14 @@ def outcome(slot: str) -> Any | None:
     if job is None:
         return None
     st.session_state[f"job-{slot}"] = st.query_params["job"] = job.job_id
+    if job.stopped:
+        st.info("Stopped. Nothing was kept.")
+        return None
     if not job.done:
         _progress(job, slot)
         return None
     assert job.future is not None
-    if job.future.cancelled():
-        st.info("Stopped. Nothing was kept.")
-        return None
     problem = job.future.exception()
-    if isinstance(problem, CancelledError):
-        st.info("Stopped. Nothing was kept.")
-        return None
     if problem is not None:
         error(problem)
         return None
@@ -150,11 +147,12 @@ def outcome(slot: str) -> Any | None:
 def _progress(job: Job, slot: str) -> None:
     @st.fragment(run_every=0.4)
     def watch() -> None:
-        if job.done:
+        if job.done or job.stopped:
             st.rerun()
         st.progress(job.share, text=f"{job.title}: {job.text}")
-        if st.button("Stop", key=f"stop-{slot}"):
+        if st.button("Stop", key=f"stop-{slot}", icon=":material/stop_circle:"):
             job.cancel()
+            st.rerun()
 
     watch()
 

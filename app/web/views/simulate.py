@@ -24,8 +24,8 @@ from app.web.run_charts import (
     replicas,
     replicas_figure,
 )
-from app.web.workload_state import on_file, trace_name
-from catalogs.errors import PlanError
+from app.web.workload_state import MAX_REQUESTS, on_file, trace_name
+from catalogs.errors import InputError, PlanError
 
 MOST_SAMPLES = 300
 
@@ -54,6 +54,11 @@ def work(scenario: dict[str, Any], progress: Any) -> Shown:
     read = Scenario.model_validate(scenario)
     usd_per_hour = None if read.is_live else fleet_usd_per_hour(read)
     requests = load_workload(read.workload, read.seed)
+    if len(requests) > MAX_REQUESTS:
+        raise InputError(
+            f"the load has {len(requests):,} requests", where="Repeat the load for",
+            why=f"the app plays at most {MAX_REQUESTS:,}", remedy="fewer hours, or the command below in a terminal",
+        )  # fmt: skip
     span_s = float(requests.arrival_s[-1]) if len(requests) else 1.0
     progress(f"simulating {len(requests):,} requests", 0.2)
     result = simulate(read, requests, series_interval_s=max(span_s / MOST_SAMPLES, 0.5))
@@ -111,9 +116,9 @@ def show_course(shown: Shown) -> None:
     if not len(course.get("t_s", ())):
         return
     t_s = course["t_s"]
-    chart("batch", "Requests that run and wait, over all replicas.",
-          [Series("running", t_s, course["running"], colour=MEANING_COLOURS["measured"]),
-           Series("waiting", t_s, course["waiting"], colour=MEANING_COLOURS["bad"])], "time (s)", "requests")  # fmt: skip
+    held = [Series("running", t_s, course["running"], colour=MEANING_COLOURS["measured"]),
+            Series("waiting", t_s, course["waiting"], colour=MEANING_COLOURS["bad"])]  # fmt: skip
+    chart("batch", "Requests that run and wait, over all replicas.", held, "time (s)", "requests")
     use = [Series("KV cache in use", t_s, course["kv"], colour="#cc79a7")]
     if "busy" in course:
         use.append(Series("GPU busy", t_s, course["busy"], colour=MEANING_COLOURS["good"]))
