@@ -1,4 +1,4 @@
-"""Time of a linear layer: waves of tiles over the GPU's multiprocessors, its traffic, a launch floor, a correction.
+"""Time of a linear layer: waves of tiles over the GPU's multiprocessors, its traffic, a launch floor, corrections.
 
 For a tile of (a, b) results and k split s ways, ``ceil(m/a) ceil(n/b) s`` blocks run in waves of one block a
 multiprocessor; a block takes k/s steps, each as long as its arithmetic at the tile's efficiency or its loads at one
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate import residual
+from calibrate import residual, trees
 from calibrate.precisions import Precision
 from calibrate.roofline import peak_flops
 from catalogs.schema import Gpu
@@ -80,9 +80,11 @@ def _traffic_s(
 def raw_time_s(
     fit: Mapping[str, Any], gpu: Gpu, form: Precision, shape: tuple[FloatArray, Any, Any], cold: bool = False
 ) -> FloatArray:
-    """Seconds with the correction, never below arithmetic at peak."""
+    """Seconds with the corrections, never below arithmetic at peak."""
     m, n, k = (np.asarray(x, dtype=np.float64) for x in shape)
     correction = residual.evaluate_all(fit.get("residual"), axes(gpu, m, n, k))
+    if "trees" in fit:
+        correction = correction + trees.evaluate(fit["trees"], features(fit, gpu, form, m, n, k))
     time = physics_s(fit, gpu, form, shape, cold) * np.exp(correction)
     return np.asarray(np.maximum(time, 2.0 * m * n * k / peak_flops(gpu, form.compute)))
 
@@ -91,6 +93,34 @@ def axes(gpu: Gpu, m: FloatArray, n: FloatArray, k: FloatArray) -> Sequence[Mapp
     """What the two corrections depend on: the shape, and how many waves of 128 x 128 tiles it makes."""
     waves = np.ceil(m / 128.0) * np.ceil(n / 128.0) / gpu.num_sms
     return {"m": m, "n": n, "k": k}, {"waves": waves, "k": k}
+
+
+def features(
+    fit: Mapping[str, Any], gpu: Gpu, form: Precision, m: FloatArray, n: FloatArray, k: FloatArray
+) -> dict[str, FloatArray]:
+    """What the trees ask about a shape: its size in log2, its place on the roofline, its tiles and waves.
+
+    Shapes outside the valid range count as the nearest inside: there the correction holds and physics goes on.
+    """
+    valid = fit.get("valid_range", {})
+    m, n, k = (np.clip(x, *valid.get(name, (1.0, np.inf))) for name, x in (("m", m), ("n", n), ("k", k)))
+    flops = 2.0 * m * n * k / peak_flops(gpu, form.compute)
+    moved = n * k * form.weight_bytes + m * k * form.activation_bytes + 2.0 * m * n
+    traffic = moved / gpu.memory_bandwidth_bytes_per_s
+    asked = {
+        "m": m, "n": n, "k": k, "m*n": m * n, "m*k": m * k, "n*k": n * k, "m*n*k": m * n * k, "m/n": m / n, "n/k": n / k,
+        "m/k": m / k, "max(m,n)": np.maximum(m, n), "min(m,n)": np.minimum(m, n), "moved_l2": moved / gpu.l2_bytes,
+        "intensity": flops / traffic, "roofline_s": np.maximum(flops, traffic),
+    }  # fmt: skip
+    found = {name: np.log2(value) for name, value in asked.items()}
+    for a, b in ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128)):
+        waves = np.ceil(m / a) * np.ceil(n / b) / gpu.num_sms
+        found |= {f"waves_{a}x{b}": waves, f"idle_{a}x{b}": np.ceil(waves) / waves, f"work_{a}x{b}": np.log2(waves * k)}
+    for size in (16, 64, 128, 256):
+        found[f"m_filled_{size}"] = m / (np.ceil(m / size) * size)
+    for size in (128, 256):
+        found[f"n_filled_{size}"] = n / (np.ceil(n / size) * size)
+    return {name: np.broadcast_to(value, np.broadcast_shapes(m.shape, n.shape, k.shape)) for name, value in found.items()}
 
 
 def lattice(last: float) -> FloatArray:
