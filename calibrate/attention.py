@@ -91,8 +91,9 @@ def decode_features(gpu: Gpu, heads: Heads, batch: FloatArray, context: FloatArr
     moved = blocks * keys * heads.kv_width * heads.kv_bytes
     asked = {
         "batch": batch, "keys": keys, "context": context, "group": group, "head_dim": heads.value_dim,
-        "num_heads": heads.num_heads, "num_kv_heads": heads.num_kv_heads, "blocks": blocks, "group*blocks": group * blocks,
-        "blocks*keys": blocks * keys, "moved_l2": moved / gpu.l2_bytes, "scores": batch * heads.num_heads * keys,
+        "num_heads": heads.num_heads, "num_kv_heads": heads.num_kv_heads, "blocks": blocks,
+        "group*blocks": group * blocks, "blocks*keys": blocks * keys, "moved_l2": moved / gpu.l2_bytes,
+        "scores": batch * heads.num_heads * keys,
     }  # fmt: skip
     found = {name: np.log2(value) for name, value in asked.items()}
     waves = blocks / gpu.num_sms
@@ -151,10 +152,8 @@ def prefill_axes(heads: Heads, tokens: FloatArray, mean_context: FloatArray) -> 
     }
 
 
-def prefill_features(
-    gpu: Gpu, heads: Heads, tokens: FloatArray, mean_context: FloatArray
-) -> dict[str, FloatArray]:
-    """What the trees ask about prefill: sizes in log2, waves of query blocks with heads apart and with groups together."""
+def prefill_features(gpu: Gpu, heads: Heads, tokens: FloatArray, mean_context: FloatArray) -> dict[str, FloatArray]:
+    """What the trees ask about prefill: sizes in log2, waves of query blocks by head and by group of heads."""
     keys, group = _keys(heads, mean_context), heads.num_heads / heads.num_kv_heads
     asked = {
         "tokens": tokens, "keys": keys, "group": group, "head_dim": heads.value_dim, "num_heads": heads.num_heads,

@@ -26,6 +26,7 @@ HELD_OUT_SHARE = 5  # one group of shapes in five
 LOSS_WIDTH = 0.08
 MAX_ROWS = 6000
 MIN_ROWS_FOR_CORRECTION = 30
+MANY_ROWS, MANY_TREES = 20_000, 400  # whole tables of linear layers
 MIN_ROWS_FOR_TREES = 1500  # fewer: a smooth correction
 
 
@@ -73,7 +74,7 @@ def fit_physics(
     pull = (0.05 if near is None else 0.3) * np.sqrt(len(measured) / 4000.0)
 
     def misfit(x: FloatArray) -> FloatArray:
-        fit = dict(zip(names, np.exp(x), strict=True))
+        fit = {**family.fixed, **dict(zip(names, np.exp(x), strict=True))}
         modelled = np.concatenate([np.log(family.physics(fit, gpu, form, frame)) for gpu, frame in rows])
         return np.concatenate([modelled - measured, pull * (x - start)])
 
@@ -86,7 +87,8 @@ def fit_physics(
         diff_step=[1e-3],
         max_nfev=40,
     )
-    return {name: float(f"{value:.4g}") for name, value in zip(names, np.exp(found.x), strict=True)}
+    fitted = {name: float(f"{value:.4g}") for name, value in zip(names, np.exp(found.x), strict=True)}
+    return {**family.fixed, **fitted}
 
 
 def _trimmed(knots: Mapping[str, Sequence[float]], values: Mapping[str, FloatArray]) -> dict[str, list[float]]:
@@ -139,7 +141,8 @@ def with_corrections(family: Family, form: Precision, parts: Sequence[Part], fit
     together = {name: np.concatenate([each[name] for each in asked]) for name in asked[0]}
     left = np.concatenate([np.log(column(d, "time_s") / family.physics(fit, gpu, form, d)) for gpu, d in parts])
     groups = np.concatenate([np.asarray(_keys(d[list(family.split)].astype(float).round(6))) for _, d in parts])
-    return {**fit, "trees": trees.fit_trees(together, left, groups)}
+    num_trees = MANY_TREES if num_rows > MANY_ROWS else trees.NUM_TREES
+    return {**fit, "trees": trees.fit_trees(together, left, groups, num_trees)}
 
 
 def predict(family: Family, gpu: Gpu, form: Precision, frame: pd.DataFrame, fit: Mapping[str, Any]) -> FloatArray:

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from calibrate import residual, trees
 from calibrate.precisions import Precision
-from calibrate.roofline import peak_flops
+from calibrate.roofline import clock_hz, peak_flops
 from catalogs.schema import Gpu
 
 FloatArray = NDArray[np.float64]
 TILES = ((1, 64), (16, 64), (32, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
 SPLITS = (1, 2, 4, 8)
 SHARPNESS = 6.0  # of the rounded corner between compute and traffic
+L2_SHARPNESS = 12  # of the change from L2 to DRAM
 
 
 def physics_s(
@@ -34,17 +35,21 @@ def physics_s(
     Args:
         fit: parameters. tile_axb: share of one multiprocessor's peak with tiles of a x b; sm_bytes_per_flop: loads of
             one multiprocessor, bytes for each 16-bit FLOP at its peak; eff_bandwidth: share of DRAM's;
+            joules_per_flop: energy of a 16-bit FLOP at latency_clock_hz;
             l2_bytes_per_flop: L2's bandwidth, likewise for the whole GPU; l2_copies: footprints that a benchmark keeps
-            in L2; launch_s, wave_s, split_s, quantize_s: floors; quantize_bytes: traffic an activation value that is
+            in L2; launch_s, wave_s, split_s, quantize_s: floors, the first two cycles of a GPU that runs at
+            latency_clock_hz (absent: as they are); quantize_bytes: traffic an activation value that is
             quantized on the way.
         shape: m, n, k, broadcast together.
         cold: weights come from DRAM, as in a served model whose other layers have passed through L2.
     """
     m, n, k = (np.asarray(x, dtype=np.float64) for x in shape)
     bandwidth, num_sms = gpu.memory_bandwidth_bytes_per_s, gpu.num_sms
-    sm_flops = peak_flops(gpu, form.compute) / num_sms
+    sm_flops = _sustained_share(fit, gpu) * peak_flops(gpu, form.compute) / num_sms
     sm_loads = peak_flops(gpu, "bf16") / num_sms
     weight = 2.0 if form.weight_only else max(form.weight_bytes, 0.5)  # widened weights feed the units as 16 bit
+    clock = clock_hz(gpu)
+    slower = fit["latency_clock_hz"] / clock if clock and "latency_clock_hz" in fit else 1.0
     blocks = np.full(np.broadcast_shapes(m.shape, n.shape, k.shape), np.inf)
     for a, b in TILES:
         efficiency = fit.get(f"tile_{a}x{b}")
@@ -56,12 +61,21 @@ def physics_s(
         for split in SPLITS:
             waves = np.ceil(tiles * split / num_sms)
             extra = fit["split_s"] + split * m * n * 2.0 / bandwidth if split > 1 else 0.0
-            blocks = np.minimum(blocks, waves * (k / split * step + fit["wave_s"]) + extra)
+            blocks = np.minimum(blocks, waves * (k / split * step + slower * fit["wave_s"]) + extra)
     traffic = _traffic_s(fit, gpu, form, (m, n, k), cold)
-    time = fit["launch_s"] + (blocks**SHARPNESS + traffic**SHARPNESS) ** (1.0 / SHARPNESS)
+    time = slower * fit["launch_s"] + (blocks**SHARPNESS + traffic**SHARPNESS) ** (1.0 / SHARPNESS)
     if form.activation_bytes < 2.0:
         time = time + fit.get("quantize_s", 0.0) + fit.get("quantize_bytes", 0.0) * m * k / bandwidth
     return np.asarray(time)
+
+
+def _sustained_share(fit: Mapping[str, Any], gpu: Gpu) -> float:
+    """Share of the peak within the power limit: power goes with the clock's cube, energy a FLOP with its square."""
+    clock = clock_hz(gpu)
+    if clock is None or "joules_per_flop" not in fit:
+        return 1.0
+    at_peak_w = fit["joules_per_flop"] * (clock / fit["latency_clock_hz"]) ** 2 * peak_flops(gpu, "bf16")
+    return float(min(1.0, (gpu.tdp_w / at_peak_w) ** (1.0 / 3.0)))
 
 
 def _traffic_s(
@@ -72,7 +86,7 @@ def _traffic_s(
     dram = moved / (fit["eff_bandwidth"] * gpu.memory_bandwidth_bytes_per_s)
     if cold:
         return np.asarray(dram)
-    hit = 1.0 / (1.0 + (moved * fit["l2_copies"] / gpu.l2_bytes) ** 4)
+    hit = 1.0 / (1.0 + (moved * fit["l2_copies"] / gpu.l2_bytes) ** L2_SHARPNESS)
     near = moved / (fit["l2_bytes_per_flop"] * peak_flops(gpu, "bf16"))
     return np.asarray(dram * (1.0 - hit) + np.minimum(dram, near) * hit)
 
@@ -108,9 +122,9 @@ def features(
     moved = n * k * form.weight_bytes + m * k * form.activation_bytes + 2.0 * m * n
     traffic = moved / gpu.memory_bandwidth_bytes_per_s
     asked = {
-        "m": m, "n": n, "k": k, "m*n": m * n, "m*k": m * k, "n*k": n * k, "m*n*k": m * n * k, "m/n": m / n, "n/k": n / k,
-        "m/k": m / k, "max(m,n)": np.maximum(m, n), "min(m,n)": np.minimum(m, n), "moved_l2": moved / gpu.l2_bytes,
-        "intensity": flops / traffic, "roofline_s": np.maximum(flops, traffic),
+        "m": m, "n": n, "k": k, "m*n": m * n, "m*k": m * k, "n*k": n * k, "m*n*k": m * n * k,
+        "m/n": m / n, "n/k": n / k, "m/k": m / k, "max(m,n)": np.maximum(m, n), "min(m,n)": np.minimum(m, n),
+        "moved_l2": moved / gpu.l2_bytes, "intensity": flops / traffic, "roofline_s": np.maximum(flops, traffic),
     }  # fmt: skip
     found = {name: np.log2(value) for name, value in asked.items()}
     for a, b in ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128)):
@@ -120,7 +134,8 @@ def features(
         found[f"m_filled_{size}"] = m / (np.ceil(m / size) * size)
     for size in (128, 256):
         found[f"n_filled_{size}"] = n / (np.ceil(n / size) * size)
-    return {name: np.broadcast_to(value, np.broadcast_shapes(m.shape, n.shape, k.shape)) for name, value in found.items()}
+    shape = np.broadcast_shapes(m.shape, n.shape, k.shape)
+    return {name: np.broadcast_to(value, shape) for name, value in found.items()}
 
 
 def lattice(last: float) -> FloatArray:

@@ -46,7 +46,8 @@ class Load:
     """What a step sends to the experts of one GPU (arrays).
 
     Attributes:
-        rows: (token, expert) pairs on this GPU. hit: distinct experts that they reach. pairs: over all GPUs of the group.
+        rows: (token, expert) pairs on this GPU. hit: distinct experts that they reach.
+        pairs: (token, expert) pairs over all GPUs of the group.
     """
 
     rows: FloatArray
@@ -78,7 +79,7 @@ def experts_physics_s(
     compute = np.zeros(np.shape(row_blocks))
     for width, depth in (((experts.num_matrices - 1) * experts.inter, experts.hidden), (experts.hidden, experts.inter)):
         waves = np.maximum(row_blocks * np.ceil(width / BLOCK_COLUMNS) / gpu.num_sms, 1.0)
-        compute = compute + waves * 2.0 * block * BLOCK_COLUMNS * (depth + fit["block_depth"]) / sm_flops
+        compute = compute + waves * 2.0 * block * BLOCK_COLUMNS * (depth + fit.get("block_depth", 0.0)) / sm_flops
     bandwidth = gpu.memory_bandwidth_bytes_per_s
     weights = hit * experts.num_matrices * experts.hidden * experts.inter * form.weight_bytes
     traffic = weights / (fit["eff_bandwidth"] * bandwidth)
@@ -87,7 +88,7 @@ def experts_physics_s(
         near = weights / (fit["l2_bytes_per_flop"] * peak_flops(gpu, "bf16"))
         traffic = traffic * (1.0 - hit_l2) + np.minimum(traffic, near) * hit_l2
     moved = fit["row_bytes"] * rows * (experts.hidden + experts.inter)
-    moved = moved + fit["pair_bytes"] * load.pairs * (experts.hidden + experts.num_matrices * experts.inter)
+    moved = moved + fit.get("pair_bytes", 0.0) * load.pairs * (experts.hidden + experts.num_matrices * experts.inter)
     q = fit["sharpness"]
     return np.asarray(fit["launch_s"] + moved / bandwidth + (compute**q + traffic**q) ** (1.0 / q))
 
@@ -122,9 +123,7 @@ def experts_features(gpu: Gpu, form: Precision, experts: Experts, load: Load) ->
     return {name: np.broadcast_to(np.log2(value), np.shape(rows)) for name, value in asked.items()}
 
 
-def experts_time_of_s(
-    fit: Mapping[str, Any], gpu: Gpu, form: Precision, experts: Experts, load: Load
-) -> FloatArray:
+def experts_time_of_s(fit: Mapping[str, Any], gpu: Gpu, form: Precision, experts: Experts, load: Load) -> FloatArray:
     """Seconds of a load, weights read from DRAM; never above the GPU's peak."""
     correction = residual.evaluate_all(fit.get("residual"), (experts_axes(experts, load),))
     if "trees" in fit:

@@ -1,13 +1,13 @@
 """What physics leaves over where kernels jump: a boosted sum of symmetric trees that corrects log time.
 
-Libraries switch kernels at edges of shape, tile and wave, so that the error of a smooth formula has steps. Each tree asks
-``DEPTH`` questions "feature >= edge", the same for all of a level (oblivious trees: Kohavi and Li 1995; boosted:
-Prokhorenkova et al. 2018, CatBoost), and adds its leaf's value. Leaves are shrunken means of the error, weighted against
-outliers (Huber 1964). Rows are drawn by whole groups of shapes, features at random, by a fixed seed: the same data gives
-the same trees.
+Libraries switch kernels at edges of shape, tile and wave, so that the error of a smooth formula has steps. Each tree
+asks ``DEPTH`` questions "feature >= edge", the same for all of a level (oblivious trees: Kohavi and Li 1995; boosted:
+Prokhorenkova et al. 2018, CatBoost), and adds its leaf's value. Leaves are shrunken means of the error, weighted
+against outliers (Huber 1964). Rows are drawn by whole groups of shapes, features at random, by a fixed seed: the same
+data gives the same trees.
 
-A stored model is small: features and their edges in words; for each tree the index of each question and the leaves in
-steps of ``UNIT``, deflated and in base 85.
+A stored model is small: the features by name with how many edges each has; then, deflated and in base 85, the edges
+(float32), the questions (feature, edge: bytes) and the leaves (signed bytes, in steps of ``UNIT``).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
-NUM_TREES = 300
+NUM_TREES = 240
 DEPTH = 7
 SHRINKAGE = 0.2
 RIDGE = 5.0  # rows' worth of pull to no correction in each leaf
 LOSS_WIDTH = 0.05  # log error beyond which a row counts as an outlier
-NUM_EDGES = 64  # a feature
+NUM_EDGES = 32  # a feature
 ROW_SHARE, FEATURE_SHARE = 0.7, 0.3  # drawn for each tree
 UNIT = 0.001  # of log time, in which leaves are stored
 LARGEST = 127  # UNITs of one leaf
@@ -64,22 +64,23 @@ def fit_trees(
         leaves[tree] = np.clip(np.round(value / UNIT), -LARGEST, LARGEST)
         fitted += leaves[tree][_leaf(codes, questions[tree])] * UNIT
     return {
-        "features": {name: [float(x) for x in e] for name, e in zip(names, edges, strict=True)},
+        "features": {name: len(e) for name, e in zip(names, edges, strict=True)},
         "depth": DEPTH,
         "unit_log": UNIT,
+        "edges": _packed(np.concatenate(edges).tobytes()),
         "questions": _packed(questions.tobytes()),
         "leaves": _packed(leaves.tobytes()),
     }
 
 
-def _edges(values: FloatArray) -> FloatArray:
-    """Between the values, or where there are many between their quantiles; few digits, so that they store exactly."""
+def _edges(values: FloatArray) -> NDArray[np.float32]:
+    """Between the values, or where there are many between their quantiles; single precision, as they are stored."""
     known = np.unique(values)
     if len(known) > NUM_EDGES:
         between = np.quantile(values, np.linspace(0.0, 1.0, NUM_EDGES + 1)[1:-1])
     else:
         between = (known[1:] + known[:-1]) / 2.0
-    return np.unique([float(f"{x:.5g}") for x in between])
+    return np.unique(between.astype(np.float32))
 
 
 def _grow(
@@ -138,11 +139,12 @@ def _leaf(codes: NDArray[np.uint8], questions: NDArray[np.uint8]) -> NDArray[np.
 
 
 def evaluate(trees: Mapping[str, Any], features: Mapping[str, FloatArray]) -> FloatArray:
-    """Log correction at ``features`` (by name, of one shape); beyond the outermost edges that of the last leaf holds."""
+    """Log correction at ``features`` (by name, of one shape); beyond the outermost edges the last one holds."""
     depth = int(trees["depth"])
     asked, which, leaves = _stored(trees["questions"], trees["leaves"], depth)
+    edges = np.split(_stored_edges(trees["edges"]), np.cumsum(list(trees["features"].values()))[:-1])
     shape = np.shape(next(iter(features.values())))
-    codes = np.stack([_code(edges, np.ravel(features[name])) for name, edges in trees["features"].items()])
+    codes = np.stack([_code(e, np.ravel(features[name])) for e, name in zip(edges, trees["features"], strict=True)])
     answers = (codes[asked[:, 0]] > asked[:, 1, None]).view(np.uint8)  # (different questions, n)
     place = np.zeros((len(leaves), codes.shape[1]), dtype=np.uint8)
     for level in range(depth):
@@ -150,6 +152,11 @@ def evaluate(trees: Mapping[str, Any], features: Mapping[str, FloatArray]) -> Fl
         np.bitwise_or(place, answers[which[:, level]], out=place)
     added = leaves[np.arange(len(leaves))[:, None], place].sum(axis=0, dtype=np.int32)
     return np.asarray(added.reshape(shape) * float(trees["unit_log"]))
+
+
+@cache
+def _stored_edges(text: str) -> FloatArray:
+    return np.frombuffer(_unpacked(text), dtype=np.float32).astype(np.float64)
 
 
 @cache

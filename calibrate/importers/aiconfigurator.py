@@ -26,8 +26,8 @@ DTYPES = {
     "int8": "int8", "int8_wo": "int8_wo", "int4_wo": "int4_wo", "w4a16_mxfp4": "mxfp4",
 }  # fmt: skip
 SKEWS = {"balanced": 0.0, "power_law_1.01": 1.01, "power_law_1.2": 1.2}
-# Experts without a gate (up and down matrices alone, squared ReLU), by (width, experts, chosen): NVIDIA Nemotron 3 Nano,
-# Super and Ultra (config.json of their Hugging Face pages: mlp_hidden_act relu2; as of 2026-11-25).
+# Experts without a gate (up and down matrices alone), by (width, experts, chosen): the Nemotron 3 family. The table of
+# TensorRT-LLM on H100 names the first and third so in ``kernel_source``; tables of other backends do not say.
 UNGATED_EXPERTS = {(1856, 128, 6), (2688, 512, 22), (5120, 512, 22)}
 _MS = 1.0 / MILLISECONDS_PER_SECOND
 Reader = Callable[[Path, Gpu], dict[tuple[str, str], pd.DataFrame]]
