@@ -158,7 +158,8 @@ def experts_of(frame: pd.DataFrame) -> tuple[moe.Experts, moe.Load]:
     kinds = np.stack([num, per_token, skew], axis=1)
     for count, each, power in np.unique(kinds[skew > 0], axis=0):
         chosen = (num == count) & (per_token == each) & (skew == power)
-        hit[chosen] = expected_experts_hit(tokens[chosen], int(count), int(each), float(power))
+        numbers, which = np.unique(tokens[chosen], return_inverse=True)
+        hit[chosen] = expected_experts_hit(numbers, int(count), int(each), float(power))[which]
     hit = np.where(skew > 0, np.minimum(hit, rows), hit)
     return experts, moe.Load(rows, hit, np.maximum(tokens * per_token, rows))
 

@@ -102,14 +102,14 @@ def _moe(path: Path, gpu: Gpu) -> dict[tuple[str, str], pd.DataFrame]:
             "dtype": table["moe_dtype"].map(DTYPES), "tokens": table["num_tokens"], "hidden": table["hidden_size"],
             "inter": table["inter_size"], "per_token": table["topk"], "num_experts": table["num_experts"],
             "tp": table["moe_tp_size"], "ep": table["moe_ep_size"], "skew": table["distribution"].map(SKEWS),
-            "time_s": positive_times(table, "latency", _MS, path), "num_matrices": _expert_matrices(table),
+            "time_s": positive_times(table, "latency", _MS, path), "num_matrices": expert_matrices(table),
         }
     ).dropna()  # fmt: skip
     rows = rows[(rows["skew"] == 0.0) | (rows["ep"] == 1)]
     return {("moe", str(dtype)): part.drop(columns="dtype") for dtype, part in rows.groupby("dtype")}
 
 
-def _expert_matrices(table: pd.DataFrame) -> list[float]:
+def expert_matrices(table: pd.DataFrame) -> list[float]:
     """Matrices of an expert: 2 without a gate, which the kernel's name or the model's shape tells, else 3."""
     shapes = zip(table["inter_size"], table["num_experts"], table["topk"], strict=True)
     ungated = np.array([shape in UNGATED_EXPERTS for shape in shapes], dtype=bool)

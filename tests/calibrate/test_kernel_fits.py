@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrate import gemm, residual
+from calibrate import gemm, moe, residual
 from calibrate.attention import Heads, decode_time_s, prefill_time_s
 from calibrate.families import FAMILIES, column, prefill_work
 from calibrate.fit import accuracy, fit_family, form_of, held_out, predict
-from calibrate.importers.aiconfigurator import read_frames
+from calibrate.importers.aiconfigurator import expert_matrices, read_frames
 from calibrate.precisions import on_gpu, support
 from calibrate.profile_error import error_at, kernel_accuracy, replica_error
 from calibrate.profiles import best_profile, shipped_profiles
-from calibrate.roofline import peak_flops
+from calibrate.roofline import clock_hz, peak_flops
 from calibrate.shipping import CARRIED, FITTED
 from catalogs.load import find_gpu, find_model, gpus
 from catalogs.schema import Engine, Replica
@@ -88,6 +88,66 @@ def test_gemm_time_never_falls_with_tokens_nor_beats_the_peak(name, kind, n, k):
     time = gemm.gemm_time_s(profile.family("gemm", form.gemm), gpu, form, m, n, k)
     assert (np.diff(time) >= 0).all()
     assert (time >= 2.0 * m * n * k / peak_flops(gpu, form.compute) * (1 - 1e-9)).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(sorted(FITTED)),
+    m=st.integers(1, 200_000),
+    n=st.integers(65_536, 1_000_000),
+    k=st.integers(65_536, 1_000_000),
+)
+def test_beyond_its_shapes_a_linear_layer_takes_longer_the_larger_it_is(name, m, n, k):
+    gpu, profile = find_gpu(FITTED[name][0]), shipped_profiles()[name]
+    form, fit = on_gpu("bf16", gpu), profile.family("gemm", "bf16")
+    wider, deeper = ((m, n, k), (m, n * 1.3, k), (m, n * 2.0, k)), ((m, n, k), (m, n, k * 1.3), (m, n, k * 2.0))
+    for path in (wider, deeper):
+        shapes = tuple(np.asarray(values, dtype=float) for values in zip(*path, strict=True))
+        time = gemm.raw_time_s(fit, gpu, form, shapes, cold=True)
+        assert (np.diff(time) >= 0).all()
+        assert (time >= 2.0 * np.prod(shapes, axis=0) / peak_flops(gpu, "bf16") * (1 - 1e-9)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "ghz"),
+    [("T4", 1.59), ("V100", 1.53), ("A100-80GB", 1.41), ("L40S", 2.52), ("L4", 2.04), ("H100-SXM", 1.98)],
+)
+def test_the_data_sheets_peak_implies_the_boost_clock(name, ghz):
+    """Boost clocks: NVIDIA's data sheets and architecture white papers."""
+    assert clock_hz(find_gpu(name)) == pytest.approx(ghz * 1e9, rel=0.01)
+
+
+def test_floors_are_cycles_and_power_bounds_the_peak():
+    gpu = find_gpu("L40S")
+    fit = {"tile_128x128": 0.9, "sm_bytes_per_flop": 1.0, "eff_bandwidth": 0.8, "launch_s": 2e-6, "wave_s": 1e-9,
+           "split_s": 1.0, "l2_copies": 6.0, "l2_bytes_per_flop": 1.0, "latency_clock_hz": 2e9}  # fmt: skip
+    tiny, large = (np.array([1.0]), 16.0, 16.0), (np.array([16384.0]), 8192.0, 8192.0)
+    form = on_gpu("bf16", gpu)
+    floor = gemm.physics_s(fit, gpu, form, tiny, cold=True)[0]
+    assert floor == pytest.approx(2e-6 * 2e9 / clock_hz(gpu), rel=0.1)
+    free = gemm.physics_s(fit, gpu, form, large, cold=True)[0]
+    held = gemm.physics_s({**fit, "joules_per_flop": 2e-12}, gpu, form, large, cold=True)[0]
+    at_peak_w = 2e-12 * (clock_hz(gpu) / 2e9) ** 2 * gpu.peak_flops["bf16"]
+    assert held / free == pytest.approx((at_peak_w / gpu.tdp_w) ** (1 / 3), rel=0.02)
+
+
+def test_each_gpu_of_a_group_passes_over_all_pairs_of_the_groups_tokens():
+    gpu, form = find_gpu("H100-SXM"), on_gpu("bf16", find_gpu("H100-SXM"))
+    fit = shipped_profiles()["h100-sxm"].family("moe", "bf16")
+    rows, hit = np.array([64.0, 4096.0]), np.array([8.0, 8.0])
+    experts = moe.Experts(256, 8, 8, 4096, 2048)
+    alone = moe.experts_physics_s(fit, gpu, form, experts, moe.Load(rows, hit, rows), cold=True)
+    shared = moe.experts_physics_s(fit, gpu, form, experts, moe.Load(rows, hit, 32 * rows), cold=True)
+    added = fit["pair_bytes"] * 31 * rows * (4096 + 3 * 2048) / gpu.memory_bandwidth_bytes_per_s
+    assert shared - alone == pytest.approx(added)
+
+
+def test_experts_without_a_gate_have_two_matrices():
+    table = pd.DataFrame(
+        {"inter_size": [1856, 768, 512], "num_experts": [128, 128, 64], "topk": [6, 8, 2],
+         "kernel_source": ["fused", "fused", "moe_torch_flow_nongated"]}
+    )  # fmt: skip
+    assert expert_matrices(table) == [2.0, 3.0, 2.0]
 
 
 @pytest.mark.parametrize("name", sorted(gpus()))
