@@ -1,5 +1,6 @@
 """Kernel fits: what they recover, that they keep to physics, and that the shipped ones are as exact as they say."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from calibrate.fit import accuracy, fit_family, form_of, held_out, predict
 from calibrate.importers.aiconfigurator import expert_matrices, read_frames
 from calibrate.precisions import on_gpu, support
 from calibrate.profile_error import error_at, kernel_accuracy, replica_error
-from calibrate.profiles import best_profile, shipped_profiles
+from calibrate.profiles import SHIPPED, best_profile, shipped_profiles
 from calibrate.roofline import clock_hz, peak_flops
 from calibrate.shipping import CARRIED, FITTED
 from catalogs.load import find_gpu, find_model, gpus
@@ -191,7 +192,7 @@ def test_prefill_work_counts_chunks_contexts_and_windows():
 
 
 TARGETS = {  # (profile, family, variant): (median, p90) that the held-out shapes must keep; measured, rounded up
-    ("a100-80gb", "gemm", "bf16"): (0.04, 0.14),
+    ("a100-80gb", "gemm", "bf16"): (0.03, 0.10),
     ("a100-80gb", "decode_attention", "bf16"): (0.06, 0.20),
     ("a100-80gb", "prefill_attention", "bf16"): (0.06, 0.20),
 }
@@ -227,13 +228,28 @@ def test_every_fitted_profile_is_as_exact_as_it_says(name):
     check_profile(name)
 
 
+# (median, p90) of 16-bit linear layers that each GPU's held-out shapes must keep; the project's target is 3 and 10 %.
+# What is above it is noise for the most part: docs/profiles.md.
+GEMM_16_BIT = {"a100-80gb": (0.03, 0.10), "h100-sxm": (0.03, 0.10), "h200": (0.03, 0.10), "b200": (0.04, 0.12),
+               "l40s": (0.055, 0.175)}  # fmt: skip
+
+
 def test_stated_errors_meet_the_projects_targets():
     rows = {(r["profile"], r["family"], r["dtype"]): r for r in kernel_accuracy()}
-    for name in ("a100-80gb", "h100-sxm", "h200", "l40s", "b200"):
-        for family in ("decode_attention", "prefill_attention"):
-            row = rows[name, family, "bf16"]
-            assert row["median"] <= 0.06 and row["p90"] <= 0.20, (name, family)
-    for name in ("h100-sxm", "h200"):
-        assert rows[name, "gemm", "fp8"]["median"] <= 0.06 and rows[name, "gemm", "fp8"]["p90"] <= 0.20
-    left_out = [rows[g, "gemm", "bf16"]["median"] for g in ("t4", "v100", "a10g")]
-    assert max(left_out) <= 0.12
+    for (name, family, variant), row in rows.items():
+        if row["basis"] != "held-out shapes":
+            continue
+        limits = {"gemm": GEMM_16_BIT[name] if (variant, name in GEMM_16_BIT) == ("bf16", True) else (0.06, 0.20),
+                  "decode_attention": (0.06, 0.20), "prefill_attention": (0.06, 0.20)}.get(family)  # fmt: skip
+        if limits:
+            assert row["median"] <= limits[0] and row["p90"] <= limits[1], (name, family, variant)
+        if family == "moe" and row["num_points"] > 400:
+            assert row["median"] <= 0.08 and row["p90"] <= 0.36, (name, variant)
+
+
+def test_each_gpu_left_out_is_predicted_from_its_data_sheet():
+    document = json.loads((SHIPPED / "shared.json").read_text())
+    by_gpu = document["error"]["gemm"]["bf16"]["by_gpu"]
+    assert len(by_gpu) == 5 and max(error["median"] for error in by_gpu.values()) <= 0.12
+    rows = {(r["profile"], r["family"], r["dtype"]): r for r in kernel_accuracy()}
+    assert max(rows[name, "gemm", "bf16"]["median"] for name in ("t4", "v100", "a10g")) <= 0.12
