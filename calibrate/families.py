@@ -29,7 +29,7 @@ class Family:
     Attributes:
         columns: shape columns. split: columns whose values are held out together.
         start: parameter -> (start, lowest, highest), in the parameter's unit.
-        fixed: parameters that are not fitted.
+        host_bound: whether its benchmarks may wait for their host. fixed: parameters that are not fitted.
         physics: (fit, gpu, form, frame) -> seconds. axes: frame -> coordinates of the corrections, one dict each.
         knots: the corrections' knots, one dict each. smoothness: of the corrections, one each.
         features: frame -> what trees ask, (rows,) each; None: the family keeps to smooth corrections.
@@ -43,6 +43,7 @@ class Family:
     knots: Sequence[Mapping[str, Sequence[float]]]
     smoothness: Sequence[float | Mapping[str, float]]
     ridge: float = 0.05
+    host_bound: bool = False
     fixed: Mapping[str, float] = field(default_factory=dict)
     features: Callable[[Fit, Gpu, Precision, pd.DataFrame], Mapping[str, FloatArray]] | None = None
     units: Mapping[str, str] = field(default_factory=dict)
@@ -212,7 +213,7 @@ FAMILIES: dict[str, Family] = {
     "gemm": Family(
         columns=("m", "n", "k"), split=("n", "k"), start=_GEMM_START, physics=_gemm_physics, axes=_gemm_axes,
         knots=({"m": _GEMM_M, "n": _GEMM_NK, "k": _GEMM_NK}, {"waves": _WAVES, "k": _GEMM_K}), smoothness=(0.1, 0.3),
-        features=_gemm_features, fixed={"latency_clock_hz": 2e9},
+        features=_gemm_features, host_bound=True, fixed={"latency_clock_hz": 2e9},
     ),
     "prefill_attention": Family(
         columns=_ATTENTION_COLUMNS, split=("num_heads", "num_kv_heads", "head_dim"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from calibrate import residual, trees
 from calibrate.families import FAMILIES, Family, column, variant_form
 from calibrate.precisions import PRECISIONS, Precision
-from calibrate.roofline import peak_flops
+from calibrate.roofline import clock_hz, peak_flops
 from catalogs.schema import Gpu
 
 FloatArray = NDArray[np.float64]
@@ -26,6 +26,7 @@ HELD_OUT_SHARE = 5  # one group of shapes in five
 LOSS_WIDTH = 0.08
 MAX_ROWS = 6000
 MIN_ROWS_FOR_CORRECTION = 30
+HOST_BOUND_S = 2e-5  # no linear layer of a few values takes as long on a GPU: the table shows its benchmark's host
 MANY_ROWS, MANY_TREES = 20_000, 400  # whole tables of linear layers
 MIN_ROWS_FOR_TREES = 1500  # fewer: a smooth correction
 
@@ -62,15 +63,18 @@ def fit_physics(
 
     rows = [(gpu, frame.sample(min(MAX_ROWS // len(parts), len(frame)), random_state=0)) for gpu, frame in parts]
     measured = np.concatenate([np.log(column(frame, "time_s")) for _, frame in rows])
-    names = list(family.start)
-    start, low, high = (np.log([family.start[name][i] for name in names]) for i in range(3))
+    starts, least_s = dict(family.start), float(np.exp(measured.min()))
+    if family.host_bound and least_s > HOST_BOUND_S and all(clock_hz(gpu) for gpu, _ in parts):
+        starts["host_s"] = (1.2 * least_s, least_s, 3.0 * least_s)
+    names = list(starts)
+    start, low, high = (np.log([starts[name][i] for name in names]) for i in range(3))
     for name in ("sm_bytes_per_flop", "l2_bytes_per_flop"):  # of a CPU, whose peak is low for its bandwidth
         if name in names:
             index, devices = names.index(name), [gpu for gpu, _ in parts]
             ratios = [gpu.memory_bandwidth_bytes_per_s / peak_flops(gpu, "bf16") for gpu in devices]
             start[index] = max(start[index], np.log(4.0 * np.median(ratios)))
     if near is not None:
-        start = np.clip(np.log([near.get(name, family.start[name][0]) for name in names]), low, high)
+        start = np.clip(np.log([near.get(name, starts[name][0]) for name in names]), low, high)
     pull = (0.05 if near is None else 0.3) * np.sqrt(len(measured) / 4000.0)
 
     def misfit(x: FloatArray) -> FloatArray:

@@ -4,7 +4,8 @@ For a tile of (a, b) results and k split s ways, ``ceil(m/a) ceil(n/b) s`` block
 multiprocessor; a block takes k/s steps, each as long as its arithmetic at the tile's efficiency or its loads at one
 multiprocessor's bandwidth, whichever is longer. The library is taken to choose the best tile and split. Traffic is
 weights, activations and results once, from L2 where a benchmark leaves them there (``cold=False``), else from DRAM.
-Formats with quantized activations also read and write those.
+Formats with quantized activations also read and write those. A benchmark that launches kernels one by one from Python
+never sees less than its host's time (``host_s``); a served model replays them as a CUDA graph, and does not.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def physics_s(
             l2_bytes_per_flop: L2's bandwidth, likewise for the whole GPU; l2_copies: footprints that a benchmark keeps
             in L2; launch_s, wave_s, split_s, quantize_s: floors, the first two cycles of a GPU that runs at
             latency_clock_hz (absent: as they are); quantize_bytes: traffic an activation value that is
-            quantized on the way.
+            quantized on the way; host_s: least time of a benchmark that was bound by its host.
         shape: m, n, k, broadcast together.
         cold: weights come from DRAM, as in a served model whose other layers have passed through L2.
     """
@@ -66,6 +67,8 @@ def physics_s(
     time = slower * fit["launch_s"] + (blocks**SHARPNESS + traffic**SHARPNESS) ** (1.0 / SHARPNESS)
     if form.activation_bytes < 2.0:
         time = time + quantize_time_s(fit, gpu, m, k)
+    if "host_s" in fit and not cold:
+        time = (time**SHARPNESS + fit["host_s"] ** SHARPNESS) ** (1.0 / SHARPNESS)
     return np.asarray(time)
 
 
@@ -105,6 +108,9 @@ def raw_time_s(
     correction = residual.evaluate_all(fit.get("residual"), axes(gpu, m, n, k))
     if "trees" in fit:
         correction = correction + trees.evaluate(fit["trees"], features(fit, gpu, form, m, n, k))
+    if "host_s" in fit and cold:  # what was learned of the host says nothing about the device
+        device = physics_s({**fit, "host_s": 0.0}, gpu, form, shape) ** SHARPNESS
+        correction = correction * device / (device + fit["host_s"] ** SHARPNESS)
     time = physics_s(fit, gpu, form, shape, cold) * np.exp(correction)
     return np.asarray(np.maximum(time, 2.0 * m * n * k / peak_flops(gpu, form.compute)))
 

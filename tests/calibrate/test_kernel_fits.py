@@ -120,16 +120,32 @@ def test_the_data_sheets_peak_implies_the_boost_clock(name, ghz):
 
 def test_floors_are_cycles_and_power_bounds_the_peak():
     gpu = find_gpu("L40S")
-    fit = {"tile_128x128": 0.9, "sm_bytes_per_flop": 1.0, "eff_bandwidth": 0.8, "launch_s": 2e-6, "wave_s": 1e-9,
+    fit = {"tile_128x128": 0.9, "sm_bytes_per_flop": 1.0, "eff_bandwidth": 0.8, "launch_s": 2e-5, "wave_s": 1e-9,
            "split_s": 1.0, "l2_copies": 6.0, "l2_bytes_per_flop": 1.0, "latency_clock_hz": 2e9}  # fmt: skip
     tiny, large = (np.array([1.0]), 16.0, 16.0), (np.array([16384.0]), 8192.0, 8192.0)
     form = on_gpu("bf16", gpu)
     floor = gemm.physics_s(fit, gpu, form, tiny, cold=True)[0]
-    assert floor == pytest.approx(2e-6 * 2e9 / clock_hz(gpu), rel=0.1)
+    assert floor == pytest.approx(2e-5 * 2e9 / clock_hz(gpu), rel=0.1)
     free = gemm.physics_s(fit, gpu, form, large, cold=True)[0]
     held = gemm.physics_s({**fit, "joules_per_flop": 2e-12}, gpu, form, large, cold=True)[0]
     at_peak_w = 2e-12 * (clock_hz(gpu) / 2e9) ** 2 * gpu.peak_flops["bf16"]
     assert held / free == pytest.approx((at_peak_w / gpu.tdp_w) ** (1 / 3), rel=0.02)
+
+
+def test_a_benchmarks_host_time_is_found_and_not_charged_to_a_served_model():
+    gpu, form = find_gpu("H100-SXM"), on_gpu("fp8-block", find_gpu("H100-SXM"))
+    device = {**{name: start for name, (start, _, _) in FAMILIES["gemm"].start.items()}, "latency_clock_hz": 2e9}
+    grid = [(m, n, k) for m in (1, 64, 1024, 8192) for n in (512, 2048, 8192, 32768) for k in (512, 2048, 8192, 16384)]
+    frame = pd.DataFrame(grid, columns=["m", "n", "k"]).astype(float)
+    frame["time_s"] = np.maximum(90e-6, FAMILIES["gemm"].physics(device, gpu, form, frame))
+    fit, _ = fit_family("gemm", "fp8_block", gpu, frame)
+    assert fit["host_s"] == pytest.approx(90e-6, rel=0.1)
+    small, large = (np.array([16.0]), 512.0, 512.0), (np.array([8192.0]), 32768.0, 16384.0)
+    assert (
+        gemm.raw_time_s(fit, gpu, form, small, cold=True)[0] < 30e-6 < 80e-6 < gemm.raw_time_s(fit, gpu, form, small)[0]
+    )
+    served, timed = gemm.raw_time_s(fit, gpu, form, large, cold=True)[0], gemm.raw_time_s(fit, gpu, form, large)[0]
+    assert served == pytest.approx(timed, rel=0.05)
 
 
 def test_each_gpu_of_a_group_passes_over_all_pairs_of_the_groups_tokens():
