@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator import kv_cache, step_eval
+from simulator import handover, kv_cache, step_eval
 from simulator.compiled import entry, inner
+from simulator.kv_cache import blocks_held
+from simulator.phases import DECODING, DONE, FINISHING, HELD, PREFILLING, UNSEEN, WAITING
 from simulator.records import COMPLETED, REJECTED
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
-UNSEEN, WAITING, PREFILLING, DECODING, FINISHING, DONE = range(6)
 CONTINUOUS, PREFILL_FIRST, STATIC = range(3)
 NEVER = np.inf
 FAR = 2**62
@@ -78,6 +79,13 @@ REPLICA = np.dtype(
         ("front_s", np.float64),  # until when its one tokenizer is busy
         ("prefix_queries", np.int64),
         ("prefix_hits", np.int64),
+        ("num_held", np.int64),  # requests that hold blocks without a seat (see ``handover``)
+        ("remote_head", np.int64),  # queue of requests whose KV lies elsewhere, and of those whose KV has come
+        ("remote_tail", np.int64),
+        ("arrived_head", np.int64),
+        ("arrived_tail", np.int64),
+        ("link_bytes_per_s", np.float64),  # over which KV comes and goes, and until when it is taken
+        ("link_free_s", np.float64),
     ]
 )
 
@@ -104,6 +112,8 @@ REQUEST = np.dtype(
         ("num_cached_tokens", np.int64),
         ("num_preemptions", np.int64),
         ("stall_s", np.float64),  # preempted, waiting to be admitted again
+        ("remote", np.int64),  # tokens whose KV is computed elsewhere
+        ("hold", np.int64),  # 1: keeps its blocks when it has ended, until its KV has been fetched
     ]
 )
 
@@ -116,7 +126,8 @@ class World(NamedTuple):
         nodes, shared: the KV caches (see ``kv_cache``).
         crossing: (r, block size) decoding sequences that need a block where ``steps % block_size`` is the column.
         running: (r, seats) requests in order of admission.
-        ended, num_ended: requests whose end was decided since the caller last looked (closed loops; else empty).
+        ended, num_ended: requests whose end was decided since the caller last looked (where someone does; else empty).
+        transfers: KV under way from prefill to decode replicas (empty without).
     """
 
     tables: step_eval.Tables
@@ -128,6 +139,7 @@ class World(NamedTuple):
     running: I64
     ended: I64
     num_ended: I64
+    transfers: handover.Transfers
 
 
 @inner
@@ -161,16 +173,6 @@ def enqueue(w: Any, r: int, i: int, ready_s: float) -> bool:
         if idles or w.replicas[rank].next_s == NEVER:
             w.replicas[rank].next_s = min(w.replicas[rank].next_s, max(due_s(w, r), me.idle_since_s))
     return True
-
-
-@entry
-def blocks_held(w: Any, r: int, i: int, computed: int) -> int:
-    """Blocks of a running request that has computed so many tokens."""
-    me = w.replicas[r]
-    bs = me.block_size
-    if me.reserve > 0:
-        computed = min(w.requests[i].input + me.reserve, min(me.max_model_len, me.num_blocks * bs))
-    return (computed + bs - 1) // bs  # type: ignore[no-any-return]
 
 
 @inner
@@ -267,6 +269,9 @@ def _nothing_to_do(w: Any, r: int, now: float) -> None:
         me.idle_since_s = now
         head = me.head
         me.next_s = NEVER if head < 0 else max(now, due_s(w, r))
+        if me.num_held > 0 and me.next_s <= now and not me.preempted_now:
+            me.next_s = NEVER  # what it waits for is held for a transfer, whose end wakes it
+        me.next_s = min(me.next_s, handover.next_s(w, r, now))
 
 
 @inner
@@ -375,6 +380,7 @@ def _decode_steps(w: Any, r: int, now: float, until_s: float) -> None:
     head = me.head
     if head >= 0 and w.requests[head].ready_s > now:
         limit = min(limit, w.requests[head].ready_s)
+    limit = min(limit, handover.next_event_s(w, r, now))
     most = me.next_done - me.steps
     if me.num_finishing > 0 or me.preempted_now or me.prefilling >= 0:
         most = 1
@@ -467,9 +473,13 @@ def release_finished(w: Any, r: int, now: float) -> None:
     for place in range(me.num_running):
         i = w.running[r, place]
         if w.requests[i].phase == FINISHING and w.requests[i].end_s <= now:
-            w.requests[i].phase = DONE
             me.num_finishing -= 1
-            give_back(w, r, i, False)
+            if w.requests[i].hold:
+                w.requests[i].phase = HELD
+                me.num_held += 1
+            else:
+                w.requests[i].phase = DONE
+                give_back(w, r, i, False)
         else:
             w.running[r, kept] = i
             kept += 1
@@ -588,6 +598,9 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
     if me.policy == STATIC and (me.num_running > 0 or me.head < 0 or now < due_s(w, r)):
         return tokens, work, ending
     budget -= tokens
+    if me.arrived_head >= 0:
+        arrived, reach = handover.admit_arrived(w, r, now, budget)
+        tokens, work, ending, budget = tokens + arrived, work + reach, ending + arrived, budget - arrived
     while budget > 0 and me.head >= 0 and me.num_running < me.max_num_seqs:
         i = me.head
         if w.requests[i].ready_s > now:
@@ -611,6 +624,8 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
             ending += 1
         else:
             me.prefilling = i
+    if budget > 0 and me.head < 0 and me.remote_head >= 0 and me.num_running < me.max_num_seqs:
+        handover.start_transfers(w, r, now)
     return tokens, work, ending
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from calibrate.step import StepTable
 from catalogs.errors import InputError
-from simulator import feed, invariants, kv_cache, loop, routing, step_eval
+from simulator import event_heap, feed, handover, invariants, kv_cache, loop, routing, step_eval
 from simulator.records import FAILED, Records
 from simulator.workload import Requests
 
@@ -148,7 +148,7 @@ class Plane:
         self._tables: list[StepTable] = []
         self._world = self._new_world()
         self._router = routing.new_router(
-            router, len(self.specs), _router_keys(requests, router), options or routing.RouterOptions(), seed
+            router, len(self.specs), router_keys(requests, router), options or routing.RouterOptions(), seed
         )
 
     def advance(self, until_s: float) -> None:
@@ -239,7 +239,7 @@ class Plane:
         """Requests that a ``kill`` returned come again, from their first token, at ``at_s``."""
         self._feed = feed.with_room(self._feed, len(requests))
         for i in requests:
-            feed.push(self._feed, max(at_s, self.now_s), int(i))
+            event_heap.push(self._feed, max(at_s, self.now_s), int(i))
 
     def fail(self, requests: NDArray[np.int64]) -> None:
         """Requests that a ``kill`` returned are given up."""
@@ -342,6 +342,7 @@ class Plane:
             running=np.full((num_replicas, max(s.max_num_seqs for s in self.specs)), -1, np.int64),
             ended=np.zeros(0 if requests.concurrency is None else len(requests), np.int64),
             num_ended=np.zeros(1, np.int64),
+            transfers=handover.new_transfers(0),
         )
 
 
@@ -408,11 +409,11 @@ def _set_up(row: np.void, spec: ReplicaSpec, table: int, rank_0: int) -> None:
     row["speed"] = 1.0
     row["next_done"] = row["shortest"] = loop.FAR
     row["longest"] = -loop.FAR
-    for name in ("prefilling", "head", "tail", "first", "last"):
+    for name in ("prefilling", "head", "tail", "first", "last", *handover.QUEUES):
         row[name] = -1
 
 
-def _router_keys(requests: Requests, router: str) -> NDArray[np.int64]:
+def router_keys(requests: Requests, router: str) -> NDArray[np.int64]:
     """What affinity looks at: a request's session, or its first prefix block; -1 where it has none."""
     keys = np.full(len(requests), -1, np.int64)
     if router == "session_affinity" and requests.session is not None:

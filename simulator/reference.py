@@ -195,7 +195,15 @@ class Engine:
                 sequence.finished = True
                 if sequence in self.running:
                     self.running.remove(sequence)
-                    self.pool.give_back(sequence.blocks)
+                    self.leave(sequence)
+
+    def leave(self, sequence: Job) -> None:
+        """An ended sequence, which runs no longer, gives its blocks back."""
+        self.pool.give_back(sequence.blocks)
+
+    def next_start_s(self, now: float) -> float:
+        """When an engine that has nothing to do looks again; infinity: when it is woken."""
+        return max(now, self.due_s()) if self.waiting else np.inf
 
     def schedule(self, now: float) -> Step:
         """Choose what the next step computes."""
@@ -244,10 +252,14 @@ class Engine:
             return
         if self.spec.policy in ("static", "dynamic") and (self.running or not self.waiting or now < self.due_s()):
             return
+        self.admit_waiting(step, now, budget)
+
+    def admit_waiting(self, step: Step, now: float, budget: int) -> int:
+        """Seats for waiting requests in order; returns what is left of the budget."""
         while budget > 0 and self.waiting and len(self.running) < self.spec.max_num_seqs:
             sequence = self.waiting[0]
             if sequence.ready_s > now:
-                return
+                return budget
             hit = self.find_cached(sequence)
             before = len(hit) * self.spec.block_size
             tokens = min(budget, sequence.num_tokens - before)
@@ -255,16 +267,17 @@ class Engine:
             if not self.spec.enable_chunked_prefill and sequence.num_sampled and alone:
                 tokens = sequence.num_tokens - before  # it may have outgrown the budget
             if tokens < sequence.num_tokens - before and not self.spec.enable_chunked_prefill:
-                return
+                return budget
             held = sum(block.num_holders > 0 for block in hit)
             if self.blocks_for(sequence, sequence.num_tokens) - held > len(self.pool.free):
-                return
+                return budget
             self.waiting.popleft()
             self.admit(sequence, now, hit)
             grown = self.grow(sequence, tokens)
             assert grown
             step.chunks.append((sequence, tokens, before))
             budget -= tokens
+        return budget
 
     def admit(self, sequence: Job, now: float, hit: list[Block]) -> None:
         run, i = self.run, sequence.index
@@ -359,8 +372,7 @@ class Group:
             run.wake(self, first.inflight[0].end_s)
         else:
             self.idle, self.idle_since_s = True, now
-            heads = [engine.due_s() for engine in self.engines if engine.waiting]
-            run.wake(self, max(now, min(heads)) if heads else np.inf)
+            run.wake(self, min(engine.next_start_s(now) for engine in self.engines))
 
     def duration_s(self, run: Run, steps: Sequence[Step]) -> float:
         """The slowest rank's own layers, and the experts at the tokens of all."""
@@ -435,7 +447,7 @@ class Run:
         self.prefix = {size: SharedPrefix.of(requests, size) for size in {s.block_size for s in specs}}
         self.speed = [1.0] * len(specs)
         self.front_s = [0.0] * len(specs)  # until when a replica's tokenizer is busy
-        self.engines = [Engine(spec, self, r) for r, spec in enumerate(specs)]
+        self.engines = [self.engine_of(spec, r) for r, spec in enumerate(specs)]
         firsts = first_ranks(specs)
         self.groups = {
             first: Group([e for e, f in zip(self.engines, firsts, strict=True) if f == first]) for first in set(firsts)
@@ -451,6 +463,9 @@ class Run:
         for i in range(self.next_request):
             at_s = 0.0 if requests.concurrency is not None else float(requests.arrival_s[i])
             self.arrive(i, at_s)
+
+    def engine_of(self, spec: ReplicaSpec, r: int) -> Engine:
+        return Engine(spec, self, r)
 
     def arrive(self, i: int, at_s: float) -> None:
         self.arrival_s[i] = at_s
@@ -476,15 +491,47 @@ class Run:
                 if self.groups[who].turn == i:
                     self.groups[who].decide(self, now)
                 continue
-            r = self.router.choose(i, now)
-            self.replica[i] = r
-            table = self.engines[r].spec.step_table
-            lengths = int(self.requests.input_tokens[i]), int(self.requests.output_tokens[i])
-            self.front_s[r] = max(now, self.front_s[r]) + table.prompt_token_s * lengths[0]
-            ready_s = self.front_s[r] + table.request_overhead_s
-            if not self.engines[r].accept(Job(i, *lengths, ready_s)):
-                self.status[i] = REJECTED
-                self.ended(i, now)
+            self.happen(i, now)
+
+    def happen(self, i: int, now: float) -> None:
+        """A request arrives."""
+        r = self.router.choose(i, now)
+        if not self.engines[r].accept(self.job(i, r, now)):
+            self.status[i] = REJECTED
+            self.ended(i, now)
+
+    def job(self, i: int, r: int, now: float) -> Job:
+        """A request inside a replica's engine, ready once its front end has tokenized it."""
+        self.replica[i] = r
+        table = self.engines[r].spec.step_table
+        lengths = int(self.requests.input_tokens[i]), int(self.requests.output_tokens[i])
+        self.front_s[r] = max(now, self.front_s[r]) + table.prompt_token_s * lengths[0]
+        return Job(i, *lengths, self.front_s[r] + table.request_overhead_s)
+
+    def records(self) -> Records:
+        """What the run left behind."""
+        engines = self.engines
+
+        def column(name: str, kind: type = np.int64) -> np.ndarray:
+            return np.array([getattr(engine, name) for engine in engines], kind)
+
+        return Records(
+            arrival_s=self.arrival_s,
+            scheduled_s=self.scheduled_s,
+            first_token_s=self.first_token_s,
+            finish_s=self.finish_s,
+            replica=self.replica,
+            status=np.where(self.status < 0, FAILED, self.status).astype(np.int8),
+            num_cached_tokens=self.num_cached_tokens,
+            num_preemptions=self.num_preemptions,
+            iterations=column("iterations"),
+            preemptions=column("preemptions"),
+            busy_s=column("busy_s", np.float64),
+            prefix_queries=column("prefix_queries"),
+            prefix_hits=column("prefix_hits"),
+            num_gpu_blocks=np.array([engine.spec.num_gpu_blocks for engine in engines], np.int64),
+            end_s=max(engine.last_end_s for engine in engines),
+        )
 
 
 def simulate_plainly(
@@ -497,25 +544,4 @@ def simulate_plainly(
     """What ``simulate_replicas`` computes, by walking every step."""
     run = Run(requests, replicas, router, seed, options or RouterOptions())
     run.play()
-    engines = run.engines
-
-    def column(name: str, kind: type = np.int64) -> np.ndarray:
-        return np.array([getattr(engine, name) for engine in engines], kind)
-
-    return Records(
-        arrival_s=run.arrival_s,
-        scheduled_s=run.scheduled_s,
-        first_token_s=run.first_token_s,
-        finish_s=run.finish_s,
-        replica=run.replica,
-        status=np.where(run.status < 0, FAILED, run.status).astype(np.int8),
-        num_cached_tokens=run.num_cached_tokens,
-        num_preemptions=run.num_preemptions,
-        iterations=column("iterations"),
-        preemptions=column("preemptions"),
-        busy_s=column("busy_s", np.float64),
-        prefix_queries=column("prefix_queries"),
-        prefix_hits=column("prefix_hits"),
-        num_gpu_blocks=np.array([engine.spec.num_gpu_blocks for engine in engines], np.int64),
-        end_s=max(engine.last_end_s for engine in engines),
-    )
+    return run.records()
