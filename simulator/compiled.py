@@ -15,8 +15,8 @@ from numba import njit
 F = TypeVar("F", bound=Callable[..., Any])
 
 SOURCES = (
-    "compiled.py", "disaggregation.py", "event_heap.py", "feed.py", "handover.py", "kv_cache.py", "loop.py", "phases.py",
-    "routing.py", "shared_prefix.py", "step_eval.py",
+    "compiled.py", "disaggregation.py", "event_heap.py", "feed.py", "handover.py", "kv_cache.py", "loop.py",
+    "phases.py", "routing.py", "shared_prefix.py", "step_eval.py",
 )  # fmt: skip
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "no_cfunc_wrapper": True, "nogil": True}
 _NO_WRAPPER: dict[str, Any] = {"no_cpython_wrapper": True}

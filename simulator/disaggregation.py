@@ -1,15 +1,15 @@
 """Prefill/decode disaggregation: some replicas compute prompts, others decode, and the KV moves in between.
 
 As vLLM's disaggregated prefill behind its proxy: a request goes to a prefill replica with ``max_tokens`` 1; when that
-answers, it goes to a decode replica, which fetches the KV (see ``handover``) and computes the prompt's last token again to
-sample the first token that the client sees. With ``first_token="prefill"`` the client sees the prefill replica's token, as
-in DistServe (Zhong et al., OSDI 2024) and Splitwise (Patel et al., ISCA 2024), and the decode replica goes on from it.
+answers, it goes to a decode replica, which fetches the KV (see ``handover``) and computes the prompt's last token again
+to sample the first token that the client sees. With ``first_token="prefill"`` the client sees the prefill replica's
+token, as in DistServe (Zhong et al., OSDI 2024) and Splitwise (Patel et al., ISCA 2024), and the decode replica goes on
+from it.
 ``plain_disaggregation.py`` says the same in plain Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from catalogs.errors import InputError
 from simulator import feed, handover, invariants, loop, routing, step_eval
 from simulator.compiled import entry, inner
 from simulator.event_heap import pop, push
+from simulator.phases import DONE
 from simulator.plane import Plane, ReplicaSpec, router_keys
 from simulator.records import COMPLETED, REJECTED, Handover, Records
 from simulator.workload import Requests
@@ -64,7 +65,7 @@ class Pools:
         if any(s.policy in ("static", "dynamic") for s in specs) or any(s.lockstep_ranks > 1 for s in specs):
             raise InputError("a role needs an engine that batches continuously, each replica by itself", where="fleet",
                              why="static batches cannot take a request in the middle, lock-step ranks share a step",
-                             remedy="policy continuous, and expert_parallel_size 1 or data_parallel_size 1")  # fmt: skip
+                             remedy="policy continuous, and expert_parallel_size or data_parallel_size 1")  # fmt: skip
         for name, values in (("link_bytes_per_s", self.link_bytes_per_s), ("block_bytes", (self.block_bytes,))):
             if any(not 0 < v < np.inf for v in values):
                 raise InputError(f"{name} is not a positive number", where="disaggregation", remedy="bytes, above 0")
@@ -107,6 +108,7 @@ class DisaggregatedPlane(Plane):
     ) -> None:  # fmt: skip
         super().__init__(doubled(requests), (*pools.prefill, *pools.decode), "round_robin", seed)
         n, self._pools = len(requests), pools
+
         def new(name: str, num: int, options: routing.RouterOptions | None) -> routing.Router:
             return routing.new_router(name, num, router_keys(requests, name), options or routing.RouterOptions(), seed)
 
@@ -145,7 +147,9 @@ class DisaggregatedPlane(Plane):
             both,
             arrival_s=both.arrival_s[first],
             scheduled_s=both.scheduled_s[first],
-            first_token_s=np.where(ended_there | (not by_decode), both.first_token_s[first], both.first_token_s[second]),
+            first_token_s=np.where(
+                ended_there | (not by_decode), both.first_token_s[first], both.first_token_s[second]
+            ),
             finish_s=np.where(ended_there, both.finish_s[first], both.finish_s[second]),
             replica=np.where(ended_there, both.replica[first], both.replica[second]),
             status=np.where(ended_there, both.status[first], both.status[second]),
@@ -291,7 +295,7 @@ def _hand_over(w: Any, arrivals: Any, router: Any, first: int, i: int, at_s: flo
     if me.reserve > 0:
         it.output = min(it.output, me.reserve)
     if it.output <= it.generated:
-        it.replica, it.phase = r, loop.DONE
+        it.replica, it.phase = r, DONE
         it.status = REJECTED
         handover.let_go(w, i, at_s)
         if arrivals.closed[0]:

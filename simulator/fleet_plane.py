@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator import event_heap
+from simulator import event_heap, feed
 from simulator.data_plane import Load, Outcome
 from simulator.plane import Plane, ReplicaSpec
 from simulator.records import FAILED, Records

@@ -1,10 +1,10 @@
 """KV that moves from prefill replicas to decode replicas: what the compiled loop does about it.
 
-A request is two rows: i computes the prompt on a prefill replica and samples one token; n + i decodes elsewhere. As with
-vLLM's KV connectors (``vllm/v1/core/sched/scheduler.py``, WAITING_FOR_REMOTE_KVS, 0.19): once the prompt is computed its
-blocks stay where they are; the decode replica, at one of its decisions, takes blocks for the prompt without giving a
-seat, and fetches the KV; when it has come, the request gets a seat before those that wait for blocks, and the prefill
-replica gives its blocks back. Of a prompt that its own prefix cache holds in part, a replica fetches the rest.
+A request is two rows: i computes the prompt on a prefill replica and samples one token; n + i decodes elsewhere. As
+with vLLM's KV connectors (``vllm/v1/core/sched/scheduler.py``, WAITING_FOR_REMOTE_KVS, 0.19): once the prompt is
+computed its blocks stay where they are; the decode replica, at one of its decisions, takes blocks for the prompt
+without giving a seat, and fetches the KV; when it has come, the request gets a seat before those that wait for blocks,
+and the prefill replica gives its blocks back. Of a prompt that its own prefix cache holds in part, it fetches the rest.
 
 A replica's link carries one transfer at a time, first come, first served; a transfer takes both ends' links.
 """

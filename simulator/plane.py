@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from calibrate.step import StepTable
 from catalogs.errors import InputError
 from simulator import event_heap, feed, handover, invariants, kv_cache, loop, routing, step_eval
+from simulator.phases import DONE, FINISHING
 from simulator.records import FAILED, Records
 from simulator.workload import Requests
 
@@ -206,8 +207,8 @@ class Plane:
         self.drain(replica)
         rows = self._world.requests
         mine = rows["replica"] == replica
-        ended = (rows["phase"] == loop.DONE) | ((rows["phase"] == loop.FINISHING) & (rows["end_s"] <= self.now_s))
-        rows["phase"][mine & ended] = loop.DONE
+        ended = (rows["phase"] == DONE) | ((rows["phase"] == FINISHING) & (rows["end_s"] <= self.now_s))
+        rows["phase"][mine & ended] = DONE
         lost = np.flatnonzero(mine & ~ended)
         for name in ("scheduled_s", "first_token_s", "finish_s"):
             rows[name][lost] = np.nan
@@ -244,7 +245,7 @@ class Plane:
     def fail(self, requests: NDArray[np.int64]) -> None:
         """Requests that a ``kill`` returned are given up."""
         self._world.requests["status"][requests] = FAILED
-        self._world.requests["phase"][requests] = loop.DONE
+        self._world.requests["phase"][requests] = DONE
 
     def cancel(self, request: int) -> bool:
         """Take a request out of its replica at ``now_s``, as if it had never come; False if it is in none or ended."""

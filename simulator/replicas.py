@@ -40,6 +40,8 @@ class Line:
         spec: one engine's settings; a replica has one for each data-parallel rank and, of a pipeline, for each
             micro-batch that is under way: as many as stages, each with its share of seats and KV blocks.
         count: replicas.
+        role: both, prefill or decode.
+        number: of the line in its scenario.
     """
 
     replica: Replica
@@ -47,6 +49,8 @@ class Line:
     memory: MemoryPlan
     spec: ReplicaSpec
     count: int
+    role: str = "both"
+    number: int = 0
 
     @property
     def num_engines(self) -> int:
@@ -124,7 +128,7 @@ def build_fleet(scenario: Scenario) -> list[Line]:
     lines = []
     for number, line in enumerate(scenario.fleet):
         where = f"fleet.{number}"
-        replica = line.replica(model, find_gpu(line.gpu, where=f"{where}.gpu"))
+        replica = line.replica(model, find_gpu(line.gpu, where=f"{where}.gpu"), where)
         profile = load_profile(line.profile, where=f"{where}.profile") if line.profile is not None else None
-        lines.append(build_line(replica, profile, line.count, where))
+        lines.append(replace(build_line(replica, profile, line.count, where), role=line.role, number=number))
     return lines

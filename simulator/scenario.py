@@ -9,14 +9,16 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from catalogs.errors import InputError
+from catalogs.load import find_instance
 from catalogs.schema import Engine, Gpu, Model, Replica
 from catalogs.yaml_source import Located, Place, Strict, check, read_yaml
 from simulator.fleet_scenario import FleetSections
+from simulator.roles import DisaggregationSpec
 from simulator.workload import Slo
 from simulator.workload_spec import WorkloadSpec, resolve_paths
 
@@ -58,10 +60,15 @@ class EngineSpec(Strict):
 
 
 class FleetLine(Strict):
-    """Some replicas of one kind. ``instance``, ``purchase`` and ``usd_per_hour`` only price them."""
+    """Some replicas of one kind.
+
+    ``instance`` prices them and says over which links their GPUs exchange; ``purchase`` and ``usd_per_hour`` only price
+    them. ``role``: ``prefill`` computes prompts only, ``decode`` goes on from their KV (docs/disaggregation.md).
+    """
 
     gpu: str
     count: Annotated[int, Field(ge=1, le=100_000)] = 1
+    role: Literal["both", "prefill", "decode"] = "both"
     tensor_parallel_size: Parallel = 1
     pipeline_parallel_size: Parallel = 1
     data_parallel_size: Parallel = 1
@@ -77,6 +84,7 @@ class FleetLine(Strict):
     hints: ClassVar[Mapping[str, str]] = {
         "tp": "`tensor_parallel_size`", "pp": "`pipeline_parallel_size`", "dp": "`data_parallel_size`",
         "ep": "`expert_parallel_size`", "replicas": "`count`", "dtype": "`precision`", "quantization": "`precision`",
+        "kv_role": "`role`: prefill (vLLM's kv_producer) or decode (kv_consumer)",
     }  # fmt: skip
 
     @model_validator(mode="before")
@@ -88,8 +96,11 @@ class FleetLine(Strict):
                     raise ValueError(f"{key!r} stands under `engine:`")
         return data
 
-    def replica(self, model: Model, gpu: Gpu) -> Replica:
-        """One replica of this line."""
+    def replica(self, model: Model, gpu: Gpu, where: str = "") -> Replica:
+        """One replica of this line; where an instance is named, its GPUs exchange over that instance's links."""
+        link = None
+        if self.instance is not None and self.tensor_parallel_size * self.pipeline_parallel_size > 1:
+            link = find_instance(self.instance, where=f"{where}.instance").interconnect_bytes_per_s
         return Replica(
             model=model,
             gpu=gpu,
@@ -100,6 +111,7 @@ class FleetLine(Strict):
             precision=self.precision,
             kv_cache_dtype=self.kv_cache_dtype,
             engine=self.engine.engine(),
+            interconnect_bytes_per_s=link,
         )
 
 
@@ -110,6 +122,7 @@ class Scenario(FleetSections):
     workload: WorkloadSpec
     fleet: Annotated[tuple[FleetLine, ...], Field(min_length=1, max_length=1000)]
     router: str = "round_robin"
+    disaggregation: DisaggregationSpec | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     slo: dict[str, Any] | None = None
     region: str | None = None

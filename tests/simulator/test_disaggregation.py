@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from catalogs.errors import InputError
 from simulator.disaggregation import Pools, simulate_disaggregated
 from simulator.engine import ROUTERS, ReplicaSpec, simulate_replicas
 from simulator.records import COMPLETED, Records
+from simulator.run import simulate
+from simulator.scenario import Scenario
 from simulator.workload import Requests
 from tests.simulator.engine_cases import requests, step_table
 from tests.simulator.test_engine_equals_reference import assert_equal
@@ -177,3 +181,60 @@ def test_pools_that_do_not_fit_together_are_refused() -> None:
         Pools((spec,), (replace(spec, block_size=8),), (1.0, 1.0), 1.0)
     with pytest.raises(InputError, match="continuously"):
         Pools((replace(spec, policy="static"),), (spec,), (1.0, 1.0), 1.0)
+
+
+SCENARIO = {
+    "model": "llama-3.1-8b",
+    "workload": {
+        "arrivals": {"process": "poisson", "rate_rps": 8, "num_requests": 60},
+        "input_tokens": {"distribution": "fixed", "value": 1000},
+        "output_tokens": {"distribution": "fixed", "value": 20},
+    },
+    "fleet": [{"gpu": "L40S", "role": "prefill"}, {"gpu": "L40S", "role": "decode"}],
+    "disaggregation": {"link_bytes_per_s": 1e9, "latency_s": 0.0},
+}
+
+
+def scenario(**changes: object) -> Scenario:
+    return Scenario.model_validate(copy.deepcopy(SCENARIO) | changes)
+
+
+def test_a_scenario_reports_both_pools_and_what_moved() -> None:
+    result = simulate(scenario())
+    document, way = result.document, result.records.handover
+    assert way is not None
+    prefill, decode = document["fleet"]
+    assert (prefill["role"], decode["role"]) == ("prefill", "decode")
+    assert prefill["decodes_per_iteration"] == 0 and decode["decodes_per_iteration"] > 0
+    # 32 layers x 8 KV heads x 128 x K and V x 2 bytes a token; 1000 tokens are 63 blocks of 16
+    assert document["kv_transfer"]["bytes"] == 60 * 63 * 16 * 32 * 8 * 128 * 2 * 2
+    assert document["kv_transfer"]["transfer_s"]["mean"] == pytest.approx(63 * 16 * 131072 / 1e9)
+    assert sum(document["time_breakdown"]["request"].values()) == pytest.approx(1.0)
+    # over a link without limits it costs a second computation of one token
+    free = simulate(scenario(disaggregation={"link_bytes_per_s": 1e18, "latency_s": 0.0})).document
+    assert free["kv_transfer"]["transfer_s"]["mean"] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"fleet": [{"gpu": "L40S", "role": "prefill"}, {"gpu": "L40S"}]}, "without a role"),
+        ({"fleet": [{"gpu": "L40S"}]}, "without roles"),
+        ({"fleet": [{"gpu": "L40S", "role": "prefill"}]}, "no decode replica"),
+        ({"disaggregation": {"link": "nvlink"}}, "no NVLink"),
+        ({"disaggregation": None}, "link between"),
+        ({"failures": {"crash_mtbf_h": 1.0}}, "scaled"),
+        ({"disaggregation": {"link_bytes_per_s": 1e9, "decode_router": "nearest"}}, "router"),
+        (
+            {"fleet": [{"gpu": "L40S", "role": r, "engine": {"framework": "tgi"}} for r in ("prefill", "decode")]},
+            "tgi has no",
+        ),
+        (
+            {"fleet": [{"gpu": "L40S", "role": "prefill", "kv_cache_dtype": "fp8"}, {"gpu": "L40S", "role": "decode"}]},
+            "kv_cache_dtype",
+        ),
+    ],
+)
+def test_scenarios_that_cannot_be(changes: dict[str, object], says: str) -> None:
+    with pytest.raises((InputError, ValidationError), match=says):
+        simulate(scenario(**changes))
