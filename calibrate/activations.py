@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from calibrate.work import activation_bytes_per_token
+from calibrate.work import activation_bytes_per_token, attention_gemms
 from catalogs.schema import Model
 
 LOGITS_COPIES_FP32 = 3.0  # fp32 logits, probabilities, and the exponential noise of the sampler
@@ -52,6 +52,12 @@ def layer_activation_bytes(model: Model, num_tokens: int, tp: int = 1, chunk_tok
     return outer * num_tokens + inner * min(num_tokens, chunk_tokens or num_tokens)
 
 
+def attention_bytes(model: Model, num_tokens: int, tp: int = 1) -> float:
+    """Bytes alive in a layer's attention: residual, hidden states, Q, K, V and the attention output, 16 bit."""
+    gemms = attention_gemms(model, tp)
+    return 2.0 * num_tokens * (2.0 * model.hidden_size + sum(g.n for g in gemms[:-1]) + gemms[-1].k)
+
+
 def sampler_bytes(model: Model, num_sampled: int) -> float:
     """Bytes alive while ``num_sampled`` sequences are sampled: 16-bit logits, fp32 copies, the kernel's buffer."""
     if model.kind != "decoder":
@@ -67,6 +73,7 @@ def activation_peak(
     tp: int = 1,
     chunk_tokens: int | None = None,
     checkpoint_layers: int | None = None,
+    workspace_bytes: float = 0.0,
 ) -> Activations:
     """Activation memory of one step on one GPU.
 
@@ -78,8 +85,11 @@ def activation_peak(
         chunk_tokens: the inner tensors are computed for so many tokens at a time; the weights are read once a chunk.
         checkpoint_layers: when activations must be kept, only the input of every so-manieth layer is, and the layers
             between are computed again (Chen et al., arXiv 1604.06174, section 4). None: nothing is kept.
+        workspace_bytes: of one layer's attention beside Q, K, V and its output (eager attention: all scores).
     """
     layer = layer_activation_bytes(model, num_tokens, tp, chunk_tokens)
+    if workspace_bytes:
+        layer = max(layer, attention_bytes(model, num_tokens, tp) + workspace_bytes)
     sampler = sampler_bytes(model, num_sampled) + 2.0 * model.hidden_size * num_tokens * (model.kind == "decoder")
     if checkpoint_layers is None:
         return Activations(layer, sampler)

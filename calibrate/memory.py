@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from calibrate.activations import Activations, activation_peak
+from calibrate.backends import attention_workspace_bytes, backend_of
 from calibrate.precisions import precision, support
 from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes
 from catalogs.errors import InputError
@@ -110,7 +111,10 @@ def memory_plan(replica: Replica, profile: Profile | None = None) -> MemoryPlan:
     """
     replica = _resolved(replica)
     _check_split(replica)
+    replica, note = _with_room_for_scores(replica, _reserves(profile))
     plan = _account(replica, _reserves(profile))
+    if note:
+        plan = replace(plan, notes=(*plan.notes, note))
     problem = _shortage(replica, plan)
     if problem:
         raise InputError(
@@ -119,6 +123,24 @@ def memory_plan(replica: Replica, profile: Profile | None = None) -> MemoryPlan:
             remedy=_smallest_change(replica, _reserves(profile)),
         )
     return plan
+
+
+def _with_room_for_scores(replica: Replica, reserves: Mapping[str, float]) -> tuple[Replica, str]:
+    """Of eager attention, the longest context whose scores and KV fit, where none was asked for; and what was done.
+
+    Both the scores of a step and one sequence's KV grow with ``max_model_len``: bisection finds the largest that fits.
+    """
+    if not backend_of(replica.engine, replica.gpu).score_bytes or _length_is_asked(replica):
+        return replica, ""
+    low, high = 0, _max_len(replica)
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits_there = _account(replica.with_engine(max_model_len=middle), reserves).num_kv_tokens >= middle
+        low, high = (middle, high) if fits_there else (low, middle - 1)
+    if low == _max_len(replica) or low < MIN_KV_TOKENS:
+        return replica, ""
+    note = f"max_model_len reduced from {_max_len(replica):,} to {low:,}: eager attention keeps every score of a step"
+    return replica.with_engine(max_model_len=low), note
 
 
 def fits(replica: Replica) -> bool:
@@ -199,7 +221,7 @@ def _account(replica: Replica, reserves: Mapping[str, float]) -> MemoryPlan:
 def _with_kv(replica: Replica, parts: tuple[MemoryPart, ...], room: float) -> MemoryPlan:
     engine, model, device = replica.engine, replica.model, replica.gpu.memory_bytes
     if model.kind != "decoder":
-        per_item = activation_peak(model, _tokens_per_item(model, engine), 0).layer_bytes
+        per_item = _peak(replica)[0].layer_bytes
         batch = int(max(0.0, room + _activation_bytes(parts)) // per_item)
         return MemoryPlan((*parts, _unused(parts, device)), device, 0.0, 0.0, 1, 0, _max_len(replica), batch)
     block_size = engine.block_size or 16
@@ -240,7 +262,12 @@ def _peak(replica: Replica) -> tuple[Activations, str]:
         tokens = engine.max_num_batched_tokens or 2048
         seqs = min(engine.max_num_seqs or 256, tokens)
         what = f"one step of {tokens:,} tokens, {seqs:,} sequences sampled"
-    return activation_peak(model, tokens, seqs, tp, chunk_tokens, checkpoint), what
+    workspace = 0.0
+    if model.kind != "vision":
+        backend, longest = backend_of(engine, replica.gpu), _max_len(replica)
+        workspace = attention_workspace_bytes(backend, model, tokens, longest, tp)
+        what += f", scores of {longest:,} keys kept" if backend.score_bytes else ""
+    return activation_peak(model, tokens, seqs, tp, chunk_tokens, checkpoint, workspace), what
 
 
 def _tokens_per_item(model: Model, engine: Engine) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from calibrate import static_batches, work
 from calibrate.attention import Heads, decode_time_s, prefill_time_s
-from calibrate.backends import backend_variant
+from calibrate.backends import backend_of, eager_decode_extra_s, prefill_factor
 from calibrate.collectives import all_gather_time_s, all_reduce_time_s, send_time_s
 from calibrate.gemm import gemm_time_s
 from calibrate.moe import Experts, experts_time_s
@@ -192,26 +192,34 @@ class KernelSums:
     def prefill_s(self, tokens: FloatArray, mean_context: FloatArray) -> FloatArray:
         """Prefill attention of all layers."""
         if self.replica.model.kind != "decoder":
+            if backend_of(self.replica.engine, self.replica.gpu).variant:
+                raise InputError(
+                    f"attention_backend for {self.replica.model.name}", where="engine.attention_backend",
+                    why="times of encoders rest on measured batches, whose backend is not known", remedy="auto",
+                )  # fmt: skip
             fit = self.profile.families.get("static_batch")
             return static_batches.attention_s(self.replica, tokens, mean_context, fit)
         total = np.zeros(np.broadcast_shapes(np.shape(tokens), np.shape(mean_context)))
-        backend = backend_variant(self.replica.engine)
+        backend = backend_of(self.replica.engine, self.replica.gpu)
         for window, count in work.layer_windows(self.replica.model):
-            variants = (backend,) if backend else self.cache_variants(window)
+            variants = (backend.variant,) if backend.variant else self.cache_variants(window)
             fit = self.profile.family("prefill_attention", *variants)
             heads = self.heads(window, absorbed=False)
             total = total + count * prefill_time_s(fit, self.replica.gpu, heads, tokens, mean_context)
-        return total
+        return total * prefill_factor(backend, self.replica.gpu)
 
     def decode_s(self, batch: FloatArray, mean_context: FloatArray) -> FloatArray:
         """Decode attention of all layers."""
         if self.replica.model.kind != "decoder":
             return np.zeros_like(batch)
         total = np.zeros(np.broadcast_shapes(np.shape(batch), np.shape(mean_context)))
+        backend = backend_of(self.replica.engine, self.replica.gpu)
         for window, count in work.layer_windows(self.replica.model):
             fit = self.profile.family("decode_attention", *self.cache_variants(window))
             heads = self.heads(window, absorbed=True)
             total = total + count * decode_time_s(fit, self.replica.gpu, heads, batch, mean_context)
+            if backend.variant == "eager":
+                total = total + count * eager_decode_extra_s(self.replica.gpu, heads, batch, mean_context)
         return total
 
     def cache_variants(self, window: int | None) -> tuple[str, ...]:
@@ -327,6 +335,11 @@ def _kernel_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs:
 def _llmservingsim_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
     from calibrate import kernel_tables
 
+    if backend_of(replica.engine, replica.gpu).variant:
+        raise InputError(
+            f"profile {profile.name} times one attention backend, that of its tables", where="engine.attention_backend",
+            remedy="attention_backend auto, or a profile of fitted kernels",
+        )  # fmt: skip
     return kernel_tables.step_table(replica, profile, max_tokens, max_seqs)
 
 

@@ -26,7 +26,8 @@ SYNCHRONOUS = ("tgi", "onnxruntime", "tensorrt-llm")  # a request joins the next
 # Clients of a closed loop that always wait: in 86 measured loops of TensorRT-LLM 1.0 on H100 (TP 1 and 4, 8 to 128
 # clients) TTFT holds one request's whole duration over the clients less one, as if one sequence fewer ran than asked.
 CLOSED_LOOP_WAITING: Mapping[str, int] = {"tensorrt-llm": 1}
-MEMORY_OPTIONS = ("activation_chunk_tokens", "activation_checkpoint_layers")
+# Options that the step time and memory models read; the engine's loop does not.
+STEP_OPTIONS = ("activation_chunk_tokens", "activation_checkpoint_layers", "attention_backend", "expert_skew")
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     for name, value in engine.options.items():
         if name in known:
             options[name] = value
-        elif name not in MEMORY_OPTIONS:
-            close = nearest(name, [*known, *MEMORY_OPTIONS], num=1)
+        elif name not in STEP_OPTIONS:
+            close = nearest(name, [*known, *STEP_OPTIONS], num=1)
             raise InputError(f"unknown engine option {name!r}", where=where,
                              remedy=f"did you mean {close[0]!r}?" if close else "")  # fmt: skip
     table = step_table(replica, profile, engine.max_num_batched_tokens or 2048, engine.max_num_seqs or 256)

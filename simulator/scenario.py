@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -45,6 +46,7 @@ class EngineSpec(Strict):
     enable_prefix_caching: bool | None = None
     enable_chunked_prefill: bool | None = None
     enforce_eager: bool = False
+    attention_backend: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
     hints: ClassVar[Mapping[str, str]] = {
@@ -56,7 +58,10 @@ class EngineSpec(Strict):
 
     def engine(self) -> Engine:
         """As the noun that the rest of the project knows."""
-        return Engine(**{name: getattr(self, name) for name in type(self).model_fields})
+        own = {f.name for f in fields(Engine)} - {"options"}
+        given = {name: value for name, value in self if name in own}
+        techniques = {name: value for name, value in self if name not in own | {"options"} and value is not None}
+        return Engine(**given, options=self.options | techniques)
 
 
 class FleetLine(Strict):

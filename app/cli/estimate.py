@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--max-num-batched-tokens", type=click.IntRange(1), default=None)
 @click.option("--max-model-len", type=click.IntRange(1), default=None)
 @click.option("--gpu-memory-utilization", type=click.FloatRange(0, 1, min_open=True), default=None)
+@click.option("--attention-backend", default=None, help="auto, eager, xformers, flash1, flash2, flash3, FLASHINFER ...")
 @click.option("--profile", "profile_name", default=None, help="A profile file or name; default: the best shipped one.")
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write the roofline as SVG."
@@ -86,6 +87,7 @@ def _replica(flags: dict[str, Any]) -> Replica:
         max_num_batched_tokens=flags["max_num_batched_tokens"],
         max_model_len=flags["max_model_len"],
         gpu_memory_utilization=flags["gpu_memory_utilization"],
+        options={name: flags[name] for name in ("attention_backend",) if flags[name] is not None},
     )
     return Replica(
         model,
@@ -137,6 +139,8 @@ def _show(
     step: tuple[StepCost, str, str],
     rates: dict[str, float],
 ) -> None:
+    from calibrate.backends import backend_of
+
     cost, bottleneck, why = step
     gib = 1024.0**3
     memory = Table(
@@ -154,6 +158,9 @@ def _show(
     if replica.model.kind == "decoder":
         figures += [["num_gpu_blocks", plan.num_gpu_blocks], ["KV tokens", plan.num_kv_tokens]]
         figures += [["max_model_len", plan.max_model_len]]
+    asked = replica.engine.options.get("attention_backend")
+    rests_on = backend_of(replica.engine, replica.gpu).rests_on
+    backend_note = [f"Attention backend {asked}: {rests_on}"] if asked else []
     document = {
         "schema_version": 1,
         "model": replica.model.name,
@@ -171,9 +178,14 @@ def _show(
         "rates": rates,
         "bottleneck": {"name": bottleneck, "why": why},
         "profile": {"name": profile.name, "source": profile.source, "error": profile.error},
-        "notes": list(plan.notes),
+        "notes": [*plan.notes, *backend_note],
     }
-    notes = [f"Bottleneck: {bottleneck} ({why})", f"Profile: {profile.name} ({profile.source})", *plan.notes]
+    notes = [
+        f"Bottleneck: {bottleneck} ({why})",
+        f"Profile: {profile.name} ({profile.source})",
+        *backend_note,
+        *plan.notes,
+    ]
     emit(form, document, [memory, parts, Table("Rates", ["figure", "value"], figures)], notes)
 
 
