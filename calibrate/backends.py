@@ -1,6 +1,6 @@
 """Attention backends besides the engine's own: time and memory of each, and which GPU has which.
 
-Eager attention writes its scores to memory and reads them back, computes those that the causal mask then drops, and needs
+Eager attention writes its scores to memory and reads them back, computes those that the causal mask drops, and needs
 room for them all: bytes grow with tokens times context. The others keep a row of statistics a token. Prefill of eager,
 memory-efficient (as xFormers) and the first FlashAttention is fitted on one table of whole-prompt attention on an A100
 (fxmarty/efficient-attention-benchmark); elsewhere the same shares of the GPU's peaks are assumed.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from calibrate.activations import Activations, activation_peak
 from calibrate.backends import attention_workspace_bytes, backend_of
+from calibrate.options import number_option
 from calibrate.precisions import precision, support
 from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes
 from catalogs.errors import InputError
@@ -37,6 +38,7 @@ COMPILE_TRANSIENT_BYTES = 583.4e6
 # CUDA graphs of about 50 batch sizes; 0.2 to 0.7 GiB in vLLM's start-up logs. Outside the budget before vLLM 0.21.
 GRAPH_BYTES = 0.5 * GIB
 GRAPHS_IN_BUDGET_SINCE = (0, 21)
+CHECKPOINT = "activation_checkpoint_layers"
 MIN_KV_TOKENS = 1024  # below this a replica cannot serve one ordinary request
 SLIDING_REFERENCE_TOKENS = 2048  # context at which sliding-window layers' share of the KV is taken
 
@@ -254,8 +256,8 @@ def _unused(parts: tuple[MemoryPart, ...], device_bytes: float) -> MemoryPart:
 def _peak(replica: Replica) -> tuple[Activations, str]:
     """Peak of the profiling step (one item, for models without a KV cache), and what that step is."""
     engine, model, tp = replica.engine, replica.model, replica.tensor_parallel_size
-    chunk, keep = engine.options.get("activation_chunk_tokens"), engine.options.get("activation_checkpoint_layers")
-    chunk_tokens, checkpoint = (None if x is None else int(str(x)) for x in (chunk, keep))
+    chunk, keep = (int(number_option(engine, n, 0, low=1)) for n in ("activation_chunk_tokens", CHECKPOINT))
+    chunk_tokens, checkpoint = chunk or None, keep or None
     if model.kind != "decoder":
         tokens, seqs, what = _tokens_per_item(model, engine), 0, "one item"
     else:

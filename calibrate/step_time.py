@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from calibrate import static_batches, work
 from calibrate.attention import Heads, decode_time_s, prefill_time_s
 from calibrate.backends import backend_of, eager_decode_extra_s, prefill_factor
-from calibrate.collectives import all_gather_time_s, all_reduce_time_s, send_time_s
+from calibrate.collectives import all_gather_time_s, all_reduce_time_s, all_to_all_time_s, send_time_s
 from calibrate.gemm import gemm_time_s
-from calibrate.moe import Experts, experts_time_s
+from calibrate.moe import Experts, busiest_share, experts_time_s
+from calibrate.options import number_option
 from calibrate.precisions import Precision, kv_cache_bytes, on_gpu, precision
 from calibrate.profiles import Profile
 from calibrate.step import StepShape, StepTable, StepTimeModel
 from catalogs.errors import InputError
+from catalogs.names import resolve
 from catalogs.schema import Replica
 
 FloatArray = NDArray[np.float64]
@@ -40,6 +42,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 EXPERT_VARIANTS = {**VARIANTS, "fp8": ("fp8_block", "fp8"), "int8": ("int8", "fp8_block", "fp8")}
 KERNELS_BETWEEN_GEMMS = 5  # a layer's two add-norms, rotary, activation, cache write
 SAMPLING_KERNELS = 12  # final norm, logits in fp32, greedy sampling and its bookkeeping: 25 us in vLLM 0.19
+ALL2ALL = ("allgather_reducescatter", "pplx", "deepep_high_throughput", "deepep_low_latency")
 LOGIT_BYTES = 7.0  # traffic a logit while sampling: 1.75 passes in fp32, vLLM 0.19 on RTX 4090 and RTX PRO 6000
 GRAPH_SIZES = np.concatenate([[0, 1, 2, 4], np.arange(8, 256, 8), np.arange(256, 513, 16)]).astype(np.float64)
 TableBuilder = Callable[[Replica, Profile, int, int], StepTable]
@@ -65,8 +68,18 @@ class KernelSums:
 
     @property
     def skew(self) -> float:
-        """How unevenly experts are popular: ``expert_skew`` of the engine's options (power of rank); 0: evenly."""
-        return float(str(self.replica.engine.options.get("expert_skew", 0.0)))
+        """How unevenly experts are popular: ``expert_skew`` of the engine's options (power of rank); 0: evenly.
+
+        Even is what routers are trained for (DeepSeek-V3, arXiv 2412.19437, section 2.1.2) and what expert balancers
+        restore; AIConfigurator's tables of uneven loads have 1.01 and 1.2.
+        """
+        return number_option(self.replica.engine, "expert_skew", 0.0, high=5.0)
+
+    @property
+    def layers(self) -> float:
+        """Layers in a step; of a pipeline, the fullest stage's times the stages, since the others wait for it."""
+        stages = self.replica.pipeline_parallel_size
+        return float(stages * work.split(self.replica.model.num_layers, stages))
 
     @property
     def link(self) -> str:
@@ -105,7 +118,7 @@ class KernelSums:
             layer += self._mla_up_s(tokens)
         layer += self._elementwise_s(tokens) + self._experts_s(tokens)
         layer += 2.0 * self._all_reduce_s(tokens)
-        return model.num_layers * layer + self._ends_s(tokens)
+        return self.layers * layer + self._ends_s(tokens)
 
     def _mla_up_s(self, tokens: FloatArray) -> FloatArray:
         """W_UK and W_UV of MLA: absorbed in decode, multiplied in prefill; the same FLOPs a token either way."""
@@ -136,10 +149,31 @@ class KernelSums:
         fit = self.profile.family("moe", *EXPERT_VARIANTS.get(self.form.gemm, (self.form.gemm,)))
         time = experts_time_s(fit, replica.gpu, self.form, experts, together, self.skew)
         if ep > 1 and dp > 1:
-            fit = self.profile.family("all_gather", self.link)
-            num_bytes = together * model.hidden_size * 2.0
-            time = time + 2.0 * all_gather_time_s(fit, self.link_bytes_per_s, dp * tp, num_bytes)
+            time = time + self._expert_exchange_s(experts, tokens)
         return time * work.num_moe_layers(model) / model.num_layers
+
+    def _expert_exchange_s(self, experts: Experts, tokens: FloatArray) -> FloatArray:
+        """Tokens to the GPUs of their experts and back, between data-parallel ranks.
+
+        ``all2all_backend`` of the engine's options, vLLM's names: ``allgather_reducescatter`` (its default) gives every
+        rank the tokens of all; the others send a token once to each GPU that has one of its experts, in the width of
+        the experts' activations, and bring 16-bit results back. The busiest GPU's link sets the time.
+        """
+        replica, hidden = self.replica, self.replica.model.hidden_size
+        ranks = replica.data_parallel_size * replica.tensor_parallel_size
+        asked = str(replica.engine.options.get("all2all_backend", ALL2ALL[0]))
+        backend = resolve(asked, ALL2ALL, "all2all_backend", "engine.options")
+        if backend == ALL2ALL[0]:
+            fit = self.profile.family("all_gather", self.link)
+            together = tokens * replica.data_parallel_size
+            return 2.0 * all_gather_time_s(fit, self.link_bytes_per_s, ranks, together * hidden * 2.0)
+        fit = self.profile.family("all_to_all", self.link)
+        spread = busiest_share(experts, self.skew, tokens * replica.data_parallel_size)
+        copies = ranks * (1.0 - (1.0 - 1.0 / ranks) ** experts.per_token)  # distinct GPUs that a token reaches
+        sent = tokens / replica.tensor_parallel_size * copies * hidden * spread
+        return all_to_all_time_s(fit, self.link_bytes_per_s, ranks, sent * self.form.activation_bytes) + (
+            all_to_all_time_s(fit, self.link_bytes_per_s, ranks, sent * 2.0)
+        )
 
     def _all_reduce_s(self, tokens: FloatArray) -> FloatArray:
         tp = self.replica.tensor_parallel_size
@@ -160,7 +194,7 @@ class KernelSums:
         return time
 
     def sampled_s(self, num_sampled: FloatArray) -> FloatArray:
-        """Final norm, lm_head, gathering the logits, sampling."""
+        """Final norm, lm_head, gathering the logits, sampling; the other stages of a pipeline wait for its last one."""
         replica, tp = self.replica, self.replica.tensor_parallel_size
         head = work.lm_head(replica.model, tp)
         if head is None:
@@ -172,7 +206,7 @@ class KernelSums:
         if tp > 1:
             gather = self.profile.family("all_gather", self.link)
             time = time + all_gather_time_s(gather, self.link_bytes_per_s, tp, 2.0 * logits)
-        return np.where(num_sampled > 0, time, 0.0)
+        return np.where(num_sampled > 0, time * replica.pipeline_parallel_size, 0.0)
 
     def heads(self, window: int | None, absorbed: bool) -> Heads:
         """Attention as one GPU runs it; ``absorbed``: MLA reads the latent vector as one KV head (decode)."""
@@ -206,7 +240,7 @@ class KernelSums:
             fit = self.profile.family("prefill_attention", *variants)
             heads = self.heads(window, absorbed=False)
             total = total + count * prefill_time_s(fit, self.replica.gpu, heads, tokens, mean_context)
-        return total * prefill_factor(backend, self.replica.gpu)
+        return total * prefill_factor(backend, self.replica.gpu) * self.layers / self.replica.model.num_layers
 
     def decode_s(self, batch: FloatArray, mean_context: FloatArray) -> FloatArray:
         """Decode attention of all layers."""
@@ -220,7 +254,7 @@ class KernelSums:
             total = total + count * decode_time_s(fit, self.replica.gpu, heads, batch, mean_context)
             if backend.variant == "eager":
                 total = total + count * eager_decode_extra_s(self.replica.gpu, heads, batch, mean_context)
-        return total
+        return total * self.layers / self.replica.model.num_layers
 
     def cache_variants(self, window: int | None) -> tuple[str, ...]:
         cache = "fp8" if kv_cache_bytes(self.replica.kv_cache_dtype, self.replica.model.dtype) == 1.0 else "bf16"

@@ -27,7 +27,13 @@ SYNCHRONOUS = ("tgi", "onnxruntime", "tensorrt-llm")  # a request joins the next
 # clients) TTFT holds one request's whole duration over the clients less one, as if one sequence fewer ran than asked.
 CLOSED_LOOP_WAITING: Mapping[str, int] = {"tensorrt-llm": 1}
 # Options that the step time and memory models read; the engine's loop does not.
-STEP_OPTIONS = ("activation_chunk_tokens", "activation_checkpoint_layers", "attention_backend", "expert_skew")
+STEP_OPTIONS = (
+    "activation_chunk_tokens",
+    "activation_checkpoint_layers",
+    "all2all_backend",
+    "attention_backend",
+    "expert_skew",
+)
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     settings["async_scheduling"] = (
         _is_asynchronous(engine.framework, engine.version or "") if measured_so is None else bool(measured_so)
     )
-    if replica.model.moe is not None and replica.expert_parallel_size > 1:
-        settings["lockstep_ranks"] = replica.data_parallel_size
+    settings["lockstep_ranks"] = _ranks_in_step(replica)
     if settings["policy"] == "dynamic":
         settings["max_queue_delay_s"] = TRITON_QUEUE_DELAY_S
     settings |= options
@@ -104,6 +109,17 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
         settings["max_num_seqs"] = max(1, settings["max_num_seqs"] // stages)
     spec = ReplicaSpec(step_table=table, num_gpu_blocks=num_blocks, name=replica.gpu.name, **settings)
     return Line(replica, profile, memory, spec, count)
+
+
+def _ranks_in_step(replica: Replica) -> int:
+    """Engines that step together: data-parallel ranks that share experts, and the micro-batches of a pipeline.
+
+    A round of a pipeline of p stages in which each of p micro-batches passes all stages takes as long as the longest
+    micro-batch does: the others wait behind it in one stage after the other. Against a simulation of each stage's queue
+    that is within 2 % for TPOT and E2E (tests/simulator/test_engine_parallel.py).
+    """
+    shares_experts = replica.model.moe is not None and replica.expert_parallel_size > 1
+    return replica.pipeline_parallel_size * (replica.data_parallel_size if shares_experts else 1)
 
 
 def in_closed_loop(line: Line, requests: Requests, num_engines: int = 1) -> ReplicaSpec:
