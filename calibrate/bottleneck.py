@@ -14,6 +14,7 @@ import numpy as np
 
 from calibrate import static_batches, work
 from calibrate.collectives import all_reduce_time_s
+from calibrate.lora import lora_of, lora_step_s
 from calibrate.memory import MemoryPlan
 from calibrate.precisions import kv_cache_bytes, on_gpu
 from calibrate.profiles import Profile
@@ -109,6 +110,10 @@ def step_cost(replica: Replica, profile: Profile, shape: StepShape) -> StepCost:
     parts = (
         _kernel_parts(replica, profile, shape) if profile.kind == "kernels" else _table_parts(replica, profile, shape)
     )
+    if lora_of(replica.engine) is not None:
+        tokens = float(shape.num_prefill_tokens + shape.num_decode)
+        seconds = float(lora_step_s(replica, np.array([tokens]))[0])
+        parts.append(Part("LoRA adapters", seconds, 0.0, 0.0, "launch overhead"))
     parts = [p for p in parts if p.seconds > 0.0]
     peak = peak_flops(replica.gpu, KernelSums(replica, profile).form.compute)
     total = sum(p.seconds for p in parts)

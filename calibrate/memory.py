@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from calibrate.activations import Activations, activation_peak
 from calibrate.backends import attention_workspace_bytes, backend_of
+from calibrate.lora import lora_bytes, lora_of
 from calibrate.options import number_option
 from calibrate.precisions import precision, support
 from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes
@@ -202,11 +203,13 @@ def _account(replica: Replica, reserves: Mapping[str, float]) -> MemoryPlan:
     used = [
         MemoryPart("weights: layers", weights - tables, "computed", f"this GPU's share, stored in {replica.precision}"),
         MemoryPart("weights: embedding and head", tables, "computed", "split over tensor parallelism"),
+        MemoryPart("LoRA adapters", lora_bytes(replica), "computed", "max_loras slots of max_lora_rank, 16 bit"),
         MemoryPart("rotary table", _rotary_bytes(replica), "computed", "max_position_embeddings x head_dim, 16 bit"),
         MemoryPart("activations", peak.peak_bytes, "computed", what),
         MemoryPart("compiling", transient, "measured", "transient inside vLLM's profiling step, from one known run"),
         MemoryPart("NCCL and CUDA modules", reserves["non_torch"] + nccl, "assumed", "vLLM start-up logs"),
     ]  # fmt: skip
+    used = [part for part in used if part.name != "LoRA adapters" or lora_of(engine) is not None]
     context = MemoryPart("CUDA context", reserves["cuda_context"], "assumed", "vLLM start-up logs")
     graph_part = MemoryPart("CUDA graphs", graphs, "assumed", "vLLM start-up logs")
     held = sum(p.num_bytes for p in used)

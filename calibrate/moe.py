@@ -117,9 +117,9 @@ def experts_time_s(
 def busiest_share(experts: Experts, skew: float, tokens: FloatArray) -> FloatArray:
     """Rows of the busiest GPU over the mean, for each number of tokens that enter the layer; 1 for one GPU.
 
-    The experts' popularity falls as rank^-skew and they are dealt in turn. Chance adds to it, also where they are equally
-    popular: of R GPUs the busiest has the expected maximum of R normal variates (Blom 1958) above the mean, where a
-    GPU's rows of one token are hypergeometric (its experts are distinct).
+    The experts' popularity falls as rank^-skew and they are dealt in turn. Chance adds to it, also where they are
+    equally popular: of R GPUs the busiest has the expected maximum of R normal variates (Blom 1958) above the mean,
+    where a GPU's rows of one token are hypergeometric (its experts are distinct).
     """
     ways = max(1, round(experts.num_experts / experts.num_local))
     if ways == 1:

@@ -19,6 +19,7 @@ from calibrate.attention import Heads, decode_time_s, prefill_time_s
 from calibrate.backends import backend_of, eager_decode_extra_s, prefill_factor
 from calibrate.collectives import all_gather_time_s, all_reduce_time_s, all_to_all_time_s, send_time_s
 from calibrate.gemm import gemm_time_s
+from calibrate.lora import load_s, lora_of, lora_step_s
 from calibrate.moe import Experts, busiest_share, experts_time_s
 from calibrate.options import number_option
 from calibrate.precisions import Precision, kv_cache_bytes, on_gpu, precision
@@ -403,4 +404,19 @@ def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: in
         raise InputError(f"profile {profile.name} is of unknown kind {profile.kind!r}", remedy="update this program")
     if replica.model.kind == "vision":
         replica = replace(replica, kv_cache_dtype="auto")
-    return builder(replica, profile, max_tokens, max_seqs)
+    return _with_adapters(replica, builder(replica, profile, max_tokens, max_seqs))
+
+
+def _with_adapters(replica: Replica, table: StepTable) -> StepTable:
+    """The table of a replica that serves LoRA adapters."""
+    if lora_of(replica.engine) is None:
+        return table
+    if replica.model.kind != "decoder":
+        raise InputError(f"LoRA adapters on {replica.model.name}", where="engine.lora",
+                         why="engines serve them beside decoders", remedy="leave out lora")  # fmt: skip
+    more = lora_step_s(replica, np.arange(max(len(table.decode_tokens_s), len(table.mixed_tokens_s)), dtype=np.float64))
+    return table._replace(
+        decode_tokens_s=table.decode_tokens_s + more[: len(table.decode_tokens_s)],
+        mixed_tokens_s=table.mixed_tokens_s + more[: len(table.mixed_tokens_s)],
+        request_overhead_s=table.request_overhead_s + load_s(replica),
+    )

@@ -33,6 +33,7 @@ STEP_OPTIONS = (
     "all2all_backend",
     "attention_backend",
     "expert_skew",
+    "lora",
 )
 
 

@@ -29,6 +29,16 @@ Share = Annotated[float, Field(gt=0, le=1)]
 SLO_NAME = re.compile(r"(ttft|tpot|e2e)_p(\d{1,2}(?:\.\d+)?)_s")
 
 
+class LoraSpec(Strict):
+    """LoRA adapters under vLLM's names: how many requests ask for, of which rank, and the engine's slots for them."""
+
+    num_adapters: Whole = 1
+    rank: Whole = 16
+    max_loras: Whole = 1
+    max_lora_rank: Whole | None = None
+    max_cpu_loras: Whole | None = None
+
+
 class EngineSpec(Strict):
     """A serving engine's settings, under vLLM's names; what is left out is the framework's own default.
 
@@ -47,6 +57,7 @@ class EngineSpec(Strict):
     enable_chunked_prefill: bool | None = None
     enforce_eager: bool = False
     attention_backend: str | None = None
+    lora: LoraSpec | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
     hints: ClassVar[Mapping[str, str]] = {
@@ -60,7 +71,11 @@ class EngineSpec(Strict):
         """As the noun that the rest of the project knows."""
         own = {f.name for f in fields(Engine)} - {"options"}
         given = {name: value for name, value in self if name in own}
-        techniques = {name: value for name, value in self if name not in own | {"options"} and value is not None}
+        techniques: dict[str, Any] = {
+            name: value.model_dump() if isinstance(value, Strict) else value
+            for name, value in self
+            if name not in own | {"options"} and value is not None
+        }
         return Engine(**given, options=self.options | techniques)
 
 

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 @click.option("--max-model-len", type=click.IntRange(1), default=None)
 @click.option("--gpu-memory-utilization", type=click.FloatRange(0, 1, min_open=True), default=None)
 @click.option("--attention-backend", default=None, help="auto, eager, xformers, flash1, flash2, flash3, FLASHINFER ...")
+@click.option("--enable-lora", is_flag=True, help="Serve LoRA adapters; implied by the flags that follow.")
+@click.option("--lora-adapters", type=click.IntRange(1), default=None, help="Adapters that requests ask for.")
+@click.option("--lora-rank", type=click.IntRange(1), default=None, help="Their rank; default 16.")
+@click.option("--max-loras", type=click.IntRange(1), default=None, help="Slots, and adapters in one batch.")
+@click.option("--max-lora-rank", type=click.IntRange(1), default=None)
+@click.option("--max-cpu-loras", type=click.IntRange(1), default=None)
 @click.option("--profile", "profile_name", default=None, help="A profile file or name; default: the best shipped one.")
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write the roofline as SVG."
@@ -87,7 +93,7 @@ def _replica(flags: dict[str, Any]) -> Replica:
         max_num_batched_tokens=flags["max_num_batched_tokens"],
         max_model_len=flags["max_model_len"],
         gpu_memory_utilization=flags["gpu_memory_utilization"],
-        options={name: flags[name] for name in ("attention_backend",) if flags[name] is not None},
+        options=_techniques(flags),
     )
     return Replica(
         model,
@@ -99,6 +105,17 @@ def _replica(flags: dict[str, Any]) -> Replica:
         kv_cache_dtype=flags["kv_cache_dtype"],
         engine=resolve_engine(engine, model, gpu),
     )
+
+
+def _techniques(flags: dict[str, Any]) -> dict[str, object]:
+    """What goes beyond an engine's common core, as a scenario's ``engine`` section has it."""
+    techniques = {name: flags[name] for name in ("attention_backend",) if flags[name] is not None}
+    names = {"lora_adapters": "num_adapters", "lora_rank": "rank"}
+    flags_of_lora = (*names, "max_loras", "max_lora_rank", "max_cpu_loras")
+    lora = {names.get(flag, flag): flags[flag] for flag in flags_of_lora if flags[flag] is not None}
+    if lora or flags["enable_lora"]:
+        techniques["lora"] = lora
+    return techniques
 
 
 def _shape(replica: Replica, batch: int, context: int) -> StepShape:
@@ -161,6 +178,8 @@ def _show(
     asked = replica.engine.options.get("attention_backend")
     rests_on = backend_of(replica.engine, replica.gpu).rests_on
     backend_note = [f"Attention backend {asked}: {rests_on}"] if asked else []
+    if "lora" in replica.engine.options:
+        backend_note.append("LoRA adapters: bytes, FLOPs and launches counted; no measured run stands behind them")
     document = {
         "schema_version": 1,
         "model": replica.model.name,
