@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,6 +26,7 @@ class Precision:
         weight_only: weights are widened to 16 bit before they are multiplied.
         experts_only: only the experts of a mixture are stored so; the rest stays in 16 bit (gpt-oss).
         embeddings_too: embeddings and lm_head are stored so as well (GGUF; unquantized formats).
+        sparse: two of four weights are zero and not stored (2:4).
         gemm: key of the fitted GEMM family in a profile.
         min_compute_capability: the oldest device with kernels for it.
     """
@@ -36,6 +38,7 @@ class Precision:
     weight_only: bool = False
     experts_only: bool = False
     embeddings_too: bool = False
+    sparse: bool = False
     gemm: str = "bf16"
     min_compute_capability: float = 7.0
 
@@ -77,7 +80,20 @@ _ALL = (
     _gguf("gguf-q6_k", 6.56),
     _gguf("gguf-q8_0", 8.50),
 )
-PRECISIONS: dict[str, Precision] = {p.name: p for p in _ALL}
+# 2:4: half of the values, and two bits for the place of each of them (NVIDIA A100 white paper); embeddings stay dense.
+PLACES_BYTES = 2 * 2 / 4 / 8
+_SPARSE = ("bf16", "fp16", "fp8", "int8", "int4-gptq")
+
+
+def _two_of_four(form: Precision) -> Precision:
+    return replace(
+        form, name=f"{form.name}-2of4", weight_bytes=form.weight_bytes / 2 + PLACES_BYTES, sparse=True,
+        embeddings_too=False, min_compute_capability=9.0 if form.name == "fp8" else 8.0,
+    )  # fmt: skip
+
+
+PRECISIONS: dict[str, Precision] = {p.name: p for p in (*_ALL, *(_two_of_four(p) for p in _ALL if p.name in _SPARSE))}
+_BITMASK = re.compile(r"(.+)-bitmask([1-9][0-9]?)")
 _ALIASES = {
     "float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16", "fp8e4m3": "fp8", "float8": "fp8",
     "w8a8": "int8", "w8a16": "int8-weight-only", "int4": "int4-awq", "w4a16": "int4-awq", "awq": "int4-awq",
@@ -92,6 +108,13 @@ def precision(name: str, where: str = "") -> Precision:
     Raises:
         InputError: no format has that name; the message gives the nearest.
     """
+    pruned = _BITMASK.fullmatch(name.lower())
+    if pruned is not None:  # a bit a weight says which of them are there
+        dense, share = precision(pruned[1], where), int(pruned[2]) / 100
+        if dense.weight_only or dense.sparse:
+            raise InputError(f"unstructured sparsity of {dense.name}", where=where, remedy="bf16, fp16, fp8 or int8")
+        return replace(dense, name=name.lower(), weight_bytes=dense.weight_bytes * (1 - share) + 1 / 8,
+                       embeddings_too=False)  # fmt: skip
     key = _ALIASES.get(normalise(name), name)
     return PRECISIONS[resolve(key, PRECISIONS, "precision", where)]
 
@@ -118,6 +141,9 @@ def on_gpu(name: str, gpu: Gpu) -> Precision:
     Raises:
         InputError: the GPU has no kernels for the format.
     """
+    pruned = _BITMASK.fullmatch(name.lower())
+    if pruned is not None:  # widened tile by tile: a step takes as long as with all weights
+        return on_gpu(pruned[1], gpu)
     form = precision(name)
     how = support(name, gpu)
     if how == "refused":

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from calibrate.compression import Compression, compressed
 from catalogs.errors import InputError
 from catalogs.load import find_instance
 from catalogs.schema import Engine, Gpu, Model, Replica
@@ -79,6 +80,19 @@ class EngineSpec(Strict):
         return Engine(**given, options=self.options | techniques)
 
 
+class CompressionSpec(Strict):
+    """How the line's model was pruned: ``unstructured`` (sparsity, storage), ``2:4``, ``layers`` or ``width``."""
+
+    method: Literal["unstructured", "2:4", "layers", "width"]
+    sparsity: Annotated[float, Field(gt=0, lt=1)] | None = None
+    storage: Literal["dense", "bitmask"] = "dense"
+    num_layers: Whole | None = None
+    hidden_size: Whole | None = None
+    intermediate_size: Whole | None = None
+    num_attention_heads: Whole | None = None
+    num_kv_heads: Whole | None = None
+
+
 class FleetLine(Strict):
     """Some replicas of one kind.
 
@@ -95,6 +109,7 @@ class FleetLine(Strict):
     expert_parallel_size: Parallel = 1
     precision: str = "bf16"
     kv_cache_dtype: str = "auto"
+    compression: CompressionSpec | None = None
     profile: Path | None = None
     engine: EngineSpec = Field(default_factory=EngineSpec)
     instance: str | None = None
@@ -121,6 +136,10 @@ class FleetLine(Strict):
         link = None
         if self.instance is not None and self.tensor_parallel_size * self.pipeline_parallel_size > 1:
             link = find_instance(self.instance, where=f"{where}.instance").interconnect_bytes_per_s
+        precision = self.precision
+        if self.compression is not None:
+            pruned = Compression(**self.compression.model_dump())
+            model, precision = compressed(model, precision, pruned, f"{where}.compression")
         return Replica(
             model=model,
             gpu=gpu,
@@ -128,7 +147,7 @@ class FleetLine(Strict):
             pipeline_parallel_size=self.pipeline_parallel_size,
             data_parallel_size=self.data_parallel_size,
             expert_parallel_size=self.expert_parallel_size,
-            precision=self.precision,
+            precision=precision,
             kv_cache_dtype=self.kv_cache_dtype,
             engine=self.engine.engine(),
             interconnect_bytes_per_s=link,

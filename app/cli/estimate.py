@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 @click.option("--max-model-len", type=click.IntRange(1), default=None)
 @click.option("--gpu-memory-utilization", type=click.FloatRange(0, 1, min_open=True), default=None)
 @click.option("--attention-backend", default=None, help="auto, eager, xformers, flash1, flash2, flash3, FLASHINFER ...")
+@click.option(
+    "--compression",
+    default=None,
+    metavar="KEY=VALUE,...",
+    help="Pruning: method=2:4; method=layers,num_layers=24; method=width,...; method=unstructured,sparsity=0.5",
+)
 @click.option("--enable-lora", is_flag=True, help="Serve LoRA adapters; implied by the flags that follow.")
 @click.option("--lora-adapters", type=click.IntRange(1), default=None, help="Adapters that requests ask for.")
 @click.option("--lora-rank", type=click.IntRange(1), default=None, help="Their rank; default 16.")
@@ -79,12 +85,16 @@ def estimate(**flags: Any) -> None:
 
 
 def _replica(flags: dict[str, Any]) -> Replica:
+    from calibrate.compression import compressed, parse_compression
     from calibrate.precisions import on_gpu
     from catalogs.load import find_gpu, find_model, resolve_engine
     from catalogs.schema import Engine, Replica
 
     model, gpu = find_model(flags["model"], "MODEL"), find_gpu(flags["gpu"], "--gpu")
     precision = flags["precision"] or model.quantization or ("bf16" if "bf16" in gpu.peak_flops else "fp16")
+    if flags["compression"]:
+        pruned = parse_compression(flags["compression"], "--compression")
+        model, precision = compressed(model, precision, pruned, "--compression")
     on_gpu(precision, gpu)
     framework = flags["framework"] or ("vllm" if model.kind == "decoder" else "onnxruntime")
     engine = Engine(
