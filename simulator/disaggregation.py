@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from catalogs.errors import InputError
 from simulator import feed, handover, invariants, loop, routing, step_eval
 from simulator.compiled import entry, inner
+from simulator.engine_state import DONE
 from simulator.event_heap import pop, push
-from simulator.phases import DONE
-from simulator.plane import Plane, ReplicaSpec, router_keys
+from simulator.plane import Plane, router_keys
 from simulator.records import COMPLETED, REJECTED, Handover, Records
+from simulator.replica_spec import ReplicaSpec
+from simulator.transfers import new_transfers
 from simulator.workload import Requests
 
 FIRST_TOKEN = ("decode", "prefill")
@@ -123,12 +125,13 @@ class DisaggregatedPlane(Plane):
         rows["generated"][n:] = 0 if decodes_first else 1
         self._world.replicas["link_bytes_per_s"] = pools.link_bytes_per_s
         self._world = self._world._replace(
-            ended=np.zeros(2 * n, np.int64), transfers=handover.new_transfers(n, pools.block_bytes, pools.latency_s)
+            ended=np.zeros(2 * n, np.int64), transfers=new_transfers(n, pools.block_bytes, pools.latency_s)
         )
 
     def advance(self, until_s: float) -> None:
         """Deliver all requests and make all decisions before ``until_s``."""
-        advance(self._world, self._feed, self._router, self._decode_router, float(until_s))
+        world, arrivals, router, decode_router = map(self._pack, ("_world", "_feed", "_router", "_decode_router"))
+        advance(world, arrivals, router, decode_router, float(until_s))
         self.now_s = max(self.now_s, until_s)
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator import event_heap, feed
+from simulator import feed
 from simulator.data_plane import Load, Outcome
 from simulator.plane import Plane, ReplicaSpec
 from simulator.records import FAILED, Records
@@ -118,7 +118,7 @@ class EnginePlane:
         """Route requests at given instants."""
         self._plane._feed = feed.with_room(self._feed, len(ids))
         for i, at in zip(ids.tolist(), at_s.tolist(), strict=True):
-            event_heap.push(self._feed, at, i)
+            self._plane.push(at, i)
 
     def withdraw(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Empty the heap of requests that were sent for later."""

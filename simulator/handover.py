@@ -11,48 +11,14 @@ A replica's link carries one transfer at a time, first come, first served; a tra
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from simulator import kv_cache
+from simulator import kv_cache, preemption
 from simulator.compiled import inner
+from simulator.engine_state import DONE, HELD, PREFILLING, WAITING
 from simulator.event_heap import push
-from simulator.phases import DONE, HELD, PREFILLING, WAITING
-
-I64 = NDArray[np.int64]
-F64 = NDArray[np.float64]
-
-QUEUES = ("remote_head", "remote_tail", "arrived_head", "arrived_tail")
-
-
-class Transfers(NamedTuple):
-    """KV on the way.
-
-    Attributes:
-        heap_s, heap, num_heap: what happens next: row i < n: its prompt is computed; n + i: its KV has come.
-        block_bytes: (1,) KV of one block, whole model. latency_s: (1,) of a transfer, before its first byte.
-        start_s, end_s, num_bytes: (n,) of each request's transfer; NaN and 0 where it had none.
-    """
-
-    heap_s: F64
-    heap: I64
-    num_heap: I64
-    block_bytes: F64
-    latency_s: F64
-    start_s: F64
-    end_s: F64
-    num_bytes: F64
-
-
-def new_transfers(num_requests: int, block_bytes: float = 0.0, latency_s: float = 0.0) -> Transfers:
-    """None yet."""
-    return Transfers(
-        np.zeros(2 * num_requests), np.zeros(2 * num_requests, np.int64), np.zeros(1, np.int64),
-        np.array([block_bytes]), np.array([latency_s]),
-        np.full(num_requests, np.nan), np.full(num_requests, np.nan), np.zeros(num_requests),
-    )  # fmt: skip
 
 
 @inner
@@ -105,7 +71,7 @@ def start_transfers(w: Any, r: int, now: float) -> None:
         i = me.remote_head
         length = w.requests[i].input + w.requests[i].generated
         hit, held = kv_cache.find_cached_blocks(w, r, i, (length - 1) // bs)
-        need = kv_cache.blocks_held(w, r, i, length)
+        need = preemption.blocks_held(w, r, i, length)
         if need - held > me.free:
             return
         me.remote_head = w.requests[i].next
@@ -181,11 +147,8 @@ def let_go(w: Any, i: int, at_s: float) -> None:
     me = w.replicas[r]
     w.requests[i].hold = 0
     if w.requests[i].phase == HELD:
-        w.requests[i].phase = DONE
         me.num_held -= 1
-        kv_cache.give_back_blocks(
-            w, r, i, kv_cache.blocks_held(w, r, i, w.requests[i].computed),
-            w.requests[i].computed // me.block_size if me.prefix_caching else 0, False,
-        )  # fmt: skip
+        preemption.give_back(w, r, i, False)
+        w.requests[i].phase = DONE
         if me.head >= 0:
             wake(w, r, at_s)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.compiled import entry, inner
+from simulator.compiled import inner
 from simulator.shared_prefix import SharedPrefix
 from simulator.workload import Requests
 
@@ -74,16 +74,6 @@ def new_shared(requests: Requests, block_sizes: list[int], num_blocks: list[int]
         spare=np.tile(np.arange(num_slots, dtype=np.int64), (num_replicas, 1)),
         num_spare=np.full(num_replicas, num_slots, np.int64),
     )
-
-
-@entry
-def blocks_held(w: Any, r: int, i: int, computed: int) -> int:
-    """Blocks of a running request that has computed so many tokens."""
-    me = w.replicas[r]
-    bs = me.block_size
-    if me.reserve > 0:
-        computed = min(w.requests[i].input + me.reserve, min(me.max_model_len, me.num_blocks * bs))
-    return (computed + bs - 1) // bs  # type: ignore[no-any-return]
 
 
 @inner

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from simulator.disaggregation import Pools, doubled
+from simulator.plain_engine import Engine, Group, Job, Step
 from simulator.plain_routing import PlainRouter
-from simulator.plane import ReplicaSpec
 from simulator.records import REJECTED, Handover, Records
-from simulator.reference import Engine, Group, Job, Run, Step
+from simulator.reference import Run
+from simulator.replica_spec import ReplicaSpec
 from simulator.routing import RouterOptions
 from simulator.workload import Requests
 

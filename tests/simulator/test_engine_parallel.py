@@ -11,8 +11,9 @@ from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
 from simulator.engine import Plane, ReplicaSpec, RouterOptions, simulate_replicas
+from simulator.plain_engine import Group
 from simulator.records import Records
-from simulator.reference import Group, Run
+from simulator.reference import Run
 from simulator.replicas import Line, build_line
 from simulator.run import simulate
 from simulator.scenario import Scenario
