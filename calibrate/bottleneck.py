@@ -8,7 +8,7 @@ the KV cache cannot hold the batch asked for, it is memory capacity.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from calibrate.precisions import kv_cache_bytes, kv_cache_type, on_gpu
 from calibrate.profiles import Profile
 from calibrate.roofline import gemm_bytes, gemm_flops, peak_flops
 from calibrate.step import StepShape
-from calibrate.step_time import KernelSums, step_table
+from calibrate.step_time import KernelSums, recomputation_factors, step_table
 from catalogs.schema import Replica
 
 _LINEAR_NAMES = {"compute": "linear layers", "launch overhead": "small linear layers"}
@@ -110,6 +110,10 @@ def step_cost(replica: Replica, profile: Profile, shape: StepShape) -> StepCost:
     parts = (
         _kernel_parts(replica, profile, shape) if profile.kind == "kernels" else _table_parts(replica, profile, shape)
     )
+    layers, attention = recomputation_factors(replica)
+    again = {"engine overhead": 1.0, "head and sampling": 1.0, "prefill attention": attention}
+    again["KV cache (decode attention)"] = attention
+    parts = [replace(p, seconds=p.seconds * again.get(p.name, layers)) for p in parts]
     if lora_of(replica.engine) is not None:
         tokens = float(shape.num_prefill_tokens + shape.num_decode)
         seconds = float(lora_step_s(replica, np.array([tokens]))[0])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from calibrate.activations import Activations, activation_peak
 from calibrate.backends import attention_workspace_bytes, backend_of
 from calibrate.lora import lora_bytes, lora_of
-from calibrate.options import number_option
+from calibrate.options import number_option, recomputation_of
 from calibrate.precisions import kv_cache_type, precision, support
 from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes
 from catalogs.errors import InputError
@@ -272,7 +272,9 @@ def _peak(replica: Replica) -> tuple[Activations, str]:
         backend, longest = backend_of(engine, replica.gpu), _max_len(replica)
         workspace = attention_workspace_bytes(backend, model, tokens, longest, tp)
         what += f", scores of {longest:,} keys kept" if backend.score_bytes else ""
-    return activation_peak(model, tokens, seqs, tp, chunk_tokens, checkpoint, workspace), what
+    again = recomputation_of(engine)
+    what += "" if again is None else f", kept with {again} recomputation"
+    return activation_peak(model, tokens, seqs, tp, chunk_tokens, checkpoint, workspace, again), what
 
 
 def _tokens_per_item(model: Model, engine: Engine) -> int:

@@ -53,6 +53,9 @@ def _gguf(name: str, bits: float) -> Precision:
     return Precision(name, bits / 8, "bf16", weight_only=True, embeddings_too=True, gemm="gguf")
 
 
+# Oldest devices, by vLLM's own checks (``get_min_capability`` of each quantization, Marlin kernels): GPTQ
+# Volta, AWQ and INT8 Turing, Marlin's fast INT4, MXFP4, NVFP4 and FP8 weights Ampere; older GPUs run INT4 by the slow
+# kernels, which `-slow` asks for anywhere (vLLM's `--quantization awq`, `gptq` in place of `awq_marlin`, `gptq_marlin`).
 # Group scales: GPTQ and AWQ keep a 16-bit scale and a 4-bit zero point for 128 weights; MXFP4 an 8-bit scale for 32
 # (OCP MX 1.0); NVFP4 an 8-bit scale for 16; fp8-block a 32-bit scale for 128 x 128. GGUF: bits a weight of the whole
 # file, as llama.cpp's quantize table gives them for 8B models.
@@ -67,8 +70,14 @@ _ALL = (
     Precision("int8-weight-only", 1.0 + 2.0 / 128, "bf16", weight_only=True, gemm="int8_wo"),
     Precision("int4-gptq", 0.5 + 2.5 / 128, "bf16", weight_only=True, gemm="int4_wo"),
     Precision("int4-awq", 0.5 + 2.5 / 128, "bf16", weight_only=True, gemm="int4_wo", min_compute_capability=7.5),
-    Precision("mxfp4", 0.5 + 1.0 / 32, "bf16", weight_only=True, experts_only=True, gemm="mxfp4"),
-    Precision("nvfp4", 0.5 + 1.0 / 16, "fp4", 0.5 + 1.0 / 16, gemm="nvfp4", min_compute_capability=10.0),
+    Precision("int4-gptq-slow", 0.5 + 2.5 / 128, "bf16", weight_only=True, gemm="int4_wo_slow"),
+    Precision(
+        "int4-awq-slow", 0.5 + 2.5 / 128, "bf16", weight_only=True, gemm="int4_wo_slow", min_compute_capability=7.5
+    ),
+    Precision(
+        "mxfp4", 0.5 + 1.0 / 32, "bf16", weight_only=True, experts_only=True, gemm="mxfp4", min_compute_capability=8.0
+    ),
+    Precision("nvfp4", 0.5 + 1.0 / 16, "fp4", 0.5 + 1.0 / 16, gemm="nvfp4", min_compute_capability=8.0),
     Precision("bitsandbytes-nf4", 0.5 + 1.0 / 64, "bf16", weight_only=True, gemm="int4_wo_slow"),
     Precision("bitsandbytes-int8", 1.0, "int8", 1.0, gemm="int8", min_compute_capability=7.5),
     _gguf("gguf-q2_k", 3.16),
@@ -92,6 +101,8 @@ def _two_of_four(form: Precision) -> Precision:
     )  # fmt: skip
 
 
+FAST_INT4_SINCE = 8.0  # Marlin's kernels
+WIDENED_WITHOUT_UNITS = ("fp8", "fp8-block", "nvfp4")  # Marlin reads their weights and multiplies in 16 bit
 PRECISIONS: dict[str, Precision] = {p.name: p for p in (*_ALL, *(_two_of_four(p) for p in _ALL if p.name in _SPARSE))}
 _BITMASK = re.compile(r"(.+)-bitmask([1-9][0-9]?)")
 _ALIASES = {
@@ -128,7 +139,7 @@ def support(name: str, gpu: Gpu) -> Support:
         return "weight_only"
     if form.compute in gpu.peak_flops:
         return "native"
-    if form.name in ("fp8", "fp8-block"):
+    if form.name in WIDENED_WITHOUT_UNITS:
         return "weight_only"
     if form.name == "bf16" and "fp16" in gpu.peak_flops:
         return "emulated"
@@ -155,9 +166,30 @@ def on_gpu(name: str, gpu: Gpu) -> Precision:
         )
     half = "bf16" if "bf16" in gpu.peak_flops else "fp16"
     if how == "weight_only":
-        gemm = form.gemm if form.weight_only else "int8_wo"
+        gemm = form.gemm if form.weight_only else _WIDENED.get(form.name, "int8_wo")
+        if gemm == "int4_wo" and gpu.compute_capability < FAST_INT4_SINCE:
+            gemm = "int4_wo_slow"
         return replace(form, compute=half, activation_bytes=2.0, weight_only=True, gemm=gemm)
     return replace(form, compute=half) if form.compute in ("bf16", "fp16") else form
+
+
+_WIDENED = {"nvfp4": "int4_wo"}  # GEMM family of a format whose weights are widened; else INT8's
+
+
+def support_words(name: str, gpu: Gpu) -> str:
+    """How a GPU runs a format, in words: what it computes in, or why it does not."""
+    how, form = support(name, gpu), precision(name)
+    if how == "refused":
+        if gpu.compute_capability < form.min_compute_capability:
+            return f"refused: kernels need compute capability {form.min_compute_capability:g}"
+        return f"refused: no units for {form.compute}"
+    runs = on_gpu(name, gpu)
+    if how == "emulated":
+        return f"emulated: no {form.compute} units, run as {runs.compute}"
+    if how == "native":
+        return f"native: {runs.compute} units" + (", 2:4 sparse" if form.sparse else "")
+    slow = ", slow kernels" if runs.gemm == "int4_wo_slow" else ""
+    return f"weight only: widened to {runs.compute}{slow}"
 
 
 def kv_cache_type(replica: Replica) -> str:

@@ -21,7 +21,7 @@ from calibrate.collectives import all_gather_time_s, all_reduce_time_s, all_to_a
 from calibrate.gemm import gemm_time_s, quantize_time_s
 from calibrate.lora import load_s, lora_of, lora_step_s
 from calibrate.moe import Experts, busiest_share, experts_time_s
-from calibrate.options import number_option
+from calibrate.options import number_option, recomputation_of
 from calibrate.precisions import Precision, kv_cache_bytes, kv_cache_type, on_gpu, precision
 from calibrate.profiles import Profile
 from calibrate.step import StepShape, StepTable, StepTimeModel
@@ -111,6 +111,8 @@ class KernelSums:
         if gemm.name == "lm_head" and self.form.embeddings_too:
             form = self.form
         fit = self.profile.family("gemm", *VARIANTS.get(form.gemm, (form.gemm,)))
+        if form.gemm == "int4_wo_slow" and form.gemm not in self.profile.families.get("gemm", {}):
+            return self._widened_gemm_s(gemm, form, tokens)
         k = float(gemm.k)
         if form.sparse:  # as a dense GEMM of less depth, which still reads all stored weights
             form, k = replace(form, weight_bytes=form.weight_bytes * SPARSE_SPEEDUP), gemm.k / SPARSE_SPEEDUP
@@ -119,6 +121,16 @@ class KernelSums:
             rounding = quantize_time_s(fit, self.replica.gpu, tokens, gemm.k)
             time = np.maximum(time - rounding, LEAST_WITHOUT_ROUNDING * time)
         return time
+
+    def _widened_gemm_s(self, gemm: work.Gemm, form: Precision, tokens: FloatArray) -> FloatArray:
+        """A linear layer by slow weight-only kernels: the weights are widened to memory, then multiplied in 16 bit.
+
+        What AWQ's kernels of vLLM do from 256 tokens on and bitsandbytes' from 2; assumed for fewer, an upper bound.
+        """
+        half = on_gpu("fp16", self.replica.gpu)
+        fit = self.profile.family("gemm", *VARIANTS.get(half.gemm, (half.gemm,)))
+        widening_s = gemm.n * gemm.k * (form.weight_bytes + 2.0) / self.replica.gpu.memory_bandwidth_bytes_per_s
+        return gemm_time_s(fit, self.replica.gpu, half, tokens, gemm.n, gemm.k) + widening_s
 
     def positionwise_s(self, tokens: FloatArray) -> FloatArray:
         """All work that depends on the number of tokens alone: GEMMs, norms, experts, exchanges."""
@@ -418,7 +430,24 @@ def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: in
         raise InputError(f"profile {profile.name} is of unknown kind {profile.kind!r}", remedy="update this program")
     if replica.model.kind == "vision":
         replica = replace(replica, kv_cache_dtype="auto")
-    return _with_adapters(replica, builder(replica, profile, max_tokens, max_seqs))
+    return _with_adapters(replica, _with_recomputation(replica, builder(replica, profile, max_tokens, max_seqs)))
+
+
+def recomputation_factors(replica: Replica) -> tuple[float, float]:
+    """How often the token-wise work and the attention of a step are computed."""
+    again = recomputation_of(replica.engine)
+    layers_twice = again == "full" or number_option(replica.engine, "activation_checkpoint_layers", 1, low=1) > 1
+    return 2.0 if layers_twice else 1.0, 2.0 if layers_twice or again == "selective" else 1.0
+
+
+def _with_recomputation(replica: Replica, table: StepTable) -> StepTable:
+    """The table of a replica that keeps a step's activations and computes some of them a second time."""
+    layers, attention = recomputation_factors(replica)
+    return table._replace(
+        decode_tokens_s=layers * table.decode_tokens_s,
+        mixed_tokens_s=layers * table.mixed_tokens_s,
+        attention_s=attention * table.attention_s,
+    )
 
 
 def _with_adapters(replica: Replica, table: StepTable) -> StepTable:

@@ -30,6 +30,7 @@ CLOSED_LOOP_WAITING: Mapping[str, int] = {"tensorrt-llm": 1}
 STEP_OPTIONS = (
     "activation_chunk_tokens",
     "activation_checkpoint_layers",
+    "activation_recomputation",
     "all2all_backend",
     "attention_backend",
     "expert_skew",

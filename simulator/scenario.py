@@ -59,6 +59,8 @@ class EngineSpec(Strict):
     enforce_eager: bool = False
     attention_backend: str | None = None
     lora: LoraSpec | None = None
+    activation_chunk_tokens: Whole | None = None
+    activation_recomputation: Literal["none", "selective", "full"] | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
     hints: ClassVar[Mapping[str, str]] = {

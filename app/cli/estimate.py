@@ -38,6 +38,18 @@ if TYPE_CHECKING:
 @click.option("--gpu-memory-utilization", type=click.FloatRange(0, 1, min_open=True), default=None)
 @click.option("--attention-backend", default=None, help="auto, eager, xformers, flash1, flash2, flash3, FLASHINFER ...")
 @click.option(
+    "--activation-chunk-tokens",
+    type=click.IntRange(1),
+    default=None,
+    help="Compute a layer's inner tensors for so many tokens at a time.",
+)
+@click.option(
+    "--recompute",
+    type=click.Choice(["none", "selective", "full"]),
+    default=None,
+    help="Keep a step's activations, and compute again: nothing, attention, or all but each layer's input.",
+)
+@click.option(
     "--compression",
     default=None,
     metavar="KEY=VALUE,...",
@@ -119,7 +131,12 @@ def _replica(flags: dict[str, Any]) -> Replica:
 
 def _techniques(flags: dict[str, Any]) -> dict[str, object]:
     """What goes beyond an engine's common core, as a scenario's ``engine`` section has it."""
-    techniques = {name: flags[name] for name in ("attention_backend",) if flags[name] is not None}
+    own = {
+        "attention_backend": "attention_backend",
+        "activation_chunk_tokens": "activation_chunk_tokens",
+        "recompute": "activation_recomputation",
+    }
+    techniques: dict[str, object] = {name: flags[flag] for flag, name in own.items() if flags[flag] is not None}
     names = {"lora_adapters": "num_adapters", "lora_rank": "rank"}
     flags_of_lora = (*names, "max_loras", "max_lora_rank", "max_cpu_loras")
     lora = {names.get(flag, flag): flags[flag] for flag in flags_of_lora if flags[flag] is not None}
