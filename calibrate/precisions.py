@@ -53,9 +53,9 @@ def _gguf(name: str, bits: float) -> Precision:
     return Precision(name, bits / 8, "bf16", weight_only=True, embeddings_too=True, gemm="gguf")
 
 
-# Oldest devices, by vLLM's own checks (``get_min_capability`` of each quantization, Marlin kernels): GPTQ
-# Volta, AWQ and INT8 Turing, Marlin's fast INT4, MXFP4, NVFP4 and FP8 weights Ampere; older GPUs run INT4 by the slow
-# kernels, which `-slow` asks for anywhere (vLLM's `--quantization awq`, `gptq` in place of `awq_marlin`, `gptq_marlin`).
+# Oldest devices, by vLLM's own checks (``get_min_capability`` of each quantization): GPTQ Volta; AWQ, INT8 and fast INT4
+# (Marlin) Turing; MXFP4, NVFP4 and FP8 weights (Marlin) Ampere. Older GPUs run INT4 by the slow kernels; ``-slow`` asks
+# for them anywhere (vLLM's ``--quantization awq`` or ``gptq`` in place of ``awq_marlin``, ``gptq_marlin``).
 # Group scales: GPTQ and AWQ keep a 16-bit scale and a 4-bit zero point for 128 weights; MXFP4 an 8-bit scale for 32
 # (OCP MX 1.0); NVFP4 an 8-bit scale for 16; fp8-block a 32-bit scale for 128 x 128. GGUF: bits a weight of the whole
 # file, as llama.cpp's quantize table gives them for 8B models.
@@ -101,7 +101,7 @@ def _two_of_four(form: Precision) -> Precision:
     )  # fmt: skip
 
 
-FAST_INT4_SINCE = 8.0  # Marlin's kernels
+FAST_INT4_SINCE = 7.5  # Marlin's kernels, Turing since vLLM 0.14 (vllm-project/vllm pull request 29901)
 WIDENED_WITHOUT_UNITS = ("fp8", "fp8-block", "nvfp4")  # Marlin reads their weights and multiplies in 16 bit
 PRECISIONS: dict[str, Precision] = {p.name: p for p in (*_ALL, *(_two_of_four(p) for p in _ALL if p.name in _SPARSE))}
 _BITMASK = re.compile(r"(.+)-bitmask([1-9][0-9]?)")
@@ -187,7 +187,7 @@ def support_words(name: str, gpu: Gpu) -> str:
     if how == "emulated":
         return f"emulated: no {form.compute} units, run as {runs.compute}"
     if how == "native":
-        return f"native: {runs.compute} units" + (", 2:4 sparse" if form.sparse else "")
+        return f"native: {form.compute} units" + (", 2:4 sparse" if form.sparse else "")
     slow = ", slow kernels" if runs.gemm == "int4_wo_slow" else ""
     return f"weight only: widened to {runs.compute}{slow}"
 
