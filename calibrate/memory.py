@@ -16,7 +16,7 @@ from calibrate.activations import Activations, activation_peak
 from calibrate.backends import attention_workspace_bytes, backend_of
 from calibrate.lora import lora_bytes, lora_of
 from calibrate.options import number_option, recomputation_of
-from calibrate.precisions import kv_cache_type, precision, support
+from calibrate.precisions import check_sparse_kernels, kv_cache_type, precision, support
 from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes
 from catalogs.errors import InputError
 from catalogs.load import gpus, resolve_engine
@@ -114,6 +114,7 @@ def memory_plan(replica: Replica, profile: Profile | None = None) -> MemoryPlan:
     """
     replica = _resolved(replica)
     _check_split(replica)
+    check_sparse_kernels(replica)
     replica, note = _with_room_for_scores(replica, _reserves(profile))
     plan = _account(replica, _reserves(profile))
     if note:

@@ -53,7 +53,7 @@ def _gguf(name: str, bits: float) -> Precision:
     return Precision(name, bits / 8, "bf16", weight_only=True, embeddings_too=True, gemm="gguf")
 
 
-# Oldest devices, by vLLM's own checks (``get_min_capability`` of each quantization): GPTQ Volta; AWQ, INT8 and fast INT4
+# Oldest devices, by vLLM's own checks (``get_min_capability`` of each quantization): GPTQ Volta; AWQ, INT8, fast INT4
 # (Marlin) Turing; MXFP4, NVFP4 and FP8 weights (Marlin) Ampere. Older GPUs run INT4 by the slow kernels; ``-slow`` asks
 # for them anywhere (vLLM's ``--quantization awq`` or ``gptq`` in place of ``awq_marlin``, ``gptq_marlin``).
 # Group scales: GPTQ and AWQ keep a 16-bit scale and a 4-bit zero point for 128 weights; MXFP4 an 8-bit scale for 32
@@ -174,6 +174,22 @@ def on_gpu(name: str, gpu: Gpu) -> Precision:
 
 
 _WIDENED = {"nvfp4": "int4_wo"}  # GEMM family of a format whose weights are widened; else INT8's
+
+
+def check_sparse_kernels(replica: Replica) -> None:
+    """Refuse 2:4 weights where the engine has no kernels for them.
+
+    Raises:
+        InputError: vLLM on a GPU before Hopper (``CompressedTensors24``: CUTLASS 3 kernels of compute capability 9.0),
+            INT4 excepted (Marlin).
+    """
+    form, gpu = precision(replica.precision), replica.gpu
+    if form.sparse and not form.weight_only and replica.engine.framework == "vllm" and gpu.compute_capability < 9.0:
+        raise InputError(
+            f"vLLM has no 2:4 kernels for {form.name} on {gpu.name}", where="precision",
+            why="its kernels need compute capability 9.0 (Hopper)",
+            remedy=f"{form.name.removesuffix('-2of4')}, int4-gptq-2of4, or framework tensorrt-llm",
+        )  # fmt: skip
 
 
 def support_words(name: str, gpu: Gpu) -> str:

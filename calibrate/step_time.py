@@ -117,7 +117,7 @@ class KernelSums:
         if form.sparse:  # as a dense GEMM of less depth, which still reads all stored weights
             form, k = replace(form, weight_bytes=form.weight_bytes * SPARSE_SPEEDUP), gemm.k / SPARSE_SPEEDUP
         time = gemm_time_s(fit, self.replica.gpu, form, tokens, gemm.n, k)
-        if form.name == "fp8" and gemm.name in FUSED_QUANTIZATION.get(self.replica.engine.framework, ()):
+        if form.gemm == "fp8" and gemm.name in FUSED_QUANTIZATION.get(self.replica.engine.framework, ()):
             rounding = quantize_time_s(fit, self.replica.gpu, tokens, gemm.k)
             time = np.maximum(time - rounding, LEAST_WITHOUT_ROUNDING * time)
         return time

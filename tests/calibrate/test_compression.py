@@ -58,6 +58,15 @@ def test_two_of_four_needs_ampere_and_dense_layers() -> None:
         compressed(LLAMA, "int4-awq", Compression("2:4"))
 
 
+def test_vllms_own_kernels_are_hoppers() -> None:
+    ampere = Replica(LLAMA, find_gpu("A100-80GB"), precision="bf16-2of4")
+    with pytest.raises(InputError, match="vLLM has no 2:4 kernels"):
+        memory_plan(ampere)
+    memory_plan(ampere.with_engine(framework="tensorrt-llm"))
+    memory_plan(replace(ampere, precision="int4-gptq-2of4"))
+    memory_plan(replace(ampere, gpu=H100))
+
+
 def test_unstructured_zeros_change_nothing_but_a_bitmasks_memory() -> None:
     assert compressed(LLAMA, "bf16", Compression("unstructured", 0.5)) == (LLAMA, "bf16")
     _, form = compressed(LLAMA, "bf16", Compression("unstructured", 0.6, "bitmask"))
