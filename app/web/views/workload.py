@@ -28,7 +28,7 @@ from catalogs.errors import PlanError
 from simulator.trace_stats import arrivals_per_window, describe, prefix_hits_per_window
 
 BINS = {"1 s": 1.0, "10 s": 10.0, "1 min": 60.0, "10 min": 600.0, "1 h": 3600.0}
-SEASONS = {"10 min": 600.0, "1 h": 3600.0, "a day": 86_400.0, "a week": 604_800.0}
+SEASONS = {"1 min": 60.0, "10 min": 600.0, "1 h": 3600.0, "a day": 86_400.0, "a week": 604_800.0}
 MOST_BINS = 240  # of the forecast's first choice of bin
 
 heading("Workload", "When requests arrive, how long they are, what they share, and what is to come.")
@@ -80,7 +80,8 @@ def make() -> None:
     left, right = st.columns(2)
     if left.button("Use this load on every page", type="primary"):
         keep_synthetic(spec, seed)
-        st.success("This load is now the workload of every page.")
+        st.toast("This load is now the workload of every page.")
+        st.rerun()
     if not is_demo() and right.button("Back to the demo trace"):
         reset()
         st.rerun()
