@@ -11,9 +11,8 @@ import streamlit.components.v1 as components
 
 from app.cli.export import TARGETS
 from app.runs import list_runs
-from app.web.parts import command, error, heading, open_tab, words
+from app.web.parts import command, heading, tabs, words
 from app.web.reports import ask, downloads
-from catalogs.errors import PlanError
 
 LANGUAGES = {"skypilot": "yaml", "karpenter": "yaml", "keda": "yaml", "hpa": "yaml", "terraform": "hcl"}
 SCHEDULE_LANGUAGES = {"crontab": "bash", "systemd": "ini", "kubernetes": "yaml", "github": "yaml"}
@@ -140,9 +139,4 @@ def coming(found: Any, next_due: Any) -> list[datetime]:
     return moments[1:]
 
 
-name, tab = open_tab(["Deploy a plan", "Report", "Schedule"], "tabs-export")
-with tab:
-    try:
-        {"Deploy a plan": deploy, "Report": report, "Schedule": schedule}[name]()
-    except PlanError as problem:
-        error(problem)
+tabs({"Deploy a plan": deploy, "Report": report, "Schedule": schedule}, "tabs-export")

@@ -11,11 +11,10 @@ import streamlit as st
 from app.charts import MEANING_COLOURS, PURCHASE_COLOURS, Series
 from app.report.schema import Spend
 from app.web.fields import choice, keep, whole
-from app.web.parts import chart, command, drawing, error, heading, open_tab, table, words
+from app.web.parts import chart, command, drawing, heading, table, tabs, words
 from app.web.reports import ask, downloads
 from app.web.style import LABELS, lay_out
 from app.web.workload_state import current, trace_name
-from catalogs.errors import PlanError
 from catalogs.load import instances, prices
 from simulator.trace_stats import arrivals_per_window
 
@@ -191,9 +190,4 @@ def against_plan_figure(spend: Spend) -> go.Figure:
     return found
 
 
-name, tab = open_tab(["What to commit", "The bill"], "tabs-spend")
-with tab:
-    try:
-        {"What to commit": commitments, "The bill": bill}[name]()
-    except PlanError as problem:
-        error(problem)
+tabs({"What to commit": commitments, "The bill": bill}, "tabs-spend")

@@ -11,7 +11,7 @@ import streamlit as st
 from app.charts import MEANING_COLOURS, Series
 from app.cli.trace import description_tables
 from app.web.fields import choice, keep, slider
-from app.web.parts import chart, command, drawing, error, heading, open_tab, table
+from app.web.parts import chart, command, drawing, heading, table, tabs
 from app.web.style import add_band, figure
 from app.web.synthesis import form
 from app.web.workload_state import (
@@ -24,7 +24,6 @@ from app.web.workload_state import (
     trace_name,
     with_trace,
 )
-from catalogs.errors import PlanError
 from simulator.trace_stats import arrivals_per_window, describe, prefix_hits_per_window
 
 BINS = {"1 s": 1.0, "10 s": 10.0, "1 min": 60.0, "10 min": 600.0, "1 h": 3600.0}
@@ -147,11 +146,6 @@ def held_out(arrival_s: Any, history_s: list[float], settings: tuple[float, floa
 
 
 st.caption(f"Showing {trace_name()}. Upload another on the Start page, or make one here.")
-name, tab = open_tab(["The requests", "Make a load", "Forecast"], "tabs-workload")
-with tab:
-    try:
-        {"The requests": show_requests, "Make a load": make, "Forecast": forecast}[name]()
-    except PlanError as problem:
-        error(problem)
+name = tabs({"The requests": show_requests, "Make a load": make, "Forecast": forecast}, "tabs-workload")
 if name == "The requests":
     command(with_trace("plan trace stats {trace}"))
