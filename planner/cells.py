@@ -55,7 +55,9 @@ class Cell:
     plans: list[Plan] = field(default_factory=list)
     _programs: dict[bytes, tuple[Program, Columns]] = field(default_factory=dict)
 
-    def under(self, commitments: FloatArray, ids: Iterable[int], tolerance_usd: float, expected_usd: float) -> Plan | None:
+    def under(
+        self, commitments: FloatArray, ids: Iterable[int], tolerance_usd: float, expected_usd: float
+    ) -> Plan | None:
         """The cheapest plan of some options beside commitments that are there already; None where they cannot serve.
 
         Args:
@@ -103,7 +105,12 @@ class Cell:
         return min(max(bound, relaxed.usd_per_hour), relaxed.usd_per_hour + beyond)
 
     def _solve(
-        self, ids: IntArray, price: FloatArray, commitments: FloatArray | None, tolerance_usd: float, expected_usd: float
+        self,
+        ids: IntArray,
+        price: FloatArray,
+        commitments: FloatArray | None,
+        tolerance_usd: float,
+        expected_usd: float,
     ) -> tuple[Plan | None, float]:
         """A plan of some options, and a bound of their cheapest at ``price``."""
         program, columns = self._program(ids)
