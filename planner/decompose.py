@@ -274,9 +274,7 @@ class _State:
         lower = min(self.lower, self.upper)
         achieved = relative_gap(self.upper, lower)
         optimal = achieved <= self.gap + 1e-9
-        return Solution(
-            self.chosen, held, fallback, routed, unserved, self.upper, self.upper, lower, achieved, optimal
-        )
+        return Solution(self.chosen, held, fallback, routed, unserved, self.upper, self.upper, lower, achieved, optimal)
 
 
 def _over_quota(model: FleetModel, commitments: FloatArray) -> bool:
