@@ -55,7 +55,9 @@ class Cell:
     plans: list[Plan] = field(default_factory=list)
     _programs: dict[bytes, tuple[Program, Columns]] = field(default_factory=dict)
 
-    def under(self, commitments: FloatArray, ids: Iterable[int], tolerance_usd: float, expected_usd: float) -> Plan | None:
+    def under(
+        self, commitments: FloatArray, ids: Iterable[int], tolerance_usd: float, expected_usd: float
+    ) -> Plan | None:
         """The cheapest plan of some options beside commitments that are there already; None where they cannot serve.
 
         Args:
@@ -73,7 +75,9 @@ class Cell:
             plan, _ = self._solve(everything, np.zeros(len(commitments)), commitments, tolerance_usd, expected_usd)
         return plan
 
-    def priced(self, price: FloatArray, tolerance_usd: float, slack_usd: float, hurry: bool) -> float | None:
+    def priced(
+        self, price: FloatArray, tolerance_usd: float, expected_usd: float, slack_usd: float, hurry: bool
+    ) -> float | None:
         """A lower bound of the period when commitments cost ``price`` each; a plan found on the way is kept.
 
         With many options only those that add at most ``slack_usd`` to the relaxation are solved for: any plan that
@@ -85,25 +89,29 @@ class Cell:
         committed = self.model.is_kind("committed")
         options = [replace(o, usd_per_hour=float(p)) if c else o
                    for o, p, c in zip(self.model.options, price, committed, strict=True)]  # fmt: skip
+        if len(options) <= FEW_OPTIONS and not hurry:
+            _, bound = self._solve(np.arange(len(options)), price, None, tolerance_usd, expected_usd)
+            return bound
         relaxed = relax(self.model.with_options(options))
         if relaxed is None:
             return None
-        if hurry:
+        cheapest = cheapest_by_bucket(self.model)
+        if hurry or limits_fallback(self.model, cheapest):
             return relaxed.usd_per_hour
         adds = np.where(committed, relaxed.committed_reduced, relaxed.reduced[:, 0, 0])
-        cheapest = cheapest_by_bucket(self.model)
-        if len(options) <= FEW_OPTIONS or limits_fallback(self.model, cheapest):
-            chosen, beyond = np.arange(len(options)), np.inf
-        else:
-            keep = adds <= slack_usd
-            keep[list(relaxed.basis)] = True
-            keep[cheapest] = True
-            chosen, beyond = np.flatnonzero(keep), float(adds[~keep].min(initial=np.inf))
-        _, bound = self._solve(chosen, price, None, tolerance_usd, relaxed.usd_per_hour)
+        keep = adds <= slack_usd
+        keep[[*relaxed.basis, *cheapest]] = True
+        _, bound = self._solve(np.flatnonzero(keep), price, None, tolerance_usd, relaxed.usd_per_hour)
+        beyond = float(adds[~keep].min(initial=np.inf))
         return min(max(bound, relaxed.usd_per_hour), relaxed.usd_per_hour + beyond)
 
     def _solve(
-        self, ids: IntArray, price: FloatArray, commitments: FloatArray | None, tolerance_usd: float, expected_usd: float
+        self,
+        ids: IntArray,
+        price: FloatArray,
+        commitments: FloatArray | None,
+        tolerance_usd: float,
+        expected_usd: float,
     ) -> tuple[Plan | None, float]:
         """A plan of some options, and a bound of their cheapest at ``price``."""
         program, columns = self._program(ids)
