@@ -7,7 +7,7 @@ from typing import Literal
 
 from catalogs.errors import InputError
 from catalogs.names import normalise, resolve
-from catalogs.schema import Gpu
+from catalogs.schema import Gpu, Replica
 from catalogs.units import DTYPE_BYTES
 
 Support = Literal["native", "weight_only", "emulated", "refused"]
@@ -132,6 +132,20 @@ def on_gpu(name: str, gpu: Gpu) -> Precision:
         gemm = form.gemm if form.weight_only else "int8_wo"
         return replace(form, compute=half, activation_bytes=2.0, weight_only=True, gemm=gemm)
     return replace(form, compute=half) if form.compute in ("bf16", "fp16") else form
+
+
+def kv_cache_type(replica: Replica) -> str:
+    """What the replica's KV cache holds; ``auto`` follows the checkpoint, as the engines do.
+
+    FP8 checkpoints with one scale a tensor (NVIDIA's, whose ``hf_quant_config.json`` says ``kv_cache_quant_algo: FP8``)
+    bring an FP8 cache where the GPU computes in FP8; all others, and models that are published quantized
+    (DeepSeek's), a cache of the model's own type.
+    """
+    if normalise(replica.kv_cache_dtype) != "auto":
+        return replica.kv_cache_dtype
+    if replica.model.quantization or precision(replica.precision).name != "fp8":
+        return "auto"
+    return "fp8" if support("fp8", replica.gpu) == "native" else "auto"
 
 
 def kv_cache_bytes(kv_cache_dtype: str, model_dtype: str = "bf16") -> float:

@@ -18,9 +18,9 @@ from calibrate import static_batches, work
 from calibrate.attention import Heads, decode_time_s, prefill_time_s
 from calibrate.backends import backend_variant
 from calibrate.collectives import all_gather_time_s, all_reduce_time_s, send_time_s
-from calibrate.gemm import gemm_time_s
+from calibrate.gemm import gemm_time_s, quantize_time_s
 from calibrate.moe import Experts, experts_time_s
-from calibrate.precisions import Precision, kv_cache_bytes, on_gpu, precision
+from calibrate.precisions import Precision, kv_cache_bytes, kv_cache_type, on_gpu, precision
 from calibrate.profiles import Profile
 from calibrate.step import StepShape, StepTable, StepTimeModel
 from catalogs.errors import InputError
@@ -38,6 +38,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 # FP8 experts are published with a scale for each block (DeepSeek, Qwen); kernels for one scale a tensor differ.
 EXPERT_VARIANTS = {**VARIANTS, "fp8": ("fp8_block", "fp8"), "int8": ("int8", "fp8_block", "fp8")}
+# Layers whose input the kernel before them rounds to FP8 (one scale a tensor) on its way: the norm before, or the
+# activation. The compilers of vLLM (``fuse_norm_quant``, ``fuse_act_quant``) and TensorRT-LLM do so; tables do not.
+FUSED_QUANTIZATION = dict.fromkeys(("vllm", "tensorrt-llm"), ("qkv", "gate_up", "down"))
+LEAST_WITHOUT_ROUNDING = 0.3  # share of a GEMM's time
 KERNELS_BETWEEN_GEMMS = 5  # a layer's two add-norms, rotary, activation, cache write
 SAMPLING_KERNELS = 12  # final norm, logits in fp32, greedy sampling and its bookkeeping: 25 us in vLLM 0.19
 LOGIT_BYTES = 7.0  # traffic a logit while sampling: 1.75 passes in fp32, vLLM 0.19 on RTX 4090 and RTX PRO 6000
@@ -90,7 +94,11 @@ class KernelSums:
         if gemm.name == "lm_head" and self.form.embeddings_too:
             form = self.form
         fit = self.profile.family("gemm", *VARIANTS.get(form.gemm, (form.gemm,)))
-        return gemm_time_s(fit, self.replica.gpu, form, tokens, gemm.n, gemm.k)
+        time = gemm_time_s(fit, self.replica.gpu, form, tokens, gemm.n, gemm.k)
+        if form.name == "fp8" and gemm.name in FUSED_QUANTIZATION.get(self.replica.engine.framework, ()):
+            rounding = quantize_time_s(fit, self.replica.gpu, tokens, gemm.k)
+            time = np.maximum(time - rounding, LEAST_WITHOUT_ROUNDING * time)
+        return time
 
     def positionwise_s(self, tokens: FloatArray) -> FloatArray:
         """All work that depends on the number of tokens alone: GEMMs, norms, experts, exchanges."""
@@ -177,7 +185,7 @@ class KernelSums:
     def heads(self, window: int | None, absorbed: bool) -> Heads:
         """Attention as one GPU runs it; ``absorbed``: MLA reads the latent vector as one KV head (decode)."""
         model, tp = self.replica.model, self.replica.tensor_parallel_size
-        size = kv_cache_bytes(self.replica.kv_cache_dtype, model.dtype)
+        size = kv_cache_bytes(kv_cache_type(self.replica), model.dtype)
         num_heads, causal = work.split(model.num_attention_heads, tp), model.kind == "decoder"
         if model.mla is None:
             kv, width = work.split(model.num_kv_heads, tp), model.head_dim
@@ -215,7 +223,7 @@ class KernelSums:
         return total
 
     def cache_variants(self, window: int | None) -> tuple[str, ...]:
-        cache = "fp8" if kv_cache_bytes(self.replica.kv_cache_dtype, self.replica.model.dtype) == 1.0 else "bf16"
+        cache = "fp8" if kv_cache_bytes(kv_cache_type(self.replica), self.replica.model.dtype) == 1.0 else "bf16"
         if self.replica.model.mla is not None:
             return ("mla", cache)
         return (f"{cache}-window", "bf16-window", cache) if window else (cache,)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator import loop, routing, step_eval
+from simulator import loop, routing, step_eval, waiting
 from simulator.compiled import entry, inner
 
 I64 = NDArray[np.int64]
@@ -129,7 +129,7 @@ def deliver(w: Any, feed: Any, router: Any, at_s: float) -> None:
     front_s = max(at_s, w.replicas[r].front_s) + overhead[step_eval.PROMPT_TOKEN_S] * w.requests[i].input
     w.replicas[r].front_s = front_s
     ready_s = front_s + overhead[step_eval.REQUEST_S]
-    if not loop.enqueue(w, r, i, ready_s) and feed.closed[0]:
+    if not waiting.enqueue(w, r, i, ready_s) and feed.closed[0]:
         send_next(w, feed, at_s)
 
 

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from simulator import loop
+from simulator import engine_state, preemption
+from simulator.packed import Pack
 from simulator.records import COMPLETED, Records
 from simulator.workload import Requests
 
@@ -41,7 +42,7 @@ def check_records(requests: Requests, records: Records) -> None:
     _demand(bool((records.num_cached_tokens <= requests.input_tokens).all()), 2, "more cached tokens than prompt")
 
 
-def check_world(world: loop.World, now_s: float) -> None:
+def check_world(world: engine_state.World, now_s: float) -> None:
     """Invariants of the replicas between two decisions.
 
     Raises:
@@ -54,9 +55,9 @@ def check_world(world: loop.World, now_s: float) -> None:
         _demand(bool((rows["replica"][running] == r).all()), 1, "a request runs elsewhere than it was sent")
         _demand(me["num_running"] <= me["max_num_seqs"], 5, "more sequences than seats")
         _demand(me["next_s"] >= now_s, 4, "a decision lies in the past")
-        decoding = running[rows["phase"][running] == loop.DECODING]
+        decoding = running[rows["phase"][running] == engine_state.DECODING]
         computed = rows["computed"][running].copy()
-        is_decoding = rows["phase"][running] == loop.DECODING
+        is_decoding = rows["phase"][running] == engine_state.DECODING
         computed[is_decoding] = rows["base"][decoding] + me["steps"]
         _demand(len(decoding) == me["num_decode"], 2, "the decode counter is off")
         _demand((computed[is_decoding] + 1).sum() == me["sum_context"], 2, "the context counter is off")
@@ -68,7 +69,7 @@ def check_world(world: loop.World, now_s: float) -> None:
         _demand(not stuck, 7, "a replica idles while a request waits")
 
 
-def _free_blocks(world: loop.World, r: int) -> int:
+def _free_blocks(world: engine_state.World, r: int) -> int:
     me = world.replicas[r]
     total, node = int(me["plain_after"]), int(me["first"])
     while node >= 0:
@@ -77,8 +78,9 @@ def _free_blocks(world: loop.World, r: int) -> int:
     return total
 
 
-def _held_blocks(world: loop.World, r: int, running: np.ndarray, computed: np.ndarray) -> int:
+def _held_blocks(world: engine_state.World, r: int, running: np.ndarray, computed: np.ndarray) -> int:
     """Blocks of running requests; those that several hold count once."""
-    blocks = sum(int(loop.blocks_held(world, r, int(i), int(c))) for i, c in zip(running, computed, strict=True))
+    pack = Pack(world)
+    blocks = sum(int(preemption.blocks_held(pack, r, int(i), int(c))) for i, c in zip(running, computed, strict=True))
     holders = world.shared.holders[r]
     return blocks - int(np.maximum(holders - 1, 0).sum())

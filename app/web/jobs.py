@@ -23,12 +23,18 @@ class Job:
     """One piece of work of one visitor."""
 
     job_id: str
+    slot: str
     title: str
     future: Future[Any] | None = None
     text: str = "waiting for its turn"
     share: float = 0.0
     started_at_s: float = field(default_factory=time.monotonic)
     _stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the visitor stopped it; a part that reports no progress may still come to its end unseen."""
+        return self._stop.is_set()
 
     @property
     def done(self) -> bool:
@@ -60,19 +66,20 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
 
-    def start(self, title: str, work: Callable[[Progress], Any]) -> Job:
-        """Begin ``work(progress)``; its result or exception is in ``job.future``."""
-        job = Job(uuid.uuid4().hex, title)
+    def start(self, slot: str, title: str, work: Callable[[Progress], Any]) -> Job:
+        """Begin ``work(progress)`` for a page's slot; its result or exception is in ``job.future``."""
+        job = Job(uuid.uuid4().hex, slot, title)
         with self._lock:
             self._forget_old()
             self._jobs[job.job_id] = job
         job.future = self._pool.submit(_run, job, work)
         return job
 
-    def find(self, job_id: str | None) -> Job | None:
-        """The job of this id, while it is kept."""
+    def find(self, slot: str, job_id: str | None) -> Job | None:
+        """The slot's job of this id, while it is kept."""
         with self._lock:
-            return self._jobs.get(job_id or "")
+            job = self._jobs.get(job_id or "")
+        return job if job is not None and job.slot == slot else None
 
     def _forget_old(self) -> None:
         now = time.monotonic()
