@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     "--compression",
     default=None,
     metavar="KEY=VALUE,...",
-    help="Pruning: method=2:4; method=layers,num_layers=24; method=width,...; method=unstructured,sparsity=0.5",
+    help="Pruning: method=2of4; method=layers,num_layers=24; method=width,...; method=unstructured,sparsity=0.5",
 )
 @click.option("--enable-lora", is_flag=True, help="Serve LoRA adapters; implied by the flags that follow.")
 @click.option("--lora-adapters", type=click.IntRange(1), default=None, help="Adapters that requests ask for.")
