@@ -135,8 +135,7 @@ def keep_run(path: str, scenario: Scenario, overrides: Mapping[str, Any], answer
     """Keep the run for `plan runs`, `compare` and `explain`; a database that cannot be written is only a warning."""
     import hashlib
 
-    from app.runs import save_run
-    from catalogs.errors import MissingError
+    from app.runs import kept_or_warned, save_run
 
     inputs: dict[str, Any] = {"scenario": scenario.model_dump(mode="json", exclude_unset=True)}
     inputs["overrides"] = dict(overrides)
@@ -147,10 +146,8 @@ def keep_run(path: str, scenario: Scenario, overrides: Mapping[str, Any], answer
     elif trace is not None:
         with trace.open("rb") as file:
             inputs["trace_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
+    with kept_or_warned():
         save_run("simulate", inputs, answer, title=f"{answer['model']} on {_fleet_words(answer)}", files=files)
-    except (MissingError, OSError) as error:
-        click.echo(f"warning: the run is not kept: {error}", err=True)
 
 
 def _fleet_words(answer: Mapping[str, Any]) -> str:
