@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 
+from calibrate.backends import backend_of
 from calibrate.lora import load_s, lora_of, lora_step_s
 from calibrate.options import number_option, recomputation_of
+from calibrate.precisions import on_gpu, precision
 from calibrate.step import StepTable
 from catalogs.errors import InputError
 from catalogs.schema import Replica
+
+
+def technique_notes(replica: Replica) -> list[str]:
+    """What the costs of a replica's techniques rest on, a sentence each; none for the common core."""
+    options, form = replica.engine.options, precision(replica.precision)
+    notes = []
+    if "attention_backend" in options:
+        backend = backend_of(replica.engine, replica.gpu)
+        notes.append(f"Attention backend {options['attention_backend']}: {backend.rests_on}.")
+    if lora_of(replica.engine) is not None:
+        notes.append("LoRA adapters: bytes, FLOPs and launches counted; no measured run stands behind them.")
+    if form.sparse:
+        notes.append("2:4 weights: arithmetic 1.22 times as fast, measured for FP8 on H100 and assumed elsewhere.")
+    if "-bitmask" in form.name:
+        notes.append(f"{form.name}: memory of an engine whose kernels read a bitmask; steps as with all weights.")
+    if on_gpu(replica.precision, replica.gpu).gemm == "int4_wo_slow":
+        notes.append(f"{form.name}: slow kernels, taken to widen all weights to memory first; an upper bound.")
+    if "all2all_backend" in options:
+        notes.append("Exchange of experts: the kernels of all2all_backend are timed as NCCL's.")
+    return notes
 
 
 def recomputation_factors(replica: Replica) -> tuple[float, float]:
