@@ -75,7 +75,9 @@ class Cell:
             plan, _ = self._solve(everything, np.zeros(len(commitments)), commitments, tolerance_usd, expected_usd)
         return plan
 
-    def priced(self, price: FloatArray, tolerance_usd: float, slack_usd: float, hurry: bool) -> float | None:
+    def priced(
+        self, price: FloatArray, tolerance_usd: float, expected_usd: float, slack_usd: float, hurry: bool
+    ) -> float | None:
         """A lower bound of the period when commitments cost ``price`` each; a plan found on the way is kept.
 
         With many options only those that add at most ``slack_usd`` to the relaxation are solved for: any plan that
@@ -87,21 +89,20 @@ class Cell:
         committed = self.model.is_kind("committed")
         options = [replace(o, usd_per_hour=float(p)) if c else o
                    for o, p, c in zip(self.model.options, price, committed, strict=True)]  # fmt: skip
+        if len(options) <= FEW_OPTIONS and not hurry:
+            _, bound = self._solve(np.arange(len(options)), price, None, tolerance_usd, expected_usd)
+            return bound
         relaxed = relax(self.model.with_options(options))
         if relaxed is None:
             return None
-        if hurry:
+        cheapest = cheapest_by_bucket(self.model)
+        if hurry or limits_fallback(self.model, cheapest):
             return relaxed.usd_per_hour
         adds = np.where(committed, relaxed.committed_reduced, relaxed.reduced[:, 0, 0])
-        cheapest = cheapest_by_bucket(self.model)
-        if len(options) <= FEW_OPTIONS or limits_fallback(self.model, cheapest):
-            chosen, beyond = np.arange(len(options)), np.inf
-        else:
-            keep = adds <= slack_usd
-            keep[list(relaxed.basis)] = True
-            keep[cheapest] = True
-            chosen, beyond = np.flatnonzero(keep), float(adds[~keep].min(initial=np.inf))
-        _, bound = self._solve(chosen, price, None, tolerance_usd, relaxed.usd_per_hour)
+        keep = adds <= slack_usd
+        keep[[*relaxed.basis, *cheapest]] = True
+        _, bound = self._solve(np.flatnonzero(keep), price, None, tolerance_usd, relaxed.usd_per_hour)
+        beyond = float(adds[~keep].min(initial=np.inf))
         return min(max(bound, relaxed.usd_per_hour), relaxed.usd_per_hour + beyond)
 
     def _solve(

@@ -33,9 +33,10 @@ from planner.relaxation import Relaxed, cheapest_by_bucket, relax
 log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float64]
 SMOOTHING = 0.7  # share of the best prices so far in the next (Wentges 1997)
-SAMPLE = 12  # periods that are solved with every option that could pay
-SHORT_LIST = 14  # options of the sample's plans that the other periods are solved with first
-MASTER_ROUNDS = 4  # of prices, between two looks at whole commitments
+SAMPLE = 8  # periods that are solved with every option that could pay
+SHORT_LIST = 12  # options of the sample's plans that the other periods are solved with first
+LONG_LIST_GAP = 2  # times the gap asked for: beyond it, the bound must rise, and longer lists do not help
+MASTER_ROUNDS = 2  # of prices, between two looks at whole commitments
 
 
 def separable(model: FleetModel) -> bool:
@@ -104,7 +105,7 @@ class _State:
     @property
     def tolerance_usd(self) -> float:
         """How far from the cheapest a period's plan may be."""
-        return max(0.3 * self.gap * self.lower, 1e-9)
+        return max(0.5 * self.gap * self.lower, 1e-9)
 
     @property
     def num_plans(self) -> int:
@@ -124,8 +125,15 @@ class _State:
         for rounded in (np.round(y), np.ceil(y - 1e-6), np.floor(y + 1e-6)):
             for most in [*shorter, None]:
                 self.evaluate(rounded, most)
-                if not self.open():
-                    return
+                if self._near():
+                    break
+            if self.chosen is not None:
+                return
+
+    def _near(self) -> bool:
+        """Whether more options could hardly close the gap: it is closed, or wider than they account for."""
+        left = relative_gap(self.upper, self.lower)
+        return not self.open() or self.gap * LONG_LIST_GAP < left < np.inf
 
     def _sample(self, commitments: FloatArray) -> None:
         """Solve some periods, from the calmest to the busiest, with every option that could pay."""
@@ -197,7 +205,8 @@ class _State:
         slack = max(3 * self.gap * self.lower, self.upper - self.lower if np.isfinite(self.upper) else 0.0)
 
         def bound(i: int) -> float | None:
-            return self.cells[i].priced(price[i], self.tolerance_usd, slack, time.monotonic() > self.end)
+            hurry, usd = time.monotonic() > self.end, float(self.relaxed.cell_usd[self.cells[i].where])
+            return self.cells[i].priced(price[i], self.tolerance_usd, usd, slack, hurry)
 
         found = list(self.pool.map(bound, range(len(self.cells))))
         if any(f is None for f in found):
