@@ -177,7 +177,7 @@ def test_a_schedule_is_written_from_a_form_and_its_mistake_stands_at_the_field(v
 
 def test_the_url_restores_the_view_and_a_simulation_draws_its_charts(visit: Visit) -> None:
     page = visit.open("simulate?gpu=L4&count=3&precision=fp8")
-    assert page.get_by_label("Replicas").input_value() == "3"
+    assert page.get_by_label("Replicas", exact=True).input_value() == "3"
     page.get_by_role("button", name="Simulate", exact=True).click()
     page.get_by_text("The promise is").first.wait_for(timeout=240_000)
     visit.settle()
