@@ -8,6 +8,7 @@ of the whole model's optimum, and each option's reduced cost says by how much a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from planner.fleet_model import FleetModel, Option
 from planner.milp import Columns, build
-from planner.program import IntArray, Program
+from planner.program import Program
 
 FloatArray = NDArray[np.float64]
 ENTERING = 16  # options that join in a round, at most
@@ -100,7 +101,7 @@ def cheapest_by_bucket(model: FleetModel) -> list[int]:
     """For each kind of purchase and each bucket, the option that serves a request for the least money."""
     found: set[int] = set()
     for kind in ("on_demand", "spot", "committed"):
-        ids = np.flatnonzero(model.is_kind(kind))  # type: ignore[arg-type]
+        ids = np.flatnonzero(model.is_kind(kind))
         if not len(ids):
             continue
         usd = model.usd_per_hour[ids, None] * model.load[ids]
@@ -180,7 +181,7 @@ def _price_options(model: FleetModel, prices: _Prices) -> tuple[FloatArray, Floa
     return value, reduced, committed_reduced, missing
 
 
-def limits_fallback(model: FleetModel, ids: IntArray | tuple[int, ...]) -> bool:
+def limits_fallback(model: FleetModel, ids: Iterable[int]) -> bool:
     """Whether a count or a quota limits one of these, so that it cannot stand in for others without end."""
     limited = {name for q in model.limits.quotas for name in q.weights}
     return any(
