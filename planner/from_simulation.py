@@ -32,6 +32,7 @@ from planner.store import CapacityStore, default_store
 from planner.verify import Verdict
 from simulator.replicas import Line as Served
 from simulator.replicas import build_line
+from simulator.workload import Requests
 
 Progress = Callable[[str, float], None]
 FRESH_DRAWS = 5
@@ -88,7 +89,7 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore) -> Fou
         )
     region_of(problem)
     over_time = problem.time.periods != "static" or problem.time.demand is not None
-    horizon = horizon_of(problem, demand_of(_requests(problem), split_lengths=not over_time))
+    horizon = horizon_of(problem, demand_of(workload_requests(problem), split_lengths=not over_time))
     progress("candidates", 0.05)
     candidates, refused = enumerate_candidates(problem, model)
     served, unknown = _served(candidates)
@@ -109,7 +110,12 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore) -> Fou
     return Found(problem, search, *result, tuple(refused), tuple(_notes(problem, horizon)))
 
 
-def _requests(problem: Problem) -> Any:
+def workload_requests(problem: Problem) -> Requests:
+    """The workload's requests.
+
+    Raises:
+        InputError: it cannot be read, or the slo names a class that it does not have.
+    """
     from simulator.workload_spec import load_workload
 
     requests = load_workload(problem.workload, problem.seed)
