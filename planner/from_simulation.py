@@ -22,6 +22,7 @@ from planner.explore import against_today, break_even, explore
 from planner.fleet_model import FleetModel
 from planner.floors import below_the_floor
 from planner.horizon import Horizon, base_model, horizon_of, zone_availability
+from planner.live import play
 from planner.market import region_of
 from planner.milp import Solution
 from planner.problem import Problem
@@ -216,6 +217,8 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
     for document, line in zip(plan["lines"], lines, strict=True):
         document["serves"] = demand.pattern_name(search.patterns[line.option.name])
         document["engine"] = _engine(search.served[line.candidate.config])
+    progress("the fleet as it lives: boots, scaling, spot outages", 0.89)
+    live = play(problem, search, lines)
     progress("the roads not taken", 0.92)
     others = alternatives.of_search(search, found.model, found.solution, found.refused)
     around: dict[str, Any] = {}
@@ -233,10 +236,11 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
         "plan": plan,
         "slo": slo,
         "verified": found.verdict.ok,
-        "verified_why": _verified_why(found, draws),
+        "verified_why": _verified_why(found, draws) + _live_why(live),
         "periods": list(search.horizon.names) if search.horizon.num_periods > 1 else [],
         "requests_per_s_by_period": [float(x) for x in found.model.demand[0].sum(1)],
         "confidence": draws,
+        "live": live,
         "lower_bound_usd_per_hour": round(found.solution.bound, 6),
         "mip_gap": found.solution.gap,
         "rounds": search.rounds,
@@ -269,6 +273,19 @@ def _verified_why(found: Found, draws: Mapping[str, Any]) -> str:
     return (
         f"each of the {found.search.checked} different fleets was simulated in the period that presses it hardest; "
         f"in the busiest ({num:,} requests) it {kept}"
+    )
+
+
+def _live_why(live: Mapping[str, Any] | None) -> str:
+    if live is None:
+        return ""
+    if "not_played" in live:
+        return f"; scaling and spot outages were not played: {live['not_played']}"
+    low, high = live["probability_interval"]
+    return (
+        f"; played live ({live['window']}, with boots of about {live['boot_s']:g} s"
+        + (f" and outages of {live['spot_zones']} spot zones" if live["spot_zones"] else "")
+        + f") it kept its promise in {live['kept']} of {live['draws']} draws: a probability of {low:.0%} to {high:.0%}"
     )
 
 

@@ -42,7 +42,7 @@ def advise(config: Path, form: str) -> None:
     now = answer["steps"][0]
     if now["bottleneck"]:
         notes.insert(
-            0, f"Today the replicas are busy {now['busy_share']:.0%} of the time. Bottleneck: {now['bottleneck']}."
+            0, f"Today the replicas are in a step {now['busy_share']:.0%} of the time. Bottleneck: {now['bottleneck']}."
         )
     if now["why_not"]:
         notes.insert(0, f"Today's fleet {now['why_not']}.")
