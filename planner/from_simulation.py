@@ -23,7 +23,7 @@ from planner.fleet_model import FleetModel
 from planner.floors import below_the_floor
 from planner.horizon import Horizon, base_model, horizon_of, zone_availability
 from planner.live import play
-from planner.market import region_of
+from planner.market import TERM_YEARS, region_of
 from planner.milp import Solution
 from planner.problem import Problem
 from planner.purchase import extra_of
@@ -194,6 +194,12 @@ def _notes(problem: Problem, horizon: Horizon) -> list[str]:
             f"{problem.spot.zone_correlation:g}; replacements on demand boot in {problem.time.boot_s:g} s, and their "
             "number is a mean over outages"
         )
+    longest = max((TERM_YEARS.get(form, 0.0) * 12 for form in problem.candidates.purchase), default=0.0)
+    if problem.commitments.horizon_months < longest:
+        notes.append(
+            f"a commitment longer than the horizon of {problem.commitments.horizon_months:g} months "
+            "(commitments.horizon_months) is paid for whole within it"
+        )
     if horizon.num_periods > 1:
         notes.append(
             "over time, request sizes are not parted between lines; each period's busiest sight is planned for"
@@ -271,7 +277,7 @@ def _verified_why(found: Found, draws: Mapping[str, Any]) -> str:
     if found.search.horizon.num_periods == 1:
         return f"the fleet was simulated on all {num:,} requests of the workload, and {kept}"
     return (
-        f"each of the {found.search.checked} different fleets was simulated in the period that presses it hardest; "
+        f"every different fleet was simulated in the period that presses it hardest ({found.search.checked} runs); "
         f"in the busiest ({num:,} requests) it {kept}"
     )
 

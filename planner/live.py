@@ -156,10 +156,12 @@ def _collect(horizon: Horizon, first: int, start_s: float) -> tuple[tuple[int, .
 
 def _hour(horizon: Horizon, period: int) -> Requests:
     """A whole hour of a period's requests: those of the trace, or a shorter workload at its rate, over and over."""
+    if horizon.rates[period].sum() <= 0:
+        return take(horizon.shape.requests, np.zeros(0, dtype=np.int64))
     part = horizon.demand_in(period).requests
     if horizon.rows[period] is not None or not len(part):
         return part
-    span_s = len(part) / max(float(horizon.rates[period].sum()), 1e-9)
+    span_s = len(part) / float(horizon.rates[period].sum())
     return _repeated(part, span_s, math.ceil(SECONDS_PER_HOUR / span_s))
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from catalogs.errors import InputError
 from catalogs.names import nearest
@@ -21,6 +21,13 @@ from simulator.workload import Slo
 from simulator.workload_spec import WorkloadSpec
 
 PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
+
+
+def _check_setting(name: str, value: Any) -> None:
+    try:
+        EngineSpec.model_validate({name: value})
+    except ValidationError as error:
+        raise ValueError(f"{name}: {value!r} is refused: {error.errors()[0]['msg']}") from error
 
 
 class Candidates(Strict):
@@ -65,7 +72,7 @@ class Candidates(Strict):
                 raise ValueError(f"{name}: an empty list leaves nothing to choose from")
             for choice in choices:
                 if name in EngineSpec.model_fields:
-                    EngineSpec.model_validate({name: choice})
+                    _check_setting(name, choice)
         return values
 
     @field_validator("precision", "gpus", "instances")
