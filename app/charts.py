@@ -78,9 +78,10 @@ def svg(
         size: width and height in pixels.
     """
     width, height = size
-    left, right, top, bottom = 62, 14, 30, 62
     stacked = _stack(series)
     shown = [s for s, _ in stacked]
+    left, right, top = 62, 14, 30
+    bottom = 62 if len({s.name for s in shown if s.name}) > 1 else 44  # room for a legend
     bars = [s for s in shown if s.kind == "bar"]
     margin = [v + d for s in bars for v in s.x for d in (-0.5, 0.5)]  # bars stand at 1, 2, 3...
     x_low, x_high = _bounds(x, [v for s in shown for v in s.x] + margin)

@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator import kv_cache, step_eval
+from simulator.transfers import Transfers
 
 I64 = NDArray[np.int64]
 
 UNSEEN, WAITING, PREFILLING, DECODING, FINISHING, DONE = range(6)
+HELD = 6  # has blocks and no seat: its KV is on the way, here or from here (see ``handover``)
 CONTINUOUS, PREFILL_FIRST, STATIC = range(3)
 NEVER = np.inf
 FAR = 2**62
@@ -66,6 +68,13 @@ REPLICA = np.dtype(
         ("front_s", np.float64),  # until when its one tokenizer is busy
         ("prefix_queries", np.int64),
         ("prefix_hits", np.int64),
+        ("num_held", np.int64),  # requests that hold blocks without a seat
+        ("remote_head", np.int64),  # queue of requests whose KV lies elsewhere, and of those whose KV has come
+        ("remote_tail", np.int64),
+        ("arrived_head", np.int64),
+        ("arrived_tail", np.int64),
+        ("link_bytes_per_s", np.float64),  # over which KV comes and goes, and until when it is taken
+        ("link_free_s", np.float64),
     ]
 )
 
@@ -92,6 +101,8 @@ REQUEST = np.dtype(
         ("num_cached_tokens", np.int64),
         ("num_preemptions", np.int64),
         ("stall_s", np.float64),  # preempted, waiting to be admitted again
+        ("remote", np.int64),  # tokens whose KV is computed elsewhere
+        ("hold", np.int64),  # 1: keeps its blocks when it has ended, until its KV has been fetched
     ]
 )
 
@@ -104,7 +115,8 @@ class World(NamedTuple):
         nodes, shared: the KV caches (see ``kv_cache``).
         crossing: (r, block size) decoding sequences that need a block where ``steps % block_size`` is the column.
         running: (r, seats) requests in order of admission.
-        ended, num_ended: requests whose end was decided since the caller last looked (closed loops; else empty).
+        ended, num_ended: requests whose end was decided since the caller last looked (where someone does; else empty).
+        transfers: KV under way from prefill to decode replicas (empty without).
     """
 
     tables: step_eval.Tables
@@ -116,3 +128,4 @@ class World(NamedTuple):
     running: I64
     ended: I64
     num_ended: I64
+    transfers: Transfers

@@ -137,7 +137,15 @@ class Engine:
                 sequence.finished = True
                 if sequence in self.running:
                     self.running.remove(sequence)
-                    self.pool.give_back(sequence.blocks)
+                    self.leave(sequence)
+
+    def leave(self, sequence: Job) -> None:
+        """An ended sequence, which runs no longer, gives its blocks back."""
+        self.pool.give_back(sequence.blocks)
+
+    def next_start_s(self, now: float) -> float:
+        """When an engine that has nothing to do looks again; infinity: when it is woken."""
+        return max(now, self.due_s()) if self.waiting else np.inf
 
     def schedule(self, now: float) -> Step:
         """Choose what the next step computes."""
@@ -186,10 +194,14 @@ class Engine:
             return
         if self.spec.policy in ("static", "dynamic") and (self.running or not self.waiting or now < self.due_s()):
             return
+        self.admit_waiting(step, now, budget)
+
+    def admit_waiting(self, step: Step, now: float, budget: int) -> int:
+        """Seats for waiting requests in order; returns what is left of the budget."""
         while budget > 0 and self.waiting and len(self.running) < self.spec.max_num_seqs:
             sequence = self.waiting[0]
             if sequence.ready_s > now:
-                return
+                return budget
             hit = self.find_cached(sequence)
             before = len(hit) * self.spec.block_size
             tokens = min(budget, sequence.num_tokens - before)
@@ -197,16 +209,17 @@ class Engine:
             if not self.spec.enable_chunked_prefill and sequence.num_sampled and alone:
                 tokens = sequence.num_tokens - before  # it may have outgrown the budget
             if tokens < sequence.num_tokens - before and not self.spec.enable_chunked_prefill:
-                return
+                return budget
             held = sum(block.num_holders > 0 for block in hit)
             if self.blocks_for(sequence, sequence.num_tokens) - held > len(self.pool.free):
-                return
+                return budget
             self.waiting.popleft()
             self.admit(sequence, now, hit)
             grown = self.grow(sequence, tokens)
             assert grown
             step.chunks.append((sequence, tokens, before))
             budget -= tokens
+        return budget
 
     def admit(self, sequence: Job, now: float, hit: list[Block]) -> None:
         run, i = self.run, sequence.index
@@ -301,8 +314,7 @@ class Group:
             run.wake(self, first.inflight[0].end_s)
         else:
             self.idle, self.idle_since_s = True, now
-            heads = [engine.due_s() for engine in self.engines if engine.waiting]
-            run.wake(self, max(now, min(heads)) if heads else np.inf)
+            run.wake(self, min(engine.next_start_s(now) for engine in self.engines))
 
     def duration_s(self, run: Run, steps: Sequence[Step]) -> float:
         """The slowest rank's own layers, and the experts at the tokens of all."""

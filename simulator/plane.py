@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from calibrate.step import StepTable
 from catalogs.errors import InputError
-from simulator import engine_state, feed, invariants, kv_cache, routing, step_eval, waiting
+from simulator import engine_state, event_heap, feed, invariants, kv_cache, routing, step_eval, transfers, waiting
 from simulator.packed import Pack
 from simulator.records import FAILED, Records
 from simulator.replica_spec import POLICIES, ReplicaSpec, demand_alone, first_ranks
@@ -78,7 +78,7 @@ class Plane:
         self._tables: list[StepTable] = []
         self._world = self._new_world()
         self._router = routing.new_router(
-            router, len(self.specs), _router_keys(requests, router), options or routing.RouterOptions(), seed
+            router, len(self.specs), router_keys(requests, router), options or routing.RouterOptions(), seed
         )
 
     def advance(self, until_s: float) -> None:
@@ -95,7 +95,7 @@ class Plane:
 
     def push(self, at_s: float, request: int) -> None:
         """Let a request come at an instant; there must be room in the feed."""
-        feed.push(self._pack("_feed"), at_s, request)
+        event_heap.push(self._pack("_feed"), at_s, request)
 
     @property
     def idle(self) -> bool:
@@ -285,6 +285,7 @@ class Plane:
             running=np.full((num_replicas, max(s.max_num_seqs for s in self.specs)), -1, np.int64),
             ended=np.zeros(0 if requests.concurrency is None else len(requests), np.int64),
             num_ended=np.zeros(1, np.int64),
+            transfers=transfers.new_transfers(0),
         )
 
 
@@ -320,11 +321,11 @@ def _set_up(row: np.void, spec: ReplicaSpec, table: int, rank_0: int) -> None:
     row["speed"] = 1.0
     row["next_done"] = row["shortest"] = engine_state.FAR
     row["longest"] = -engine_state.FAR
-    for name in ("prefilling", "head", "tail", "first", "last"):
+    for name in ("prefilling", "head", "tail", "first", "last", *transfers.QUEUES):
         row[name] = -1
 
 
-def _router_keys(requests: Requests, router: str) -> NDArray[np.int64]:
+def router_keys(requests: Requests, router: str) -> NDArray[np.int64]:
     """What affinity looks at: a request's session, or its first prefix block; -1 where it has none."""
     keys = np.full(len(requests), -1, np.int64)
     if router == "session_affinity" and requests.session is not None:

@@ -26,7 +26,16 @@ SYNCHRONOUS = ("tgi", "onnxruntime", "tensorrt-llm")  # a request joins the next
 # Clients of a closed loop that always wait: in 86 measured loops of TensorRT-LLM 1.0 on H100 (TP 1 and 4, 8 to 128
 # clients) TTFT holds one request's whole duration over the clients less one, as if one sequence fewer ran than asked.
 CLOSED_LOOP_WAITING: Mapping[str, int] = {"tensorrt-llm": 1}
-MEMORY_OPTIONS = ("activation_chunk_tokens", "activation_checkpoint_layers")
+# Options that the step time and memory models read; the engine's loop does not.
+STEP_OPTIONS = (
+    "activation_chunk_tokens",
+    "activation_checkpoint_layers",
+    "activation_recomputation",
+    "all2all_backend",
+    "attention_backend",
+    "expert_skew",
+    "lora",
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,8 @@ class Line:
         spec: one engine's settings; a replica has one for each data-parallel rank and, of a pipeline, for each
             micro-batch that is under way: as many as stages, each with its share of seats and KV blocks.
         count: replicas.
+        role: both, prefill or decode.
+        number: of the line in its scenario.
     """
 
     replica: Replica
@@ -47,6 +58,8 @@ class Line:
     memory: MemoryPlan
     spec: ReplicaSpec
     count: int
+    role: str = "both"
+    number: int = 0
 
     @property
     def num_engines(self) -> int:
@@ -70,7 +83,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     known = engine_options()
     options = {}
     for name, value in engine.options.items():
-        if name in known.difference(MEMORY_OPTIONS):
+        if name in known.difference(STEP_OPTIONS):
             options[name] = value
         elif name not in known:
             close = nearest(name, sorted(known), num=1)
@@ -85,8 +98,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     settings["async_scheduling"] = (
         _is_asynchronous(engine.framework, engine.version or "") if measured_so is None else bool(measured_so)
     )
-    if replica.model.moe is not None and replica.expert_parallel_size > 1:
-        settings["lockstep_ranks"] = replica.data_parallel_size
+    settings["lockstep_ranks"] = _ranks_in_step(replica)
     if settings["policy"] == "dynamic":
         settings["max_queue_delay_s"] = TRITON_QUEUE_DELAY_S
     settings |= options
@@ -102,9 +114,20 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
 
 
 def engine_options() -> frozenset[str]:
-    """Names that ``engine.options`` may hold: techniques of the engine loop, and of its memory."""
+    """Names that ``engine.options`` may hold: techniques of the engine loop, of its steps and of its memory."""
     ours = {"step_table", "num_gpu_blocks", "lockstep_ranks", "name"}
-    return frozenset({f.name for f in fields(ReplicaSpec)} - ours) | frozenset(MEMORY_OPTIONS)
+    return frozenset({f.name for f in fields(ReplicaSpec)} - ours) | frozenset(STEP_OPTIONS)
+
+
+def _ranks_in_step(replica: Replica) -> int:
+    """Engines that step together: data-parallel ranks that share experts, and the micro-batches of a pipeline.
+
+    A round of a pipeline of p stages in which each of p micro-batches passes all stages takes as long as the longest
+    micro-batch does: the others wait behind it in one stage after the other. Against a simulation of each stage's queue
+    that is within 2 % for TPOT and E2E (tests/simulator/test_engine_parallel.py).
+    """
+    shares_experts = replica.model.moe is not None and replica.expert_parallel_size > 1
+    return replica.pipeline_parallel_size * (replica.data_parallel_size if shares_experts else 1)
 
 
 def in_closed_loop(line: Line, requests: Requests, num_engines: int = 1) -> ReplicaSpec:
@@ -130,7 +153,7 @@ def build_fleet(scenario: Scenario) -> list[Line]:
     lines = []
     for number, line in enumerate(scenario.fleet):
         where = f"fleet.{number}"
-        replica = line.replica(model, find_gpu(line.gpu, where=f"{where}.gpu"))
+        replica = line.replica(model, find_gpu(line.gpu, where=f"{where}.gpu"), where)
         profile = load_profile(line.profile, where=f"{where}.profile") if line.profile is not None else None
-        lines.append(build_line(replica, profile, line.count, where))
+        lines.append(replace(build_line(replica, profile, line.count, where), role=line.role, number=number))
     return lines

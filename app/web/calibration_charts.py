@@ -54,9 +54,9 @@ def roofline_figure(cost: StepCost) -> go.Figure:
 
 
 def _beside(chosen: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names below and above in turn, so that kernels at one place can be read."""
+    """Names below the roof, to the right and to the left in turn, so that kernels at one place can be read."""
     order = sorted(rows, key=lambda r: r["FLOP per byte"])
-    places = {id(r): ("bottom center" if i % 2 else "top center") for i, r in enumerate(order)}
+    places = {id(r): ("bottom left" if i % 2 else "bottom right") for i, r in enumerate(order)}
     return [places[id(r)] for r in chosen]
 
 
@@ -86,9 +86,9 @@ def errors_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
         found.add_scatter(x=[r["median"] for r in chosen], y=[r["name"] for r in chosen], mode="markers",
                           marker={"color": colour, "size": 9}, name=f"median, {fit}", legendgroup=fit)  # fmt: skip
     lay_out(found, "relative error", "", height=130 + 24 * len(rows))
-    found.update_xaxes(type="log", tickformat=".1%", dtick=1)
+    found.update_xaxes(type="log", tickformat=".2~%", dtick="D2")
     found.update_yaxes(categoryorder="array", categoryarray=[r["name"] for r in rows][::-1])
-    found.update_layout(hovermode="closest", legend={"y": -90 / (130 + 24 * len(rows))})
+    found.update_layout(hovermode="closest", legend={"y": 1.0, "yanchor": "bottom"})
     return found
 
 

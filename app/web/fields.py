@@ -20,7 +20,7 @@ def asked(key: str) -> str | None:
 def choice(column: Any, label: str, options: Sequence[str], key: str, fallback: str, **settings: Any) -> str:
     """One of some names."""
     wanted = asked(key)
-    start = wanted if wanted in options else fallback
+    start = wanted if wanted is not None and wanted in options else fallback
     found = column.selectbox(label, options, index=list(options).index(start) if start in options else 0,
                              key=f"field-{key}", **settings)  # fmt: skip
     if wanted is not None and wanted not in options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
+
+from catalogs.errors import PlanError
 
 Progress = Callable[[str, float], None]
 KEEP_FINISHED_S = 3600.0
@@ -89,4 +92,10 @@ class Jobs:
 
 def _run(job: Job, work: Callable[[Progress], Any]) -> Any:
     job.report("starting", 0.0)
-    return work(job.report)
+    try:
+        return work(job.report)
+    except (PlanError, CancelledError):
+        raise
+    except Exception:
+        logging.getLogger(__name__).exception("%s failed", job.title)
+        raise

@@ -42,13 +42,18 @@ def command(text: str, light: bool = False) -> None:
             st.code(text, language="bash")
 
 
-def open_tab(names: Sequence[str], key: str) -> tuple[str, Any]:
-    """Tabs of which only the open one is computed; the URL restores it. Returns its name and its container."""
-    wanted = st.query_params.get("tab")
-    tabs = st.tabs(names, default=wanted if wanted in names else names[0], key=key, on_change="rerun")
-    name, container = next(((n, t) for n, t in zip(names, tabs, strict=True) if t.open), (names[0], tabs[0]))
+def tabs(pages: Mapping[str, Callable[[], None]], key: str) -> str:
+    """Tabs of which only the open one is drawn, its errors in words; the URL restores it. Returns its name."""
+    names, wanted = list(pages), st.query_params.get("tab")
+    shown = st.tabs(names, default=wanted if wanted in names else names[0], key=key, on_change="rerun")
+    name, container = next(((n, t) for n, t in zip(names, shown, strict=True) if t.open), (names[0], shown[0]))
     st.query_params["tab"] = name
-    return name, container
+    with container:
+        try:
+            pages[name]()
+        except PlanError as problem:
+            error(problem)
+    return name
 
 
 def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str) -> None:
@@ -78,14 +83,16 @@ def points_of(series: Sequence[Series], x_label: str, y_label: str) -> pd.DataFr
 
 def drawing(name: str, alternative: str, found: go.Figure, points: Rows | Callable[[], Rows]) -> None:
     """A figure, its text alternative and the download of its points."""
-    st.plotly_chart(found, width="stretch", key=f"chart-{name}", alt=alternative, config={"displaylogo": False})
+    st.plotly_chart(found, width="stretch", key=f"chart-{name}", alt=_plain(alternative), config={"displaylogo": False})
     st.caption(alternative)
     download(f"{name}.csv", lambda: _csv(_frame(points() if callable(points) else points)), f"points-{name}")
 
 
 def picture(name: str, alternative: str, svg: str, points: Rows | Callable[[], Rows]) -> None:
     """A picture that needs no charting library: it is there at once. Its text alternative, its download."""
-    st.image(svg.replace("<svg ", f'<svg color="{THEME[look()]["text"]}" ', 1), width="stretch", alt=alternative)
+    st.image(
+        svg.replace("<svg ", f'<svg color="{THEME[look()]["text"]}" ', 1), width="stretch", alt=_plain(alternative)
+    )
     st.caption(alternative)
     download(f"{name}.csv", lambda: _csv(_frame(points() if callable(points) else points)), f"points-{name}")
 
@@ -162,6 +169,11 @@ def words(text: str) -> str:
     for sign in "\\`*_{}[]<>#|~$:":
         text = text.replace(sign, f"\\{sign}")
     return text
+
+
+def _plain(text: str) -> str:
+    """Text for a place that reads no Markdown."""
+    return text.replace("\\", "")
 
 
 def _frame(rows: Rows) -> pd.DataFrame:

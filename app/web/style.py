@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from app.charts import MEANING_COLOURS, PALETTE, PURCHASE_COLOURS, Limit, Series
@@ -18,9 +19,9 @@ NEUTRAL = MEANING_COLOURS["ideal"]
 # `muted` is for captions and axes; the tests hold every text to 4.5:1 on its ground, every mark to 3:1
 THEME: Mapping[str, Mapping[str, str]] = {
     "light": {"primary": "#0067a3", "background": "#ffffff", "panel": "#f4f5f6", "text": "#1f2328", "muted": "#59616a",
-              "border": "#d5d9de"},
+              "border": "#d5d9de", "on_primary": "#ffffff"},
     "dark": {"primary": "#5cb3e6", "background": "#15171a", "panel": "#1f2327", "text": "#e8eaed", "muted": "#a6adb5",
-             "border": "#3a4047"},
+             "border": "#3a4047", "on_primary": "#10141a"},
 }  # fmt: skip
 CSS = """<style>
 .stMainBlockContainer { padding: 2.6rem 2.5rem 4rem; max-width: 1240px; }
@@ -32,6 +33,7 @@ h2 { font-size: 1.4rem !important; } h3 { font-size: 1.15rem !important; }
 [data-testid="stMetricLabel"] p { color: MUTED; overflow: visible; white-space: normal; }
 [data-testid="stMetricValue"] { font-size: 1.7rem; font-variant-numeric: tabular-nums; }
 [data-testid="stMetricValue"] > div { white-space: normal; overflow: visible; }
+button[kind^="primary"], button[kind^="primary"] p, [data-tag], [data-tag] * { color: ON_GROUND !important; }
 :focus-visible { outline: 2px solid PRIMARY !important; outline-offset: 2px; }
 </style>"""
 
@@ -46,7 +48,8 @@ def look() -> str:
 def style_sheet() -> str:
     """What the theme's settings cannot say, in the visitor's theme."""
     theme = THEME[look()]
-    return CSS.replace("MUTED", theme["muted"]).replace("PRIMARY", theme["primary"])
+    colours = {"MUTED": "muted", "PRIMARY": "primary", "ON_GROUND": "on_primary"}
+    return reduce(lambda css, name: css.replace(name, theme[colours[name]]), colours, CSS)
 
 
 def theme_settings() -> dict[str, str]:

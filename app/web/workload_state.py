@@ -5,6 +5,7 @@ Files lie in a folder of this server under names of its own making: a keyed hash
 
 from __future__ import annotations
 
+import atexit
 import gzip
 import hashlib
 import io
@@ -12,6 +13,7 @@ import json
 import re
 import secrets
 import shlex
+import shutil
 import tempfile
 import zlib
 from importlib.resources import files
@@ -37,8 +39,10 @@ IDENTITY = re.compile(r"[0-9a-f]{32}")
 
 @st.cache_resource
 def _store() -> tuple[Path, bytes]:
-    """The server's folder of traces, and the key that makes their names unguessable."""
-    return Path(tempfile.mkdtemp(prefix="plan-web-")), secrets.token_bytes(16)
+    """The server's folder of traces, which goes when the server does, and the key that makes names unguessable."""
+    folder = Path(tempfile.mkdtemp(prefix="plan-web-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder, secrets.token_bytes(16)
 
 
 def _demo(name: str) -> Path:

@@ -12,8 +12,8 @@ from app.cli.calibrate_validate import compare
 from app.cli.doctor import measured_accuracy
 from app.web.calibration_charts import compared_figure, errors_figure, kernels, roofline_figure, step_figure
 from app.web.fields import choice, keep, slider
-from app.web.parts import begin, command, drawing, error, heading, open_tab, outcome, table, words
-from catalogs.errors import InputError, PlanError
+from app.web.parts import begin, command, drawing, heading, outcome, table, tabs, words
+from catalogs.errors import InputError
 from catalogs.load import gpus, models, resolve_engine
 from catalogs.schema import Engine, Replica
 
@@ -158,9 +158,4 @@ def show_compared(compared: list[Any], notes: list[str]) -> None:
     table([vars(s) for s in summarise(compared, by_group=False)], "errors")
 
 
-name, tab = open_tab(["A model on a GPU", "Profiles", "Predicted against measured"], "tabs-calibration")
-with tab:
-    try:
-        {"A model on a GPU": look, "Profiles": profiles, "Predicted against measured": accuracy}[name]()
-    except PlanError as problem:
-        error(problem)
+tabs({"A model on a GPU": look, "Profiles": profiles, "Predicted against measured": accuracy}, "tabs-calibration")

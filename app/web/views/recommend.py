@@ -28,6 +28,7 @@ from catalogs.load import gpus, models, prices
 
 PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
 PRECISIONS = ("bf16", "fp8", "int8", "int4-awq", "int4-gptq")
+DRAWN = ("What moves the cost", "Cost against latency")  # tables that stand on the page as charts
 
 heading("Recommend", "The cheapest fleet that keeps the latency promise, verified by simulation before it is shown.")
 
@@ -104,9 +105,10 @@ def show(answer: dict[str, Any]) -> None:
     st.subheader("Purchase list")
     table([dict(zip(first.columns, row, strict=True)) for row in first.rows], "purchase-list")
     show_charts(answer)
-    for i, found in enumerate(rest):
+    for found in (one for one in rest if one.title not in DRAWN):
         st.subheader(words(found.title))
-        table([dict(zip(found.columns, row, strict=True)) for row in found.rows], f"plan-{i}")
+        name = found.title.lower().replace(" ", "-")
+        table([dict(zip(found.columns, row, strict=True)) for row in found.rows], name)
     with st.expander("What it rests on"):
         for note in notes(answer)[1:]:
             st.text(note)
@@ -137,7 +139,7 @@ def show_charts(answer: dict[str, Any]) -> None:
             "front", "The cheapest plan when every latency limit is multiplied." + ends,
             latency_front_figure(answer), DataFrame(latency_front(answer)),
         )  # fmt: skip
-    if quality_front(answer):
+    if len(quality_front(answer)) > 1:
         st.subheader("What quality costs")
         drawing(
             "quality", "The cheapest plan that keeps at least so much of the unquantized model's score, as measured by "

@@ -11,7 +11,7 @@ import streamlit as st
 from app.charts import MEANING_COLOURS, Series
 from app.cli.trace import description_tables
 from app.web.fields import choice, keep, slider
-from app.web.parts import chart, command, drawing, error, heading, open_tab, table
+from app.web.parts import chart, command, drawing, heading, table, tabs
 from app.web.style import add_band, figure
 from app.web.synthesis import form
 from app.web.workload_state import (
@@ -24,11 +24,10 @@ from app.web.workload_state import (
     trace_name,
     with_trace,
 )
-from catalogs.errors import PlanError
 from simulator.trace_stats import arrivals_per_window, describe, prefix_hits_per_window
 
 BINS = {"1 s": 1.0, "10 s": 10.0, "1 min": 60.0, "10 min": 600.0, "1 h": 3600.0}
-SEASONS = {"10 min": 600.0, "1 h": 3600.0, "a day": 86_400.0, "a week": 604_800.0}
+SEASONS = {"1 min": 60.0, "10 min": 600.0, "1 h": 3600.0, "a day": 86_400.0, "a week": 604_800.0}
 MOST_BINS = 240  # of the forecast's first choice of bin
 
 heading("Workload", "When requests arrive, how long they are, what they share, and what is to come.")
@@ -80,7 +79,8 @@ def make() -> None:
     left, right = st.columns(2)
     if left.button("Use this load on every page", type="primary"):
         keep_synthetic(spec, seed)
-        st.success("This load is now the workload of every page.")
+        st.toast("This load is now the workload of every page.")
+        st.rerun()
     if not is_demo() and right.button("Back to the demo trace"):
         reset()
         st.rerun()
@@ -146,11 +146,6 @@ def held_out(arrival_s: Any, history_s: list[float], settings: tuple[float, floa
 
 
 st.caption(f"Showing {trace_name()}. Upload another on the Start page, or make one here.")
-name, tab = open_tab(["The requests", "Make a load", "Forecast"], "tabs-workload")
-with tab:
-    try:
-        {"The requests": show_requests, "Make a load": make, "Forecast": forecast}[name]()
-    except PlanError as problem:
-        error(problem)
+name = tabs({"The requests": show_requests, "Make a load": make, "Forecast": forecast}, "tabs-workload")
 if name == "The requests":
     command(with_trace("plan trace stats {trace}"))
