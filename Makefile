@@ -42,6 +42,12 @@ test-browser: $(VENV)/.tests ## the web app in a real Chromium
 test-exports: $(VENV)/.tests ## exports read by SkyPilot, Karpenter, KEDA and the engines, fetched first
 	$(BIN)/pytest -m exports tests/exports
 
+SECONDS ?= 600
+READERS ?=
+fuzz: $(VENV)/.tests ## every reader under a coverage-guided fuzzer (SECONDS=600 for all together, READERS=...)
+	$(BIN)/pip install --quiet --disable-pip-version-check "atheris>=3"
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(READERS)
+
 test-slow: $(VENV)/.tests ## the long studies
 	$(BIN)/pytest -m slow -s
 
