@@ -6,6 +6,7 @@ Column meanings: AWS Data Exports "CUR 2.0 table dictionary" and the FOCUS speci
 from __future__ import annotations
 
 import ast
+import gzip
 import json
 import re
 import zlib
@@ -21,6 +22,7 @@ from catalogs.load import instances
 from planner.bill import COLUMNS, Bill, amortise_capacity_blocks
 
 PIECE_ROWS = 200_000
+MAX_LINE_BYTES = 2**20
 GPU_TYPE = re.compile(r"\b((?:p|g|gr)\d[a-z0-9-]*\.(?:metal(?:-\d+xl)?|\d*x?large|xlarge))\b")
 
 FOCUS_COLUMNS = (
@@ -144,6 +146,9 @@ def _column_names(path: Path) -> list[str]:
             import pyarrow.parquet as pq
 
             return list(pq.read_schema(path).names)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            if b"\n" not in (head := file.read(MAX_LINE_BYTES)) and len(head) == MAX_LINE_BYTES:
+                raise InputError("its first line never ends: this is no bill", where=str(path))
         return list(pd.read_csv(path, nrows=0).columns)
     except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' and Arrow's parse errors are ValueErrors
         raise InputError(
