@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: calibrate-gpu help demo test check bench test-slow profiles validation docs clean
+.PHONY: calibrate-gpu help demo test check bench fuzz test-browser test-exports test-lowest test-slow profiles validation docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +32,19 @@ check: $(VENV)/.tests ## style, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The runtime dependencies at the lowest versions that pyproject.toml allows; the test tools at today's.
+LOWEST := $(VENV)-lowest
+QUICK := tests/catalogs tests/app/test_cli.py tests/app/test_estimate.py tests/app/test_runs.py tests/simulator/test_run.py \
+    tests/simulator/test_sweep.py tests/simulator/test_traces.py tests/simulator/test_engine_against_theory.py \
+    tests/planner/test_bill.py tests/planner/test_export.py tests/planner/test_milp_against_brute_force.py tests/report
+test-lowest: $(VENV)/.tests ## the quick tests with the lowest allowed version of every dependency
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct pyproject.toml -o $(LOWEST)/lowest.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python -r $(LOWEST)/lowest.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python -e ".[dev]" -c $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pytest -p no:cacheprovider $(QUICK)
 
 bench: $(VENV)/.tests ## speed and memory, printed
 	$(BIN)/pytest -m bench -s
@@ -76,4 +89,4 @@ profiles: $(BIN)/plan ## rebuild the shipped profiles from published tables (DAT
 	$(BIN)/python -m calibrate.shipping $(DATA)
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache
