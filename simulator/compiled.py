@@ -7,14 +7,17 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 from numba import njit
+from numba.core import types
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SOURCES = ("compiled.py", "feed.py", "kv_cache.py", "loop.py", "routing.py", "shared_prefix.py", "step_eval.py")
+SOURCES = ("compiled.py", "decoding.py", "disaggregation.py", "engine_state.py", "event_heap.py", "feed.py",
+           "handover.py", "kv_cache.py", "loop.py", "packed.py", "preemption.py", "prefilling.py", "routing.py",
+           "shared_prefix.py", "step_eval.py", "transfers.py", "waiting.py")  # fmt: skip
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "no_cfunc_wrapper": True, "nogil": True}
 _NO_WRAPPER: dict[str, Any] = {"no_cpython_wrapper": True}
 
@@ -52,11 +55,22 @@ if not os.environ.get("NUMBA_CACHE_DIR"):
 
 def inner(function: F) -> F:
     """Compile a function that only compiled functions call."""
-    compiled: F = njit(**_OPTIONS, **_NO_WRAPPER)(function)
+    compiled: F = _for_any_constant(njit(**_OPTIONS, **_NO_WRAPPER)(function))
     return compiled
 
 
 def entry(function: F) -> F:
     """Compile a function that Python calls."""
-    compiled: F = njit(**_OPTIONS)(function)
+    compiled: F = _for_any_constant(njit(**_OPTIONS)(function))
     return compiled
+
+
+def _for_any_constant(dispatcher: Any) -> Any:
+    """Compile one body for all constants that a function is called with: numba would compile one for each."""
+    template_for, unliteral = dispatcher.get_call_template, cast(Any, types).unliteral
+
+    def plainly(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+        return template_for(tuple(map(unliteral, args)), {name: unliteral(kind) for name, kind in kws.items()})
+
+    dispatcher.get_call_template = plainly
+    return dispatcher

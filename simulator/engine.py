@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator import invariants
-from simulator.plane import Plane, ReplicaSpec, Snapshot
+from simulator.plane import Plane, Snapshot
 from simulator.records import Records
+from simulator.replica_spec import ReplicaSpec
 from simulator.routing import ROUTERS, RouterOptions
 from simulator.workload import Requests
 

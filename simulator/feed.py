@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator import loop, routing, step_eval
+from simulator import loop, routing, step_eval, waiting
 from simulator.compiled import entry, inner
+from simulator.event_heap import pop, push
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -62,46 +63,6 @@ def with_room(feed: Feed, count: int) -> Feed:
     )
 
 
-@entry
-def push(feed: Any, at_s: float, i: int) -> None:
-    """Add a request to the heap."""
-    heap_s, heap = feed.heap_s, feed.heap
-    place = feed.num_heap[0]
-    feed.num_heap[0] += 1
-    while place > 0:
-        parent = (place - 1) // 2
-        if heap_s[parent] < at_s or (heap_s[parent] == at_s and heap[parent] < i):
-            break
-        heap_s[place], heap[place] = heap_s[parent], heap[parent]
-        place = parent
-    heap_s[place], heap[place] = at_s, i
-
-
-@inner
-def _pop_heap(feed: Any) -> int:
-    heap_s, heap = feed.heap_s, feed.heap
-    top = heap[0]
-    feed.num_heap[0] -= 1
-    size = feed.num_heap[0]
-    at_s, i = heap_s[size], heap[size]
-    place = 0
-    while True:
-        child = 2 * place + 1
-        if child >= size:
-            break
-        right = child + 1
-        if right < size and (
-            heap_s[right] < heap_s[child] or (heap_s[right] == heap_s[child] and heap[right] < heap[child])
-        ):
-            child = right
-        if at_s < heap_s[child] or (at_s == heap_s[child] and i < heap[child]):
-            break
-        heap_s[place], heap[place] = heap_s[child], heap[child]
-        place = child
-    heap_s[place], heap[place] = at_s, i
-    return top  # type: ignore[no-any-return]
-
-
 @inner
 def next_arrival_s(w: Any, feed: Any) -> float:
     """When the next request comes; infinity where none is left."""
@@ -119,7 +80,7 @@ def deliver(w: Any, feed: Any, router: Any, at_s: float) -> None:
         i = cursor
         feed.cursor[0] += 1
     else:
-        i = _pop_heap(feed)
+        i = pop(feed)
     r = routing.choose(router, i)
     if r < 0:
         feed.lost[0] += 1
@@ -129,7 +90,7 @@ def deliver(w: Any, feed: Any, router: Any, at_s: float) -> None:
     front_s = max(at_s, w.replicas[r].front_s) + overhead[step_eval.PROMPT_TOKEN_S] * w.requests[i].input
     w.replicas[r].front_s = front_s
     ready_s = front_s + overhead[step_eval.REQUEST_S]
-    if not loop.enqueue(w, r, i, ready_s) and feed.closed[0]:
+    if not waiting.enqueue(w, r, i, ready_s) and feed.closed[0]:
         send_next(w, feed, at_s)
 
 

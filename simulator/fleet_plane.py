@@ -118,7 +118,7 @@ class EnginePlane:
         """Route requests at given instants."""
         self._plane._feed = feed.with_room(self._feed, len(ids))
         for i, at in zip(ids.tolist(), at_s.tolist(), strict=True):
-            feed.push(self._feed, at, i)
+            self._plane.push(at, i)
 
     def withdraw(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Empty the heap of requests that were sent for later."""

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from simulator import loop
+from simulator import engine_state, preemption
+from simulator.packed import Pack
 from simulator.records import COMPLETED, Records
 from simulator.workload import Requests
 
@@ -37,11 +38,18 @@ def check_records(requests: Requests, records: Records) -> None:
     instants = (records.arrival_s, records.scheduled_s, records.first_token_s, records.finish_s)
     for before, after in pairwise(instants):
         _demand(bool((before[done] <= after[done]).all()), 3, "a request's instants are out of order")
+    if records.handover is not None:
+        moved = done & ~np.isnan(records.handover.end_s)
+        way = records.handover
+        on_the_way = (way.prefill_end_s, way.start_s, way.end_s, way.decode_scheduled_s)
+        for before, after in pairwise((records.scheduled_s, *on_the_way, records.finish_s)):
+            _demand(bool((before[moved] <= after[moved]).all()), 11, "KV came before it was computed or sent")
+        _demand(bool((records.replica[moved] != way.prefill_replica[moved]).all()), 11, "KV moved to its own replica")
     _demand(bool((records.busy_s <= records.end_s + 1e-6).all()), 4, "a replica was busy longer than the run")
     _demand(bool((records.num_cached_tokens <= requests.input_tokens).all()), 2, "more cached tokens than prompt")
 
 
-def check_world(world: loop.World, now_s: float) -> None:
+def check_world(world: engine_state.World, now_s: float) -> None:
     """Invariants of the replicas between two decisions.
 
     Raises:
@@ -54,21 +62,25 @@ def check_world(world: loop.World, now_s: float) -> None:
         _demand(bool((rows["replica"][running] == r).all()), 1, "a request runs elsewhere than it was sent")
         _demand(me["num_running"] <= me["max_num_seqs"], 5, "more sequences than seats")
         _demand(me["next_s"] >= now_s, 4, "a decision lies in the past")
-        decoding = running[rows["phase"][running] == loop.DECODING]
+        decoding = running[rows["phase"][running] == engine_state.DECODING]
         computed = rows["computed"][running].copy()
-        is_decoding = rows["phase"][running] == loop.DECODING
+        is_decoding = rows["phase"][running] == engine_state.DECODING
         computed[is_decoding] = rows["base"][decoding] + me["steps"]
         _demand(len(decoding) == me["num_decode"], 2, "the decode counter is off")
         _demand((computed[is_decoding] + 1).sum() == me["sum_context"], 2, "the context counter is off")
         crossing = 0 if me["reserve"] else len(decoding)
         _demand(world.crossing[r].sum() == crossing, 2, "the block-crossing counters are off")
         _demand(_free_blocks(world, r) == me["free"], 2, "the free queue does not add up")
-        _demand(_held_blocks(world, r, running, computed) + me["free"] == me["num_blocks"], 2, "blocks leak")
+        held = np.flatnonzero((rows["replica"] == r) & (rows["phase"] == engine_state.HELD))
+        _demand(len(held) == me["num_held"], 11, "a request holds blocks without a seat and is not counted")
+        holding, computed = np.concatenate([running, held]), np.concatenate([computed, rows["computed"][held]])
+        _demand(_held_blocks(world, r, holding, computed) + me["free"] == me["num_blocks"], 2, "blocks leak")
         stuck = me["num_running"] == 0 and me["head"] >= 0 and me["inflight_s"] < now_s and me["next_s"] == np.inf
+        stuck = stuck and me["num_held"] == 0  # else the end of a transfer frees blocks and wakes it
         _demand(not stuck, 7, "a replica idles while a request waits")
 
 
-def _free_blocks(world: loop.World, r: int) -> int:
+def _free_blocks(world: engine_state.World, r: int) -> int:
     me = world.replicas[r]
     total, node = int(me["plain_after"]), int(me["first"])
     while node >= 0:
@@ -77,8 +89,9 @@ def _free_blocks(world: loop.World, r: int) -> int:
     return total
 
 
-def _held_blocks(world: loop.World, r: int, running: np.ndarray, computed: np.ndarray) -> int:
+def _held_blocks(world: engine_state.World, r: int, running: np.ndarray, computed: np.ndarray) -> int:
     """Blocks of running requests; those that several hold count once."""
-    blocks = sum(int(loop.blocks_held(world, r, int(i), int(c))) for i, c in zip(running, computed, strict=True))
+    pack = Pack(world)
+    blocks = sum(int(preemption.blocks_held(pack, r, int(i), int(c))) for i, c in zip(running, computed, strict=True))
     holders = world.shared.holders[r]
     return blocks - int(np.maximum(holders - 1, 0).sum())

@@ -11,7 +11,7 @@ from simulator.routing import OVERLOAD, RouterOptions
 from simulator.workload import Requests
 
 if TYPE_CHECKING:
-    from simulator.reference import Engine
+    from simulator.plain_engine import Engine
 
 M64 = 2**64 - 1
 

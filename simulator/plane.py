@@ -10,84 +10,13 @@ from numpy.typing import NDArray
 
 from calibrate.step import StepTable
 from catalogs.errors import InputError
-from simulator import feed, invariants, kv_cache, loop, routing, step_eval
+from simulator import engine_state, event_heap, feed, invariants, kv_cache, routing, step_eval, transfers, waiting
+from simulator.packed import Pack
 from simulator.records import FAILED, Records
+from simulator.replica_spec import POLICIES, ReplicaSpec, demand_alone, first_ranks
 from simulator.workload import Requests
 
-POLICIES = {
-    "continuous": loop.CONTINUOUS,
-    "prefill_first": loop.PREFILL_FIRST,
-    "static": loop.STATIC,
-    "dynamic": loop.STATIC,
-}
-
-
-@dataclass(frozen=True)
-class ReplicaSpec:
-    """What the engine needs to know of one replica; settings are vLLM's, by their names.
-
-    Attributes:
-        step_table: how long steps take.
-        num_gpu_blocks: KV blocks as vLLM logs them; one of them is its null block and never used.
-        policy: ``continuous`` (vLLM V1: running requests first, chunks fill the budget) or ``prefill_first``
-            (TGI, vLLM V0: a step computes prompts or decodes, prompts first) or ``static`` (alias ``dynamic``: a batch
-            of ``max_num_seqs`` requests, or of those that came within ``max_queue_delay_s`` of the first; the next one
-            when all of it has ended, as Triton's dynamic batcher and plain static batching do).
-        max_queue_delay_s: of static batches.
-        reserve_output_tokens: the blocks of a prompt and so many output tokens are taken at admission, so that no one
-            is preempted, and answers stop there (TensorRT-LLM's guaranteed-no-evict with that ``max_tokens``; with the
-            model's whole context the contiguous caches before paged attention); 0: blocks are taken as needed.
-        async_scheduling: a step is decided while the one before it runs (vLLM's default since 0.14).
-        lockstep_ranks: data-parallel ranks that step together, since they share experts: that many equal specs in a
-            row are one group.
-        name: for people.
-    """
-
-    step_table: StepTable
-    num_gpu_blocks: int
-    block_size: int = 16
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
-    max_model_len: int = 131072
-    enable_prefix_caching: bool = True
-    enable_chunked_prefill: bool = True
-    policy: str = "continuous"
-    async_scheduling: bool = True
-    max_queue_delay_s: float = 0.1
-    reserve_output_tokens: int = 0
-    lockstep_ranks: int = 1
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        for field in ("lockstep_ranks", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} is {getattr(self, field)}", where=field, remedy="a number of at least 1")
-        if self.num_gpu_blocks < 2:
-            raise InputError(
-                f"num_gpu_blocks is {self.num_gpu_blocks}",
-                where="num_gpu_blocks",
-                why="one block is the null block, and a request needs at least one more",
-                remedy="a larger GPU, a smaller model or a lower precision",
-            )
-        if self.max_num_seqs > self.max_num_batched_tokens:
-            raise InputError(
-                f"max_num_seqs {self.max_num_seqs} exceeds max_num_batched_tokens {self.max_num_batched_tokens}",
-                where="engine",
-                why="vLLM refuses this: each running sequence needs a token a step",
-                remedy=f"max_num_batched_tokens of at least {self.max_num_seqs}",
-            )
-        if self.reserve_output_tokens < 0:
-            raise InputError(f"reserve_output_tokens is {self.reserve_output_tokens}", where="reserve_output_tokens",
-                             remedy="0 (as needed) or more")  # fmt: skip
-        if not 0 <= self.max_queue_delay_s < float("inf"):
-            raise InputError(
-                f"max_queue_delay_s is {self.max_queue_delay_s}",
-                where="max_queue_delay_s",
-                why="the last requests of a trace would never fill a batch",
-                remedy="a number of seconds, 0 or more",
-            )
-        if self.policy not in POLICIES:
-            raise InputError(f"no policy {self.policy!r}", where="policy", remedy=" or ".join(POLICIES))
+__all__ = ["Plane", "ReplicaSpec", "Snapshot"]
 
 
 @dataclass(frozen=True)
@@ -144,17 +73,29 @@ class Plane:
         self.requests = requests
         self.specs = list(replicas)
         self.now_s = 0.0
+        self._packs: dict[str, Pack] = {}
         self._feed = feed.new_feed(len(requests), requests.concurrency)
         self._tables: list[StepTable] = []
         self._world = self._new_world()
         self._router = routing.new_router(
-            router, len(self.specs), _router_keys(requests, router), options or routing.RouterOptions(), seed
+            router, len(self.specs), router_keys(requests, router), options or routing.RouterOptions(), seed
         )
 
     def advance(self, until_s: float) -> None:
         """Deliver all requests and make all decisions before ``until_s``."""
-        feed.advance(self._world, self._feed, self._router, float(until_s))
+        feed.advance(self._pack("_world"), self._pack("_feed"), self._pack("_router"), float(until_s))
         self.now_s = max(self.now_s, until_s)
+
+    def _pack(self, name: str) -> Pack:
+        """One of the plane's tuples of arrays as compiled code takes it."""
+        arrays, known = getattr(self, name), self._packs.get(name)
+        if known is None or known.arrays is not arrays:
+            known = self._packs[name] = Pack(arrays)
+        return known
+
+    def push(self, at_s: float, request: int) -> None:
+        """Let a request come at an instant; there must be room in the feed."""
+        event_heap.push(self._pack("_feed"), at_s, request)
 
     @property
     def idle(self) -> bool:
@@ -176,9 +117,9 @@ class Plane:
                 why="prompt prefixes were cut into blocks for those",
                 remedy="a replica with the smallest block_size among the first",
             )
-        _demand_alone(spec)
+        demand_alone(spec)
         self.specs.append(spec)
-        rows = np.zeros(1, loop.REPLICA)
+        rows = np.zeros(1, engine_state.REPLICA)
         _set_up(rows[0], spec, self._table_of(spec), len(self.specs) - 1)
         rows["inflight_s"] = rows["idle_since_s"] = self.now_s
         self._world = world._replace(
@@ -202,12 +143,14 @@ class Plane:
 
     def kill(self, replica: int) -> NDArray[np.int64]:
         """Stop it at ``now_s``; returns the requests that it had not ended, for ``send_again`` or ``fail``."""
-        _demand_alone(self.specs[replica])
+        demand_alone(self.specs[replica])
         self.drain(replica)
         rows = self._world.requests
         mine = rows["replica"] == replica
-        ended = (rows["phase"] == loop.DONE) | ((rows["phase"] == loop.FINISHING) & (rows["end_s"] <= self.now_s))
-        rows["phase"][mine & ended] = loop.DONE
+        ended = (rows["phase"] == engine_state.DONE) | (
+            (rows["phase"] == engine_state.FINISHING) & (rows["end_s"] <= self.now_s)
+        )
+        rows["phase"][mine & ended] = engine_state.DONE
         lost = np.flatnonzero(mine & ~ended)
         for name in ("scheduled_s", "first_token_s", "finish_s"):
             rows[name][lost] = np.nan
@@ -223,7 +166,7 @@ class Plane:
             for i in lost:
                 begin, end = self._world.shared.held_offsets[i : i + 2]
                 self._world.shared.held[begin:end] = 0
-        rows["status"][lost] = loop.UNDECIDED
+        rows["status"][lost] = engine_state.UNDECIDED
         row = self._world.replicas[replica]
         kept = {name: row[name] for name in ("iterations", "preemptions", "busy_s", "prefix_queries", "prefix_hits")}
         row["inflight_s"] = row["idle_since_s"] = min(row["inflight_s"], self.now_s)
@@ -239,21 +182,21 @@ class Plane:
         """Requests that a ``kill`` returned come again, from their first token, at ``at_s``."""
         self._feed = feed.with_room(self._feed, len(requests))
         for i in requests:
-            feed.push(self._feed, max(at_s, self.now_s), int(i))
+            self.push(max(at_s, self.now_s), int(i))
 
     def fail(self, requests: NDArray[np.int64]) -> None:
         """Requests that a ``kill`` returned are given up."""
         self._world.requests["status"][requests] = FAILED
-        self._world.requests["phase"][requests] = loop.DONE
+        self._world.requests["phase"][requests] = engine_state.DONE
 
     def cancel(self, request: int) -> bool:
         """Take a request out of its replica at ``now_s``, as if it had never come; False if it is in none or ended."""
-        if not loop.cancel(self._world, request):
+        if not waiting.cancel(self._pack("_world"), request):
             return False
         row = self._world.requests[request]
         row["scheduled_s"] = row["first_token_s"] = row["finish_s"] = np.nan
         row["replica"] = -1
-        row["status"] = loop.UNDECIDED
+        row["status"] = engine_state.UNDECIDED
         return True
 
     def set_speed(self, replica: int, factor: float) -> None:
@@ -288,7 +231,7 @@ class Plane:
     def records(self) -> Records:
         """What has happened so far; requests that have not ended are counted as failed."""
         rows, replicas = self._world.requests, self._world.replicas
-        status = np.where(rows["status"] == loop.UNDECIDED, FAILED, rows["status"]).astype(np.int8)
+        status = np.where(rows["status"] == engine_state.UNDECIDED, FAILED, rows["status"]).astype(np.int8)
         return Records(
             arrival_s=rows["arrival_s"].copy(),
             scheduled_s=rows["scheduled_s"].copy(),
@@ -315,13 +258,13 @@ class Plane:
         self._tables.append(spec.step_table)
         return len(self._tables) - 1
 
-    def _new_world(self) -> loop.World:
+    def _new_world(self) -> engine_state.World:
         """Empty replicas and requests that no one has seen."""
         requests, num_replicas = self.requests, len(self.specs)
-        replicas = np.zeros(num_replicas, loop.REPLICA)
+        replicas = np.zeros(num_replicas, engine_state.REPLICA)
         for row, spec, rank_0 in zip(replicas, self.specs, first_ranks(self.specs), strict=True):
             _set_up(row, spec, self._table_of(spec), rank_0)
-        rows = np.zeros(len(requests), loop.REQUEST)
+        rows = np.zeros(len(requests), engine_state.REQUEST)
         rows["input"] = requests.input_tokens
         rows["output"] = requests.output_tokens
         rows["arrival_s"] = requests.arrival_s if requests.concurrency is None else 0.0
@@ -329,10 +272,10 @@ class Plane:
             rows[name] = np.nan
         for name in ("next", "replica"):
             rows[name] = -1
-        rows["status"] = loop.UNDECIDED
+        rows["status"] = engine_state.UNDECIDED
         sizes = [s.block_size for s in self.specs]
         shared = kv_cache.new_shared(requests, sizes, [s.num_gpu_blocks for s in self.specs])
-        return loop.World(
+        return engine_state.World(
             step_eval.pack_tables(self._tables),
             replicas,
             rows,
@@ -342,41 +285,11 @@ class Plane:
             running=np.full((num_replicas, max(s.max_num_seqs for s in self.specs)), -1, np.int64),
             ended=np.zeros(0 if requests.concurrency is None else len(requests), np.int64),
             num_ended=np.zeros(1, np.int64),
+            transfers=transfers.new_transfers(0),
         )
 
 
-def _demand_alone(spec: ReplicaSpec) -> None:
-    if spec.lockstep_ranks > 1:
-        raise InputError(
-            "a rank of a lock-step group cannot come or go by itself",
-            where="fleet",
-            why="the ranks share experts",
-            remedy="expert_parallel_size 1 for replicas that are scaled or fail",
-        )
-
-
-def first_ranks(specs: Sequence[ReplicaSpec]) -> list[int]:
-    """For each replica the first of its lock-step group.
-
-    Raises:
-        InputError: a group that is not complete.
-    """
-    firsts: list[int] = []
-    while len(firsts) < len(specs):
-        first = len(firsts)
-        group = specs[first : first + specs[first].lockstep_ranks]
-        if len(group) < specs[first].lockstep_ranks or any(s.lockstep_ranks != len(group) for s in group):
-            raise InputError(
-                f"a group of {specs[first].lockstep_ranks} lock-step ranks is not complete",
-                where="fleet",
-                why="data-parallel ranks that share experts step together",
-                remedy="as many equal replicas in a row as lockstep_ranks says",
-            )
-        firsts += [first] * len(group)
-    return firsts
-
-
-def _with_nodes(world: loop.World) -> NDArray[np.void]:
+def _with_nodes(world: engine_state.World) -> NDArray[np.void]:
     """The caches' nodes with those of one more replica."""
     num_slots = world.shared.content.shape[1]
     return np.concatenate([world.nodes, np.zeros(num_slots, kv_cache.NODE)]) if num_slots else world.nodes
@@ -406,13 +319,13 @@ def _set_up(row: np.void, spec: ReplicaSpec, table: int, rank_0: int) -> None:
     row["rank_0"], row["num_ranks"] = rank_0, spec.lockstep_ranks
     row["next_s"] = np.inf
     row["speed"] = 1.0
-    row["next_done"] = row["shortest"] = loop.FAR
-    row["longest"] = -loop.FAR
-    for name in ("prefilling", "head", "tail", "first", "last"):
+    row["next_done"] = row["shortest"] = engine_state.FAR
+    row["longest"] = -engine_state.FAR
+    for name in ("prefilling", "head", "tail", "first", "last", *transfers.QUEUES):
         row[name] = -1
 
 
-def _router_keys(requests: Requests, router: str) -> NDArray[np.int64]:
+def router_keys(requests: Requests, router: str) -> NDArray[np.int64]:
     """What affinity looks at: a request's session, or its first prefix block; -1 where it has none."""
     keys = np.full(len(requests), -1, np.int64)
     if router == "session_affinity" and requests.session is not None:

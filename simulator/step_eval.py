@@ -125,13 +125,13 @@ def attention_at_node(tables: Any, table: int, c: int, p: int, d: int, k: int) -
 def attention_s(tables: Any, table: int, prefill: int, prefill_context: float, decode: int, context: float) -> float:
     """Attention seconds of a step, by multilinear interpolation."""
     data, ix = tables.data, tables.places[table]
-    c = cell_of(data, ix[AXIS], ix[AXIS + 1], prefill)
+    c = cell_of(data, ix[AXIS], ix[AXIS + 1], float(prefill))
     p = cell_of(data, ix[AXIS + 2], ix[AXIS + 3], prefill_context)
-    d = cell_of(data, ix[AXIS + 4], ix[AXIS + 5], decode)
+    d = cell_of(data, ix[AXIS + 4], ix[AXIS + 5], float(decode))
     k = cell_of(data, ix[AXIS + 6], ix[AXIS + 7], context)
-    wc = share_in_cell(data, ix[AXIS], c, prefill)
+    wc = share_in_cell(data, ix[AXIS], c, float(prefill))
     wp = share_in_cell(data, ix[AXIS + 2], p, prefill_context)
-    wd = share_in_cell(data, ix[AXIS + 4], d, decode)
+    wd = share_in_cell(data, ix[AXIS + 4], d, float(decode))
     wk = share_in_cell(data, ix[AXIS + 6], k, context)
     total = 0.0
     for i in range(2):
@@ -160,8 +160,8 @@ def skew_alpha(tables: Any, table: int, prefill: int, decode: int, share: float,
     data, ix = tables.data, tables.places[table]
     if ix[SKEW + 1] == 0 or decode < 2:
         return 0.0
-    place = edge_of(data, ix[SKEW], ix[SKEW + 1], prefill)
-    place = place * ix[SKEW + 3] + edge_of(data, ix[SKEW + 2], ix[SKEW + 3], decode)
+    place = edge_of(data, ix[SKEW], ix[SKEW + 1], float(prefill))
+    place = place * ix[SKEW + 3] + edge_of(data, ix[SKEW + 2], ix[SKEW + 3], float(decode))
     place = place * ix[SKEW + 5] + edge_of(data, ix[SKEW + 4], ix[SKEW + 5], share)
     place = place * ix[SKEW + 7] + edge_of(data, ix[SKEW + 6], ix[SKEW + 7], longest)
     return data[ix[ALPHA] + place]  # type: ignore[no-any-return]
@@ -211,8 +211,8 @@ def decode_run(
     base = row_at(data, ix[DECODE], ix[NUM_DECODE_ROWS], decode)
     base += row_at(data, ix[SAMPLED], ix[NUM_SAMPLED_ROWS], decode)
     base += overhead[STEP_S] + overhead[SEQUENCE_S] * decode
-    d = cell_of(data, ix[AXIS + 4], ix[AXIS + 5], decode)
-    wd = share_in_cell(data, ix[AXIS + 4], d, decode)
+    d = cell_of(data, ix[AXIS + 4], ix[AXIS + 5], float(decode))
+    wd = share_in_cell(data, ix[AXIS + 4], d, float(decode))
     skewed = ix[SKEW + 1] > 0 and longest > shortest
     share = (mean - shortest) / (longest - shortest) if skewed else 0.0
     done, total = 0, 0.0

@@ -1,0 +1,328 @@
+"""One replica in plain Python, one step at a time, for the reference."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simulator.plain_blocks import Block, BlockPool
+from simulator.plain_step_time import row, step_time_s
+from simulator.records import COMPLETED
+from simulator.replica_spec import ReplicaSpec
+
+if TYPE_CHECKING:
+    from simulator.reference import Run
+
+
+@dataclass(eq=False)
+class Job:
+    """A request inside an engine."""
+
+    index: int
+    num_prompt_tokens: int
+    max_tokens: int
+    ready_s: float
+    num_computed_tokens: int = 0
+    num_sampled: int = 0  # output tokens, those in flight too
+    num_returned: int = 0  # output tokens that have come out
+    prefilling: bool = False
+    finished: bool = False
+    num_remembered: int = 0  # full blocks that were put into the cache, or equal ones were there
+    blocks: list[Block] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_prompt_tokens + self.num_sampled
+
+    @property
+    def all_sampled(self) -> bool:
+        return self.num_sampled >= self.max_tokens
+
+
+@dataclass
+class Step:
+    """What one step computes: (sequence, tokens, tokens before), and when."""
+
+    chunks: list[tuple[Job, int, int]] = field(default_factory=list)
+    decodes: list[Job] = field(default_factory=list)
+    sampling: list[Job] = field(default_factory=list)
+    end_s: float = 0.0
+
+
+class Engine:
+    """One replica: a queue, running sequences, blocks, and the steps in flight."""
+
+    def __init__(self, spec: ReplicaSpec, run: Run, index: int) -> None:
+        self.spec, self.run, self.index = spec, run, index
+        self.pool = BlockPool(spec.num_gpu_blocks - 1)
+        self.waiting: deque[Job] = deque()
+        self.running: list[Job] = []
+        self.inflight: deque[Step] = deque()
+        self.depth = 2 if spec.async_scheduling else 1
+        self.iterations = self.preemptions = self.prefix_queries = self.prefix_hits = 0
+        self.busy_s = self.last_end_s = 0.0
+        self.group: Group
+        self.preempted_now = False
+
+    @property
+    def longest(self) -> int:
+        return min(self.spec.max_model_len, self.pool.num_blocks * self.spec.block_size)
+
+    @property
+    def load(self) -> float:
+        return len(self.waiting) + len(self.running)
+
+    @property
+    def kv_share(self) -> float:
+        return 1.0 - len(self.pool.free) / self.pool.num_blocks
+
+    def accept(self, sequence: Job) -> bool:
+        """Queue a request; False: the engine refuses it."""
+        spec = self.spec
+        if sequence.max_tokens < 1 or sequence.num_prompt_tokens >= self.longest:
+            return False
+        if not spec.enable_chunked_prefill and sequence.num_prompt_tokens > spec.max_num_batched_tokens:
+            return False
+        sequence.max_tokens = min(sequence.max_tokens, self.longest - sequence.num_prompt_tokens)
+        if spec.reserve_output_tokens:
+            sequence.max_tokens = min(sequence.max_tokens, spec.reserve_output_tokens)
+        self.waiting.append(sequence)
+        group = self.group
+        at_s = max(self.due_s(), group.idle_since_s)
+        if group.idle and at_s < group.wake_s:
+            self.run.wake(group, at_s)
+        return True
+
+    def due_s(self) -> float:
+        """When an empty engine starts on its queue."""
+        if self.spec.policy not in ("static", "dynamic"):
+            return self.waiting[0].ready_s
+        overdue_s = self.waiting[0].ready_s + self.spec.max_queue_delay_s
+        if len(self.waiting) < self.spec.max_num_seqs:
+            return overdue_s
+        return min(overdue_s, self.waiting[self.spec.max_num_seqs - 1].ready_s)
+
+    def take_in(self, now: float) -> None:
+        """Take in the results that are out."""
+        while self.inflight and self.inflight[0].end_s <= now:
+            self.take_results(self.inflight.popleft())
+
+    def put_in_flight(self, step: Step, duration: float, end_s: float) -> None:
+        step.end_s = self.last_end_s = end_s
+        self.busy_s += duration
+        self.iterations += 1
+        self.inflight.append(step)
+        self.note(step)
+
+    def note(self, step: Step) -> None:
+        """Write down when tokens will come."""
+        for sequence in step.sampling:
+            out_s = step.end_s + self.spec.step_table.output_overhead_s
+            if sequence.num_sampled == 1:
+                self.run.first_token_s[sequence.index] = out_s
+            if sequence.all_sampled:
+                self.run.finish_s[sequence.index] = out_s
+                self.run.status[sequence.index] = COMPLETED
+                self.run.ended(sequence.index, out_s)
+
+    def take_results(self, step: Step) -> None:
+        """The step's tokens are out; finished sequences leave."""
+        for sequence in step.sampling:
+            sequence.num_returned += 1
+            if sequence.num_returned >= sequence.max_tokens and not sequence.finished:
+                sequence.finished = True
+                if sequence in self.running:
+                    self.running.remove(sequence)
+                    self.leave(sequence)
+
+    def leave(self, sequence: Job) -> None:
+        """An ended sequence, which runs no longer, gives its blocks back."""
+        self.pool.give_back(sequence.blocks)
+
+    def next_start_s(self, now: float) -> float:
+        """When an engine that has nothing to do looks again; infinity: when it is woken."""
+        return max(now, self.due_s()) if self.waiting else np.inf
+
+    def schedule(self, now: float) -> Step:
+        """Choose what the next step computes."""
+        step = Step()
+        self.preempted_now = False
+        budget = self.spec.max_num_batched_tokens
+        if self.spec.policy == "prefill_first":
+            self.schedule_prefills(step, now, budget)
+            if not step.chunks:
+                self.schedule_decodes(step)
+        else:
+            self.schedule_decodes(step)
+            self.schedule_prefills(step, now, budget - len(step.decodes))
+        for sequence in step.decodes:
+            sequence.num_sampled += 1
+        for sequence, _tokens, _before in step.chunks:
+            if sequence.num_computed_tokens == sequence.num_tokens:
+                sequence.prefilling = False
+                sequence.num_sampled += 1
+                step.sampling.append(sequence)
+        step.sampling = step.decodes + step.sampling
+        return step
+
+    def schedule_decodes(self, step: Step) -> None:
+        place = 0
+        while place < len(self.running):
+            sequence = self.running[place]
+            if not sequence.prefilling and not sequence.all_sampled:
+                while not self.grow(sequence, 1):
+                    if self.preempt() is sequence:
+                        return
+                step.decodes.append(sequence)
+            place += 1
+
+    def schedule_prefills(self, step: Step, now: float, budget: int) -> None:
+        for sequence in [s for s in self.running if s.prefilling]:
+            tokens = min(budget, sequence.num_tokens - sequence.num_computed_tokens)
+            if tokens > 0:
+                before = sequence.num_computed_tokens
+                if not self.grow(sequence, tokens):
+                    self.preempt()
+                    return
+                step.chunks.append((sequence, tokens, before))
+                budget -= tokens
+        if self.preempted_now:
+            return
+        if self.spec.policy in ("static", "dynamic") and (self.running or not self.waiting or now < self.due_s()):
+            return
+        self.admit_waiting(step, now, budget)
+
+    def admit_waiting(self, step: Step, now: float, budget: int) -> int:
+        """Seats for waiting requests in order; returns what is left of the budget."""
+        while budget > 0 and self.waiting and len(self.running) < self.spec.max_num_seqs:
+            sequence = self.waiting[0]
+            if sequence.ready_s > now:
+                return budget
+            hit = self.find_cached(sequence)
+            before = len(hit) * self.spec.block_size
+            tokens = min(budget, sequence.num_tokens - before)
+            alone = budget == self.spec.max_num_batched_tokens
+            if not self.spec.enable_chunked_prefill and sequence.num_sampled and alone:
+                tokens = sequence.num_tokens - before  # it may have outgrown the budget
+            if tokens < sequence.num_tokens - before and not self.spec.enable_chunked_prefill:
+                return budget
+            held = sum(block.num_holders > 0 for block in hit)
+            if self.blocks_for(sequence, sequence.num_tokens) - held > len(self.pool.free):
+                return budget
+            self.waiting.popleft()
+            self.admit(sequence, now, hit)
+            grown = self.grow(sequence, tokens)
+            assert grown
+            step.chunks.append((sequence, tokens, before))
+            budget -= tokens
+        return budget
+
+    def admit(self, sequence: Job, now: float, hit: list[Block]) -> None:
+        run, i = self.run, sequence.index
+        self.pool.hold(hit)
+        self.pool.forget(("own", i), len(hit))
+        sequence.blocks = list(hit)
+        sequence.num_remembered = len(hit)
+        sequence.num_computed_tokens = len(hit) * self.spec.block_size
+        sequence.prefilling = True
+        self.running.append(sequence)
+        if np.isnan(run.scheduled_s[i]):
+            run.scheduled_s[i] = now
+            run.num_cached_tokens[i] = sequence.num_computed_tokens
+            if self.spec.enable_prefix_caching:
+                self.prefix_queries += sequence.num_prompt_tokens
+                self.prefix_hits += sequence.num_computed_tokens
+
+    def blocks_for(self, sequence: Job, num_tokens: int) -> int:
+        if self.spec.reserve_output_tokens:
+            num_tokens = min(sequence.num_prompt_tokens + self.spec.reserve_output_tokens, self.longest)
+        return -(-num_tokens // self.spec.block_size)
+
+    def find_cached(self, sequence: Job) -> list[Block]:
+        """The longest prefix of full blocks in the cache; at least the last token is computed again."""
+        hit: list[Block] = []
+        if self.spec.enable_prefix_caching:
+            for place in range((sequence.num_tokens - 1) // self.spec.block_size):
+                block = self.pool.cached.get(self.content_of(sequence, place))
+                if block is None:
+                    break
+                hit.append(block)
+        return hit
+
+    def content_of(self, sequence: Job, place: int) -> Hashable:
+        shared = self.run.prefix[self.spec.block_size].content(sequence.index, place)
+        return ("own", sequence.index, place) if shared < 0 else shared
+
+    def grow(self, sequence: Job, tokens: int) -> bool:
+        """Give a sequence the blocks for its next tokens, if there are."""
+        need = self.blocks_for(sequence, sequence.num_computed_tokens + tokens) - len(sequence.blocks)
+        if need > len(self.pool.free):
+            return False
+        sequence.blocks += self.pool.take(need)
+        sequence.num_computed_tokens += tokens
+        if self.spec.enable_prefix_caching:
+            in_flight = 1 if self.spec.async_scheduling and not sequence.prefilling else 0
+            num_full = (sequence.num_computed_tokens - in_flight) // self.spec.block_size
+            for place in range(sequence.num_remembered, num_full):
+                self.pool.remember(sequence.blocks[place], self.content_of(sequence, place))
+            sequence.num_remembered = max(sequence.num_remembered, num_full)
+        return True
+
+    def preempt(self) -> Job:
+        """Take the last running sequence's blocks; it waits at the head of the queue to be computed again."""
+        sequence = self.running.pop()
+        self.pool.give_back(sequence.blocks)
+        sequence.blocks = []
+        sequence.num_computed_tokens = 0
+        sequence.prefilling = False
+        if not sequence.all_sampled:
+            self.waiting.appendleft(sequence)
+        self.preemptions += 1
+        self.preempted_now = True
+        self.run.num_preemptions[sequence.index] += 1
+        return sequence
+
+
+class Group:
+    """Engines that step together: data-parallel ranks that share experts; else a single one."""
+
+    def __init__(self, engines: list[Engine]) -> None:
+        self.engines = engines
+        self.index = engines[0].index
+        self.idle, self.idle_since_s, self.wake_s, self.turn = True, 0.0, np.inf, 0
+        for engine in engines:
+            engine.group = self
+
+    def decide(self, run: Run, now: float) -> None:
+        """Take in results, put the next step in flight, and say when to look again."""
+        first = self.engines[0]
+        for engine in self.engines:
+            engine.take_in(now)
+        steps = [engine.schedule(now) for engine in self.engines]
+        self.idle = False
+        if any(step.chunks or step.decodes for step in steps):
+            start = max(now, first.inflight[-1].end_s) if first.inflight else now
+            duration = self.duration_s(run, steps)
+            for engine, step in zip(self.engines, steps, strict=True):
+                engine.put_in_flight(step, duration, start + duration)
+            run.wake(self, now if len(first.inflight) < first.depth else first.inflight[0].end_s)
+        elif first.inflight:
+            run.wake(self, first.inflight[0].end_s)
+        else:
+            self.idle, self.idle_since_s = True, now
+            run.wake(self, min(engine.next_start_s(now) for engine in self.engines))
+
+    def duration_s(self, run: Run, steps: Sequence[Step]) -> float:
+        """The slowest rank's own layers, and the experts at the tokens of all."""
+        first = self.engines[0]
+        busy = [(engine, step) for engine, step in zip(self.engines, steps, strict=True) if step.chunks or step.decodes]
+        own = max(run.speed[engine.index] * step_time_s(engine.spec.step_table, step) for engine, step in busy)
+        experts = first.spec.step_table.experts_s
+        if len(self.engines) == 1 or experts is None:
+            return own
+        tokens = sum(len(step.decodes) + sum(chunk[1] for chunk in step.chunks) for step in steps)
+        return own + run.speed[first.index] * row(experts, tokens)

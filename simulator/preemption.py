@@ -1,0 +1,112 @@
+"""Who gives blocks back: sequences that have ended, and the last running ones where none is free for another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from simulator import decoding, kv_cache
+from simulator.compiled import entry, inner
+from simulator.engine_state import DECODING, DONE, FINISHING, HELD, WAITING
+
+
+@entry
+def blocks_held(w: Any, r: int, i: int, computed: int) -> int:
+    """Blocks of a running request that has computed so many tokens."""
+    me = w.replicas[r]
+    bs = me.block_size
+    if me.reserve > 0:
+        computed = min(w.requests[i].input + me.reserve, min(me.max_model_len, me.num_blocks * bs))
+    return (computed + bs - 1) // bs  # type: ignore[no-any-return]
+
+
+@inner
+def release_finished(w: Any, r: int, now: float) -> None:
+    """Sequences whose last token is out give back seat and blocks."""
+    me = w.replicas[r]
+    kept = 0
+    for place in range(me.num_running):
+        i = w.running[r, place]
+        if w.requests[i].phase == FINISHING and w.requests[i].end_s <= now:
+            me.num_finishing -= 1
+            if w.requests[i].hold:
+                w.requests[i].phase = HELD
+                me.num_held += 1
+            else:
+                w.requests[i].phase = DONE
+                give_back(w, r, i, False)
+        else:
+            w.running[r, kept] = i
+            kept += 1
+    me.num_running = kept
+
+
+@inner
+def give_back(w: Any, r: int, i: int, keep: bool) -> None:
+    """Free a sequence's blocks, last first; with ``keep`` its full blocks can be found again."""
+    me = w.replicas[r]
+    bs = me.block_size
+    computed = w.requests[i].computed
+    num_blocks = blocks_held(w, r, i, computed)
+    full = 0
+    if me.prefix_caching:
+        known = computed
+        if me.asynchronous and w.requests[i].phase == DECODING and computed > w.requests[i].prefilled:
+            known -= 1  # as vLLM: a block counts as cached once the token after it is out
+        full = known // bs
+    kv_cache.give_back_blocks(w, r, i, num_blocks, full, keep)
+
+
+@inner
+def preempt_last(w: Any, r: int, now: float) -> int:
+    """Take the last running request's blocks; it goes to the head of the queue. Returns it."""
+    me = w.replicas[r]
+    me.num_running -= 1
+    i = w.running[r, me.num_running]
+    if w.requests[i].phase == FINISHING:
+        me.num_finishing -= 1
+        give_back(w, r, i, False)
+        w.requests[i].phase = DONE
+    else:
+        if w.requests[i].phase == DECODING:
+            decoding.stop_decoding(w, r, i)
+        give_back(w, r, i, True)
+        if me.prefilling == i:
+            me.prefilling = -1
+        w.requests[i].phase = WAITING
+        w.requests[i].computed = 0
+        w.requests[i].next = me.head
+        me.head = i
+        if me.tail < 0:
+            me.tail = i
+        me.num_waiting += 1
+        w.requests[i].stall_s -= now
+    w.requests[i].num_preemptions += 1
+    me.preemptions += 1
+    me.preempted_now = 1
+    return i  # type: ignore[no-any-return]
+
+
+@inner
+def make_room(w: Any, r: int, now: float) -> None:
+    """Take the blocks that decoding sequences need in this step, from the last running ones if none is free."""
+    me = w.replicas[r]
+    bs = me.block_size
+    if me.num_decode == 0:
+        return
+    phase = me.steps % bs
+    need = w.crossing[r, phase]
+    if need <= me.free:
+        kv_cache.take_blocks(w, r, need)
+        return
+    place = 0
+    while place < me.num_running:
+        i = w.running[r, place]
+        if w.requests[i].phase == DECODING and (-w.requests[i].base) % bs == phase:
+            gone = -1
+            while me.free == 0 and gone != i:
+                gone = preempt_last(w, r, now)
+            if gone == i:
+                break
+            kv_cache.take_blocks(w, r, 1)
+        place += 1
+    decoding.scan_decoding(w, r)

@@ -1,0 +1,105 @@
+"""Prompts: the running one's next chunk, then waiting requests in order, within the token budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from simulator import handover, kv_cache, preemption, waiting
+from simulator.compiled import inner
+from simulator.engine_state import PREFILLING, STATIC
+
+
+@inner
+def continue_prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
+    """The running request in the middle of its prompt computes its next chunk.
+
+    Returns:
+        (tokens, sum of tokens x keys they attend to, prompts that end).
+    """
+    me = w.replicas[r]
+    i = me.prefilling
+    if i < 0 or budget <= 0:
+        return 0, 0.0, 0
+    computed = w.requests[i].computed
+    rest = w.requests[i].input + w.requests[i].generated - computed
+    chunk = min(rest, budget)
+    need = preemption.blocks_held(w, r, i, computed + chunk) - preemption.blocks_held(w, r, i, computed)
+    if need > me.free:
+        preemption.preempt_last(w, r, now)
+        return 0, 0.0, 0
+    kv_cache.take_blocks(w, r, need)
+    kv_cache.remember_blocks(w, r, i, computed, computed + chunk)
+    w.requests[i].computed = computed + chunk
+    if chunk == rest:
+        me.prefilling = -1
+    return chunk, chunk * (computed + 0.5 * chunk), 1 if chunk == rest else 0
+
+
+@inner
+def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
+    """Prompt tokens of this step: the running prompt's next chunk, then waiting requests in order.
+
+    No one is admitted in a step that preempted someone.
+    """
+    me = w.replicas[r]
+    bs = me.block_size
+    tokens, work, ending = continue_prefill(w, r, now, budget)
+    if me.preempted_now:
+        return tokens, work, ending
+    if me.policy == STATIC and (me.num_running > 0 or me.head < 0 or now < waiting.due_s(w, r)):
+        return tokens, work, ending
+    budget -= tokens
+    if me.arrived_head >= 0:
+        arrived, reach = handover.admit_arrived(w, r, now, budget)
+        tokens, work, ending, budget = tokens + arrived, work + reach, ending + arrived, budget - arrived
+    while budget > 0 and me.head >= 0 and me.num_running < me.max_num_seqs:
+        i = me.head
+        if w.requests[i].ready_s > now:
+            break
+        length = w.requests[i].input + w.requests[i].generated
+        hit, held = kv_cache.find_cached_blocks(w, r, i, (length - 1) // bs)
+        rest = length - hit * bs
+        chunk = min(rest, budget)
+        if not me.chunked and w.requests[i].generated > 0 and budget == me.max_tokens:
+            chunk = rest  # alone in its step, a preempted sequence may have outgrown the budget
+        if (chunk < rest and not me.chunked) or preemption.blocks_held(w, r, i, length) - held > me.free:
+            break
+        _admit(w, r, i, now, hit)
+        kv_cache.take_blocks(w, r, preemption.blocks_held(w, r, i, hit * bs + chunk) - hit)
+        kv_cache.remember_blocks(w, r, i, hit * bs, hit * bs + chunk)
+        tokens += chunk
+        work += chunk * (hit * bs + 0.5 * chunk)
+        budget -= chunk
+        w.requests[i].computed = hit * bs + chunk
+        if chunk == rest:
+            ending += 1
+        else:
+            me.prefilling = i
+    if budget > 0 and me.head < 0 and me.remote_head >= 0 and me.num_running < me.max_num_seqs:
+        handover.start_transfers(w, r, now)
+    return tokens, work, ending
+
+
+@inner
+def _admit(w: Any, r: int, i: int, now: float, hit: int) -> None:
+    """The head of the queue becomes the last running request, with ``hit`` cached blocks."""
+    me = w.replicas[r]
+    bs = me.block_size
+    me.head = w.requests[i].next
+    if me.head < 0:
+        me.tail = -1
+    me.num_waiting -= 1
+    kv_cache.take_cached_blocks(w, r, i, hit)
+    w.running[r, me.num_running] = i
+    me.num_running += 1
+    w.requests[i].phase = PREFILLING
+    if np.isnan(w.requests[i].scheduled_s):
+        w.requests[i].scheduled_s = now
+        w.requests[i].num_cached_tokens = hit * bs
+        if me.prefix_caching:
+            me.prefix_queries += w.requests[i].input
+            me.prefix_hits += hit * bs
+    else:
+        w.requests[i].stall_s += now

@@ -1,0 +1,117 @@
+"""What the engine needs to know of a replica, and the combinations that the real engines refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from calibrate.step import StepTable
+from catalogs.errors import InputError
+from simulator import engine_state
+
+POLICIES = {
+    "continuous": engine_state.CONTINUOUS,
+    "prefill_first": engine_state.PREFILL_FIRST,
+    "static": engine_state.STATIC,
+    "dynamic": engine_state.STATIC,
+}
+
+
+@dataclass(frozen=True)
+class ReplicaSpec:
+    """What the engine needs to know of one replica; settings are vLLM's, by their names.
+
+    Attributes:
+        step_table: how long steps take.
+        num_gpu_blocks: KV blocks as vLLM logs them; one of them is its null block and never used.
+        policy: ``continuous`` (vLLM V1: running requests first, chunks fill the budget) or ``prefill_first``
+            (TGI, vLLM V0: a step computes prompts or decodes, prompts first) or ``static`` (alias ``dynamic``: a batch
+            of ``max_num_seqs`` requests, or of those that came within ``max_queue_delay_s`` of the first; the next one
+            when all of it has ended, as Triton's dynamic batcher and plain static batching do).
+        max_queue_delay_s: of static batches.
+        reserve_output_tokens: the blocks of a prompt and so many output tokens are taken at admission, so that no one
+            is preempted, and answers stop there (TensorRT-LLM's guaranteed-no-evict with that ``max_tokens``; with the
+            model's whole context the contiguous caches before paged attention); 0: blocks are taken as needed.
+        async_scheduling: a step is decided while the one before it runs (vLLM's default since 0.14).
+        lockstep_ranks: data-parallel ranks that step together, since they share experts: that many equal specs in a
+            row are one group.
+        name: for people.
+    """
+
+    step_table: StepTable
+    num_gpu_blocks: int
+    block_size: int = 16
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    max_model_len: int = 131072
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    policy: str = "continuous"
+    async_scheduling: bool = True
+    max_queue_delay_s: float = 0.1
+    reserve_output_tokens: int = 0
+    lockstep_ranks: int = 1
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for field in ("lockstep_ranks", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+            if getattr(self, field) < 1:
+                raise InputError(f"{field} is {getattr(self, field)}", where=field, remedy="a number of at least 1")
+        if self.num_gpu_blocks < 2:
+            raise InputError(
+                f"num_gpu_blocks is {self.num_gpu_blocks}",
+                where="num_gpu_blocks",
+                why="one block is the null block, and a request needs at least one more",
+                remedy="a larger GPU, a smaller model or a lower precision",
+            )
+        if self.max_num_seqs > self.max_num_batched_tokens:
+            raise InputError(
+                f"max_num_seqs {self.max_num_seqs} exceeds max_num_batched_tokens {self.max_num_batched_tokens}",
+                where="engine",
+                why="vLLM refuses this: each running sequence needs a token a step",
+                remedy=f"max_num_batched_tokens of at least {self.max_num_seqs}",
+            )
+        if self.reserve_output_tokens < 0:
+            raise InputError(f"reserve_output_tokens is {self.reserve_output_tokens}", where="reserve_output_tokens",
+                             remedy="0 (as needed) or more")  # fmt: skip
+        if not 0 <= self.max_queue_delay_s < float("inf"):
+            raise InputError(
+                f"max_queue_delay_s is {self.max_queue_delay_s}",
+                where="max_queue_delay_s",
+                why="the last requests of a trace would never fill a batch",
+                remedy="a number of seconds, 0 or more",
+            )
+        if self.policy not in POLICIES:
+            raise InputError(f"no policy {self.policy!r}", where="policy", remedy=" or ".join(POLICIES))
+
+
+def demand_alone(spec: ReplicaSpec) -> None:
+    """A rank of a lock-step group does not come or go by itself; raises ``InputError``."""
+    if spec.lockstep_ranks > 1:
+        raise InputError(
+            "a rank of a lock-step group cannot come or go by itself",
+            where="fleet",
+            why="the ranks share experts",
+            remedy="expert_parallel_size 1 for replicas that are scaled or fail",
+        )
+
+
+def first_ranks(specs: Sequence[ReplicaSpec]) -> list[int]:
+    """For each replica the first of its lock-step group.
+
+    Raises:
+        InputError: a group that is not complete.
+    """
+    firsts: list[int] = []
+    while len(firsts) < len(specs):
+        first = len(firsts)
+        group = specs[first : first + specs[first].lockstep_ranks]
+        if len(group) < specs[first].lockstep_ranks or any(s.lockstep_ranks != len(group) for s in group):
+            raise InputError(
+                f"a group of {specs[first].lockstep_ranks} lock-step ranks is not complete",
+                where="fleet",
+                why="data-parallel ranks that share experts step together",
+                remedy="as many equal replicas in a row as lockstep_ranks says",
+            )
+        firsts += [first] * len(group)
+    return firsts

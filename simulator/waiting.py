@@ -1,0 +1,100 @@
+"""The queue of a replica: who waits, when an empty replica starts on it, and who is taken out.
+
+A static batch (``policy: static``) starts when it is full or its first request has waited long enough.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from simulator import decoding, kv_cache, preemption
+from simulator.compiled import entry, inner
+from simulator.engine_state import DECODING, DONE, FINISHING, NEVER, STATIC, UNSEEN, WAITING
+from simulator.records import REJECTED
+
+
+@inner
+def enqueue(w: Any, r: int, i: int, ready_s: float) -> bool:
+    """Put a request into a replica's queue, or refuse it as the engine would."""
+    me = w.replicas[r]
+    w.requests[i].replica = r
+    longest = min(me.max_model_len, me.num_blocks * me.block_size)
+    if w.requests[i].output < 1 or w.requests[i].input >= longest:
+        w.requests[i].status = REJECTED
+        w.requests[i].phase = DONE
+        return False
+    if not me.chunked and w.requests[i].input > me.max_tokens:
+        w.requests[i].status = REJECTED
+        w.requests[i].phase = DONE
+        return False
+    w.requests[i].output = min(w.requests[i].output, longest - w.requests[i].input)
+    if me.reserve > 0:
+        w.requests[i].output = min(w.requests[i].output, me.reserve)
+    w.requests[i].ready_s = ready_s
+    w.requests[i].phase = WAITING
+    w.requests[i].next = -1
+    if me.tail >= 0:
+        w.requests[me.tail].next = i
+    else:
+        me.head = i
+    me.tail = i
+    me.num_waiting += 1
+    idles = me.inflight_s <= me.idle_since_s and (me.num_ranks > 1 or me.policy == STATIC)
+    for rank in range(me.rank_0, me.rank_0 + me.num_ranks):
+        if idles or w.replicas[rank].next_s == NEVER:
+            w.replicas[rank].next_s = min(w.replicas[rank].next_s, max(due_s(w, r), me.idle_since_s))
+    return True
+
+
+@inner
+def due_s(w: Any, r: int) -> float:
+    """When an empty replica starts on its queue: with the first request, or once a static batch is full or overdue."""
+    me = w.replicas[r]
+    if me.policy != STATIC:
+        return w.requests[me.head].ready_s  # type: ignore[no-any-return]
+    due = w.requests[me.head].ready_s + me.max_delay_s
+    i, place = me.head, 1
+    while i >= 0 and place < me.max_num_seqs:
+        i, place = w.requests[i].next, place + 1
+    return due if i < 0 else min(due, w.requests[i].ready_s)  # type: ignore[no-any-return]
+
+
+@entry
+def cancel(w: Any, i: int) -> bool:
+    """Take a waiting or running request out; False where it is in no replica or its last token is in flight."""
+    phase, r = w.requests[i].phase, w.requests[i].replica
+    if r < 0 or phase in (UNSEEN, DONE, FINISHING):
+        return False
+    me = w.replicas[r]
+    if phase == WAITING:
+        before, at = -1, me.head
+        while at >= 0 and at != i:
+            before, at = at, w.requests[at].next
+        if at < 0:
+            return False
+        after = w.requests[i].next
+        if before >= 0:
+            w.requests[before].next = after
+        else:
+            me.head = after
+        if after < 0:
+            me.tail = before
+        me.num_waiting -= 1
+        kv_cache.forget(w, r, i)
+    else:
+        if phase == DECODING:
+            decoding.stop_decoding(w, r, i)
+        kept = 0
+        for place in range(me.num_running):
+            if w.running[r, place] != i:
+                w.running[r, kept] = w.running[r, place]
+                kept += 1
+        me.num_running = kept
+        preemption.give_back(w, r, i, False)
+        if me.prefilling == i:
+            me.prefilling = -1
+    w.requests[i].phase = UNSEEN
+    w.requests[i].next = -1
+    w.requests[i].generated = 0
+    w.requests[i].computed = 0
+    return True
