@@ -104,7 +104,7 @@ class KernelSums:
         return self.replica.interconnect_bytes_per_s or gpu.nvlink_bytes_per_s or gpu.pcie_bytes_per_s
 
     def gemm_s(self, gemm: work.Gemm, tokens: FloatArray) -> FloatArray:
-        """One linear layer."""
+        """One linear layer, for each number of tokens (ascending)."""
         keep_wide = not gemm.quantized or self.form.experts_only
         form = self.half if keep_wide else self.form
         if gemm.name == "lm_head" and self.form.embeddings_too:
@@ -120,7 +120,7 @@ class KernelSums:
         time = gemm_time_s(fit, self.replica.gpu, form, tokens, gemm.n, k)
         if form.gemm == "fp8" and gemm.name in FUSED_QUANTIZATION.get(self.replica.engine.framework, ()):
             rounding = quantize_time_s(fit, self.replica.gpu, tokens, gemm.k)
-            time = np.maximum(time - rounding, LEAST_WITHOUT_ROUNDING * time)
+            time = np.maximum.accumulate(np.maximum(time - rounding, LEAST_WITHOUT_ROUNDING * time))
         return time
 
     def positionwise_s(self, tokens: FloatArray) -> FloatArray:

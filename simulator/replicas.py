@@ -80,13 +80,13 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     profile = profile or best_profile(replica)
     memory = memory_plan(replica, profile)
     engine = replica.engine
-    known = {f.name for f in fields(ReplicaSpec)} - {"step_table", "num_gpu_blocks", "lockstep_ranks", "name"}
+    known = engine_options()
     options = {}
     for name, value in engine.options.items():
-        if name in known:
+        if name in known.difference(STEP_OPTIONS):
             options[name] = value
-        elif name not in STEP_OPTIONS:
-            close = nearest(name, [*known, *STEP_OPTIONS], num=1)
+        elif name not in known:
+            close = nearest(name, sorted(known), num=1)
             raise InputError(f"unknown engine option {name!r}", where=where,
                              remedy=f"did you mean {close[0]!r}?" if close else "")  # fmt: skip
     table = step_table(replica, profile, engine.max_num_batched_tokens or 2048, engine.max_num_seqs or 256)
@@ -111,6 +111,12 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
         settings["max_num_seqs"] = max(1, settings["max_num_seqs"] // stages)
     spec = ReplicaSpec(step_table=table, num_gpu_blocks=num_blocks, name=replica.gpu.name, **settings)
     return Line(replica, profile, memory, spec, count)
+
+
+def engine_options() -> frozenset[str]:
+    """Names that ``engine.options`` may hold: techniques of the engine loop, of its steps and of its memory."""
+    ours = {"step_table", "num_gpu_blocks", "lockstep_ranks", "name"}
+    return frozenset({f.name for f in fields(ReplicaSpec)} - ours) | frozenset(STEP_OPTIONS)
 
 
 def _ranks_in_step(replica: Replica) -> int:
