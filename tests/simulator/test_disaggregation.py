@@ -36,7 +36,7 @@ class Case:
 
 
 def times(rng: np.random.Generator, skew: bool) -> StepTable:
-    """Made-up times that also grow with a prompt's context: here single tokens see long ones, beyond the table's end."""
+    """Made-up times that grow with a prompt's context too: single tokens see long ones, beyond the table's end."""
     table = step_table(rng, skew=skew)
     return table._replace(attention_s=np.cumsum(table.attention_s, axis=1))
 
