@@ -168,3 +168,17 @@ def gemm_time_s(fit: Mapping[str, Any], gpu: Gpu, form: Precision, m: FloatArray
     time = np.maximum.accumulate(raw_time_s(fit, gpu, form, (points, n, k), cold=True))
     inside = np.interp(m, points, time)
     return np.asarray(np.where(m > points[-1], time[-1] * m / points[-1], inside))
+
+
+def widened_gemm_time_s(
+    fit: Mapping[str, Any], gpu: Gpu, half: Precision, m: FloatArray, n: float, k: float, stored_bytes: float
+) -> FloatArray:
+    """Seconds by slow weight-only kernels: all weights are widened to memory, then multiplied in 16 bit (``half``).
+
+    What vLLM's AWQ kernels do from 256 tokens on and bitsandbytes' from 2; assumed for fewer, an upper bound.
+
+    Args:
+        fit: parameters of 16-bit GEMMs. stored_bytes: of a weight, before it is widened.
+    """
+    widening_s = n * k * (stored_bytes + 2.0) / gpu.memory_bandwidth_bytes_per_s
+    return gemm_time_s(fit, gpu, half, m, n, k) + widening_s
