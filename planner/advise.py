@@ -22,6 +22,7 @@ from planner.confidence import slo_document
 from planner.demand import Demand, demand_of
 from planner.explain import explain_line
 from planner.explore import against_today
+from planner.fleet_model import Option
 from planner.from_simulation import Found, find_plan, workload_requests
 from planner.horizon import horizon_of
 from planner.problem import Holding, Problem, problem_from
@@ -222,7 +223,11 @@ def _fleet(problem: Problem, settled: Settings) -> list[tuple[Holding, Candidate
         fits = [c for c in candidates if all(v is None or getattr(c, k) == v for k, v in asked.items())]
         if not fits:
             why = "; ".join(reason for _, reason in refused[:2])
-            raise InputError(f"{holding.instance_type} cannot serve {problem.model} so" + (f": {why}" if why else ""))
+            raise InputError(
+                f"{holding.instance_type} is not for sale or cannot serve {problem.model} as described"
+                + (f": {why}" if why else ""),
+                where="today",
+            )
         found.append((holding, fits[0]))
     return found
 
@@ -248,8 +253,6 @@ def _bottleneck(
     """What bounds the first machine of today's fleet at the load that it gets."""
     holding, candidate = part
     rate = demand.rate_rps / demand.rate_rps.sum() * rate_rps
-    from planner.fleet_model import Option
-
     option = Option("", holding.instance_type, candidate.label, "", "on_demand", 0.0, np.zeros(len(rate)))
     line = Line(option, candidate, np.array([holding.count]), rate[None], 0.0)
     buckets = [{"mean_input_tokens": float(i), "mean_output_tokens": float(o)} for i, o in demand.mean_tokens]
