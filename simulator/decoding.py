@@ -49,7 +49,10 @@ def sample_after_prefill(w: Any, r: int, i: int, end: float) -> None:
         finish(w, r, i, end)
         return
     it.phase = DECODING
-    it.prefilled = it.computed
+    it.prefilled = it.known = it.computed
+    if me.spec_tokens > 0:
+        me.num_decode += 1
+        return
     it.base = it.computed - me.steps
     it.done_at = me.steps + it.output - it.generated
     me.num_decode += 1
@@ -126,6 +129,9 @@ def take_decode_steps(w: Any, r: int, steps: int, end: float) -> None:
 def stop_decoding(w: Any, r: int, i: int) -> None:
     """Take a sequence out of the decode counters; its tokens are written down."""
     me = w.replicas[r]
+    if me.spec_tokens > 0:
+        me.num_decode -= 1
+        return
     w.requests[i].computed = w.requests[i].base + me.steps
     w.requests[i].generated = w.requests[i].output - (w.requests[i].done_at - me.steps)
     me.num_decode -= 1

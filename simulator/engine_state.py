@@ -64,6 +64,15 @@ REPLICA = np.dtype(
         ("preemptions", np.int64),
         ("busy_s", np.float64),
         ("front_s", np.float64),  # until when its one tokenizer is busy
+        ("spec_tokens", np.int64),  # proposed for each sequence and step; 0: no speculation
+        ("lookahead", np.int64),  # slots beyond them, for the drafter
+        ("acceptance_rate", np.float64),
+        ("draft_table", np.int64),  # step table of the drafter, or -1
+        ("seed", np.int64),
+        ("verify", np.int64),  # tokens of this step's decoding sequences, and the sum of their contexts
+        ("contexts", np.int64),
+        ("drafted", np.int64),
+        ("accepted", np.int64),
         ("prefix_queries", np.int64),
         ("prefix_hits", np.int64),
     ]
@@ -80,6 +89,10 @@ REQUEST = np.dtype(
         ("prefilled", np.int64),  # tokens computed as a prompt, before it decoded
         ("base", np.int64),  # while decoding: computed tokens - ``steps``
         ("done_at", np.int64),  # while decoding: ``steps`` at which all tokens are sampled
+        ("slots", np.int64),  # speculating: tokens for which it holds blocks
+        ("want", np.int64),  # tokens that this step computes
+        ("known", np.int64),  # tokens computed and not proposed, when its step was decided
+        ("draws", np.int64),  # steps in which proposals were made
         ("end_s", np.float64),  # while finishing: end of its last step
         ("ready_s", np.float64),  # in its replica's queue
         ("next", np.int64),  # in the waiting queue

@@ -58,10 +58,15 @@ def check_world(world: engine_state.World, now_s: float) -> None:
         decoding = running[rows["phase"][running] == engine_state.DECODING]
         computed = rows["computed"][running].copy()
         is_decoding = rows["phase"][running] == engine_state.DECODING
-        computed[is_decoding] = rows["base"][decoding] + me["steps"]
+        if not me["spec_tokens"]:
+            computed[is_decoding] = rows["base"][decoding] + me["steps"]
         _demand(len(decoding) == me["num_decode"], 2, "the decode counter is off")
-        _demand((computed[is_decoding] + 1).sum() == me["sum_context"], 2, "the context counter is off")
-        crossing = 0 if me["reserve"] else len(decoding)
+        counted = not me["spec_tokens"]
+        contexts = (computed[is_decoding] + 1).sum() if counted else 0
+        _demand(contexts == me["sum_context"], 2, "the context counter is off")
+        crossing = 0 if me["reserve"] or not counted else len(decoding)
+        if me["spec_tokens"]:
+            computed = rows["slots"][running]
         _demand(world.crossing[r].sum() == crossing, 2, "the block-crossing counters are off")
         _demand(_free_blocks(world, r) == me["free"], 2, "the free queue does not add up")
         _demand(_held_blocks(world, r, running, computed) + me["free"] == me["num_blocks"], 2, "blocks leak")

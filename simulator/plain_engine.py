@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simulator.plain_blocks import Block, BlockPool
-from simulator.plain_step_time import row, step_time_s
+from simulator.plain_step_time import engine_step_s, row, uniform
 from simulator.records import COMPLETED
 from simulator.replica_spec import ReplicaSpec
 
@@ -29,6 +29,7 @@ class Job:
     num_computed_tokens: int = 0
     num_sampled: int = 0  # output tokens, those in flight too
     num_returned: int = 0  # output tokens that have come out
+    num_draws: int = 0  # steps in which proposals were made for it
     prefilling: bool = False
     finished: bool = False
     num_remembered: int = 0  # full blocks that were put into the cache, or equal ones were there
@@ -50,6 +51,9 @@ class Step:
     chunks: list[tuple[Job, int, int]] = field(default_factory=list)
     decodes: list[Job] = field(default_factory=list)
     sampling: list[Job] = field(default_factory=list)
+    contexts: list[int] = field(default_factory=list)  # of the decodes, this step's tokens included
+    num_decode_tokens: int = 0
+    emitted: dict[int, int] = field(default_factory=dict)  # tokens by request, where not one
     end_s: float = 0.0
 
 
@@ -64,6 +68,7 @@ class Engine:
         self.inflight: deque[Step] = deque()
         self.depth = 2 if spec.async_scheduling else 1
         self.iterations = self.preemptions = self.prefix_queries = self.prefix_hits = 0
+        self.drafted = self.accepted = 0
         self.busy_s = self.last_end_s = 0.0
         self.group: Group
         self.preempted_now = False
@@ -132,7 +137,7 @@ class Engine:
     def take_results(self, step: Step) -> None:
         """The step's tokens are out; finished sequences leave."""
         for sequence in step.sampling:
-            sequence.num_returned += 1
+            sequence.num_returned += step.emitted.get(sequence.index, 1)
             if sequence.num_returned >= sequence.max_tokens and not sequence.finished:
                 sequence.finished = True
                 if sequence in self.running:
@@ -150,9 +155,9 @@ class Engine:
                 self.schedule_decodes(step)
         else:
             self.schedule_decodes(step)
-            self.schedule_prefills(step, now, budget - len(step.decodes))
+            self.schedule_prefills(step, now, budget - step.num_decode_tokens)
         for sequence in step.decodes:
-            sequence.num_sampled += 1
+            sequence.num_sampled += step.emitted.get(sequence.index, 1)
         for sequence, _tokens, _before in step.chunks:
             if sequence.num_computed_tokens == sequence.num_tokens:
                 sequence.prefilling = False
@@ -166,11 +171,41 @@ class Engine:
         while place < len(self.running):
             sequence = self.running[place]
             if not sequence.prefilling and not sequence.all_sampled:
-                while not self.grow(sequence, 1):
+                tokens = self.decode_tokens(sequence, step)
+                if tokens < 1:
+                    return
+                while not self.grow(sequence, tokens):
                     if self.preempt() is sequence:
                         return
                 step.decodes.append(sequence)
+                step.contexts.append(sequence.num_computed_tokens)
+                step.num_decode_tokens += tokens
+                if self.spec.speculation is not None:
+                    self.verify(sequence, step, tokens)
             place += 1
+
+    def decode_tokens(self, sequence: Job, step: Step) -> int:
+        """Tokens that a decoding sequence computes: one, and those proposed, within budget and context."""
+        if self.spec.speculation is None:
+            return 1
+        left = self.spec.max_num_batched_tokens - step.num_decode_tokens
+        most = self.longest - 1 - sequence.num_computed_tokens
+        return min(1 + self.spec.speculation.num_speculative_tokens, left, most)
+
+    def verify(self, sequence: Job, step: Step, tokens: int) -> None:
+        """Keep what is accepted of a sequence's proposals, and one token more."""
+        speculation = self.spec.speculation
+        assert speculation is not None
+        u = uniform(self.run.seed, sequence.index, sequence.num_draws)
+        accepted = 0
+        while accepted < tokens - 1 and u < speculation.acceptance_rate ** (accepted + 1):
+            accepted += 1
+        sequence.num_draws += 1
+        self.drafted += tokens - 1
+        self.accepted += accepted
+        emitted = min(accepted + 1, sequence.max_tokens - sequence.num_sampled)
+        sequence.num_computed_tokens -= tokens - emitted
+        step.emitted[sequence.index] = emitted
 
     def schedule_prefills(self, step: Step, now: float, budget: int) -> None:
         for sequence in [s for s in self.running if s.prefilling]:
@@ -203,7 +238,7 @@ class Engine:
                 return
             self.waiting.popleft()
             self.admit(sequence, now, hit)
-            grown = self.grow(sequence, tokens)
+            grown = self.grow(sequence, tokens, admitted=True)
             assert grown
             step.chunks.append((sequence, tokens, before))
             budget -= tokens
@@ -244,16 +279,21 @@ class Engine:
         shared = self.run.prefix[self.spec.block_size].content(sequence.index, place)
         return ("own", sequence.index, place) if shared < 0 else shared
 
-    def grow(self, sequence: Job, tokens: int) -> bool:
-        """Give a sequence the blocks for its next tokens, if there are."""
-        need = self.blocks_for(sequence, sequence.num_computed_tokens + tokens) - len(sequence.blocks)
+    def grow(self, sequence: Job, tokens: int, admitted: bool = False) -> bool:
+        """Give a sequence the blocks for its next tokens (and a drafter's, unless just admitted), if there are."""
+        num_slots = sequence.num_computed_tokens + tokens
+        num_known = num_slots
+        if self.spec.speculation is not None and not admitted:
+            num_slots = min(num_slots + self.spec.speculation.num_lookahead_tokens, self.longest)
+            num_known = num_known if sequence.prefilling else sequence.num_computed_tokens + 1
+        need = max(0, self.blocks_for(sequence, num_slots) - len(sequence.blocks))
         if need > len(self.pool.free):
             return False
         sequence.blocks += self.pool.take(need)
         sequence.num_computed_tokens += tokens
         if self.spec.enable_prefix_caching:
             in_flight = 1 if self.spec.async_scheduling and not sequence.prefilling else 0
-            num_full = (sequence.num_computed_tokens - in_flight) // self.spec.block_size
+            num_full = (num_known - in_flight) // self.spec.block_size
             for place in range(sequence.num_remembered, num_full):
                 self.pool.remember(sequence.blocks[place], self.content_of(sequence, place))
             sequence.num_remembered = max(sequence.num_remembered, num_full)
@@ -308,9 +348,9 @@ class Group:
         """The slowest rank's own layers, and the experts at the tokens of all."""
         first = self.engines[0]
         busy = [(engine, step) for engine, step in zip(self.engines, steps, strict=True) if step.chunks or step.decodes]
-        own = max(run.speed[engine.index] * step_time_s(engine.spec.step_table, step) for engine, step in busy)
+        own = max(run.speed[engine.index] * engine_step_s(engine.spec, step) for engine, step in busy)
         experts = first.spec.step_table.experts_s
         if len(self.engines) == 1 or experts is None:
             return own
-        tokens = sum(len(step.decodes) + sum(chunk[1] for chunk in step.chunks) for step in steps)
+        tokens = sum(step.num_decode_tokens + sum(chunk[1] for chunk in step.chunks) for step in steps)
         return own + run.speed[first.index] * row(experts, tokens)

@@ -12,7 +12,7 @@ from calibrate.step import StepTable
 from catalogs.errors import InputError
 from simulator import engine_state, feed, invariants, kv_cache, routing, step_eval, waiting
 from simulator.packed import Pack
-from simulator.records import FAILED, Records
+from simulator.records import COUNTS, FAILED, Records
 from simulator.replica_spec import POLICIES, ReplicaSpec, demand_alone, first_ranks
 from simulator.workload import Requests
 
@@ -56,7 +56,7 @@ class Plane:
         requests: the workload.
         replicas: those that stand at the start; more can be added.
         router: one of ``routing.ROUTERS``.
-        seed: of the router.
+        seed: of the router, and of what speculation accepts.
         options: what else the router knows.
     """
 
@@ -74,6 +74,7 @@ class Plane:
         self.specs = list(replicas)
         self.now_s = 0.0
         self._packs: dict[str, Pack] = {}
+        self._seed = seed
         self._feed = feed.new_feed(len(requests), requests.concurrency)
         self._tables: list[StepTable] = []
         self._world = self._new_world()
@@ -120,7 +121,7 @@ class Plane:
         demand_alone(spec)
         self.specs.append(spec)
         rows = np.zeros(1, engine_state.REPLICA)
-        _set_up(rows[0], spec, self._table_of(spec), len(self.specs) - 1)
+        self._set_up(rows[0], spec, len(self.specs) - 1)
         rows["inflight_s"] = rows["idle_since_s"] = self.now_s
         self._world = world._replace(
             tables=step_eval.pack_tables(self._tables),
@@ -156,7 +157,7 @@ class Plane:
             rows[name][lost] = np.nan
         for name in ("next", "replica"):
             rows[name][lost] = -1
-        for name in ("phase", "generated", "computed"):
+        for name in ("phase", "generated", "computed", "draws"):
             rows[name][lost] = 0
         self._world.nodes[lost] = np.zeros((), kv_cache.NODE)
         if self._world.shared.content.shape[1]:
@@ -168,11 +169,14 @@ class Plane:
                 self._world.shared.held[begin:end] = 0
         rows["status"][lost] = engine_state.UNDECIDED
         row = self._world.replicas[replica]
-        kept = {name: row[name] for name in ("iterations", "preemptions", "busy_s", "prefix_queries", "prefix_hits")}
+        kept = {
+            name: row[name]
+            for name in ("iterations", "preemptions", "busy_s", "prefix_queries", "prefix_hits", *COUNTS)
+        }
         row["inflight_s"] = row["idle_since_s"] = min(row["inflight_s"], self.now_s)
         for name in ("num_running", "num_decode", "sum_context", "num_finishing", "num_waiting", "steps"):
             row[name] = 0
-        _set_up(row, self.specs[replica], int(row["table"]), replica)
+        self._set_up(row, self.specs[replica], replica)
         for name, value in kept.items():
             row[name] = value
         self._world.crossing[replica] = 0
@@ -249,13 +253,22 @@ class Plane:
             num_gpu_blocks=np.array([s.num_gpu_blocks for s in self.specs], np.int64),
             end_s=float(np.max(replicas["inflight_s"], initial=0.0)),
             stall_s=rows["stall_s"].copy(),
+            counts={name: replicas[name].copy() for name in COUNTS},
         )
 
-    def _table_of(self, spec: ReplicaSpec) -> int:
+    def _set_up(self, row: np.void, spec: ReplicaSpec, rank_0: int) -> None:
+        """Write one replica's settings and empty state."""
+        _set_up(row, spec, rank_0)
+        draft = None if spec.speculation is None else spec.speculation.draft_table
+        row["table"] = self._table_of(spec.step_table)
+        row["draft_table"] = -1 if draft is None else self._table_of(draft)
+        row["seed"] = self._seed
+
+    def _table_of(self, wanted: StepTable) -> int:
         for place, table in enumerate(self._tables):
-            if table is spec.step_table:
+            if table is wanted:
                 return place
-        self._tables.append(spec.step_table)
+        self._tables.append(wanted)
         return len(self._tables) - 1
 
     def _new_world(self) -> engine_state.World:
@@ -263,7 +276,7 @@ class Plane:
         requests, num_replicas = self.requests, len(self.specs)
         replicas = np.zeros(num_replicas, engine_state.REPLICA)
         for row, spec, rank_0 in zip(replicas, self.specs, first_ranks(self.specs), strict=True):
-            _set_up(row, spec, self._table_of(spec), rank_0)
+            self._set_up(row, spec, rank_0)
         rows = np.zeros(len(requests), engine_state.REQUEST)
         rows["input"] = requests.input_tokens
         rows["output"] = requests.output_tokens
@@ -301,9 +314,8 @@ def _with_row(array: NDArray[np.int64], columns: int, fill: int) -> NDArray[np.i
     return grown
 
 
-def _set_up(row: np.void, spec: ReplicaSpec, table: int, rank_0: int) -> None:
-    """Write one replica's settings and empty state."""
-    row["table"] = table
+def _set_up(row: np.void, spec: ReplicaSpec, rank_0: int) -> None:
+    """Write one replica's settings and empty state, but for its tables."""
     row["num_blocks"] = row["free"] = row["plain_after"] = spec.num_gpu_blocks - 1
     row["block_size"] = spec.block_size
     row["max_num_seqs"] = spec.max_num_seqs
@@ -322,6 +334,10 @@ def _set_up(row: np.void, spec: ReplicaSpec, table: int, rank_0: int) -> None:
     row["longest"] = -engine_state.FAR
     for name in ("prefilling", "head", "tail", "first", "last"):
         row[name] = -1
+    if spec.speculation is not None:
+        row["spec_tokens"] = spec.speculation.num_speculative_tokens
+        row["lookahead"] = spec.speculation.num_lookahead_tokens
+        row["acceptance_rate"] = spec.speculation.acceptance_rate
 
 
 def _router_keys(requests: Requests, router: str) -> NDArray[np.int64]:

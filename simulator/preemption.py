@@ -42,11 +42,13 @@ def give_back(w: Any, r: int, i: int, keep: bool) -> None:
     me = w.replicas[r]
     bs = me.block_size
     computed = w.requests[i].computed
-    num_blocks = blocks_held(w, r, i, computed)
+    num_blocks = blocks_held(w, r, i, w.requests[i].slots if me.spec_tokens > 0 else computed)
     full = 0
     if me.prefix_caching:
         known = computed
-        if me.asynchronous and w.requests[i].phase == DECODING and computed > w.requests[i].prefilled:
+        if me.spec_tokens > 0 and w.requests[i].phase == DECODING:
+            known = w.requests[i].known
+        elif me.asynchronous and w.requests[i].phase == DECODING and computed > w.requests[i].prefilled:
             known -= 1  # as vLLM: a block counts as cached once the token after it is out
         full = known // bs
     kv_cache.give_back_blocks(w, r, i, num_blocks, full, keep)

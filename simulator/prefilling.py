@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator import kv_cache, preemption, waiting
+from simulator import kv_cache, preemption, speculation, waiting
 from simulator.compiled import inner
 from simulator.engine_state import PREFILLING, STATIC
 
@@ -25,13 +25,16 @@ def continue_prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, floa
     computed = w.requests[i].computed
     rest = w.requests[i].input + w.requests[i].generated - computed
     chunk = min(rest, budget)
-    need = preemption.blocks_held(w, r, i, computed + chunk) - preemption.blocks_held(w, r, i, computed)
+    before, after = computed, computed + chunk
+    if me.spec_tokens > 0:
+        before, after = w.requests[i].slots, speculation.slots(w, r, after)
+    need = preemption.blocks_held(w, r, i, after) - preemption.blocks_held(w, r, i, before)
     if need > me.free:
         preemption.preempt_last(w, r, now)
         return 0, 0.0, 0
     kv_cache.take_blocks(w, r, need)
     kv_cache.remember_blocks(w, r, i, computed, computed + chunk)
-    w.requests[i].computed = computed + chunk
+    w.requests[i].computed, w.requests[i].slots = computed + chunk, after
     if chunk == rest:
         me.prefilling = -1
     return chunk, chunk * (computed + 0.5 * chunk), 1 if chunk == rest else 0
@@ -69,7 +72,7 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
         tokens += chunk
         work += chunk * (hit * bs + 0.5 * chunk)
         budget -= chunk
-        w.requests[i].computed = hit * bs + chunk
+        w.requests[i].computed = w.requests[i].slots = hit * bs + chunk
         if chunk == rest:
             ending += 1
         else:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from calibrate.step import StepTable
 from catalogs.errors import InputError
 from simulator import engine_state
+from simulator.techniques import Speculation
 
 POLICIES = {
     "continuous": engine_state.CONTINUOUS,
@@ -35,6 +36,7 @@ class ReplicaSpec:
         async_scheduling: a step is decided while the one before it runs (vLLM's default since 0.14).
         lockstep_ranks: data-parallel ranks that step together, since they share experts: that many equal specs in a
             row are one group.
+        speculation: speculative decoding (see ``Speculation``).
         name: for people.
     """
 
@@ -51,6 +53,7 @@ class ReplicaSpec:
     max_queue_delay_s: float = 0.1
     reserve_output_tokens: int = 0
     lockstep_ranks: int = 1
+    speculation: Speculation | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -83,6 +86,24 @@ class ReplicaSpec:
             )
         if self.policy not in POLICIES:
             raise InputError(f"no policy {self.policy!r}", where="policy", remedy=" or ".join(POLICIES))
+        if self.speculation is not None:
+            self._check_speculation()
+
+    def _check_speculation(self) -> None:
+        if self.async_scheduling:
+            raise InputError(
+                "speculative decoding with async_scheduling",
+                where="speculative",
+                why="how many tokens a step keeps is known at its end only, and steps are decided then here",
+                remedy="async_scheduling: false",
+            )
+        if POLICIES[self.policy] == engine_state.STATIC:
+            raise InputError(
+                f"speculative decoding with policy {self.policy}",
+                where="speculative",
+                why="no engine with static batches verifies proposals",
+                remedy="policy: continuous",
+            )
 
 
 def demand_alone(spec: ReplicaSpec) -> None:

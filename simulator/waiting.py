@@ -97,4 +97,5 @@ def cancel(w: Any, i: int) -> bool:
     w.requests[i].next = -1
     w.requests[i].generated = 0
     w.requests[i].computed = 0
+    w.requests[i].draws = 0
     return True

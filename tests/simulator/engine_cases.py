@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from calibrate.step import SkewTable, StepTable
 from simulator.engine import ROUTERS, ReplicaSpec, RouterOptions
+from simulator.techniques import Speculation
 from simulator.workload import Requests
 
 
@@ -71,7 +72,17 @@ def requests(
 
 
 @st.composite
-def cases(draw: st.DrawFn, hashes: bool = False) -> Case:
+def speculations(draw: st.DrawFn, rng: np.random.Generator) -> Speculation:
+    """A drafter of any eagerness and luck, with or without a cost."""
+    k = draw(st.sampled_from([1, 2, 5]))
+    drafts = draw(st.booleans())
+    return Speculation(
+        k, draw(st.sampled_from([0.0, 0.3, 0.8, 1.0])), k if drafts else 0, step_table(rng) if drafts else None
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn, hashes: bool = False, speculating: bool = False) -> Case:
     """A run of up to 60 requests on up to three unequal replicas, often short of blocks."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     num = draw(st.integers(1, 60))
@@ -80,6 +91,7 @@ def cases(draw: st.DrawFn, hashes: bool = False) -> Case:
     specs = []
     for _ in range(draw(st.sampled_from([1, 1, 2, 3]))):
         seats = draw(st.sampled_from([1, 3, 8, 16]))
+        speculation = draw(speculations(rng)) if speculating else None
         specs.append(
             ReplicaSpec(
                 step_table(rng, skew=draw(st.booleans())),
@@ -90,10 +102,13 @@ def cases(draw: st.DrawFn, hashes: bool = False) -> Case:
                 max_model_len=draw(st.sampled_from([80, 1000])),
                 enable_prefix_caching=draw(st.booleans()),
                 enable_chunked_prefill=draw(st.sampled_from([True, True, False])),
-                policy=draw(st.sampled_from(["continuous", "continuous", "prefill_first", "static"])),
+                policy=draw(
+                    st.sampled_from(["continuous", "continuous", "prefill_first"] + ["static"] * (not speculating))
+                ),
                 reserve_output_tokens=draw(st.sampled_from([0, 0, 0, 30])),
                 max_queue_delay_s=draw(st.sampled_from([0.0, 12.3])),
-                async_scheduling=draw(st.booleans()),
+                async_scheduling=not speculating and draw(st.booleans()),
+                speculation=speculation,
             )
         )
     ranks = draw(st.sampled_from([1, 1, 1, 2, 3]))
