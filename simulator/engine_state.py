@@ -11,7 +11,7 @@ from simulator import kv_cache, step_eval
 
 I64 = NDArray[np.int64]
 
-UNSEEN, WAITING, PREFILLING, DECODING, FINISHING, DONE = range(6)
+UNSEEN, WAITING, PREFILLING, DECODING, FINISHING, DONE, SWAPPED = range(7)
 CONTINUOUS, PREFILL_FIRST, STATIC = range(3)
 NEVER = np.inf
 FAR = 2**62
@@ -73,6 +73,20 @@ REPLICA = np.dtype(
         ("contexts", np.int64),
         ("drafted", np.int64),
         ("accepted", np.int64),
+        ("swap_space", np.int64),  # host blocks for preempted sequences; 0: they are computed again
+        ("swap_free", np.int64),
+        ("swap_head", np.int64),  # swapped sequences: first and last, or -1
+        ("swap_tail", np.int64),
+        ("block_copy_s", np.float64),  # of a block, one way
+        ("copy_s", np.float64),  # for which the next step waits
+        ("load_s", np.float64),  # which the next step lasts at least
+        ("swap_outs", np.int64),
+        ("swap_ins", np.int64),
+        ("cpu_block_s", np.float64),  # of loading a block from host memory, from disk
+        ("disk_block_s", np.float64),
+        ("overlap", np.int64),  # loads overlap with the step
+        ("cpu_hits", np.int64),  # prompt tokens found in host memory, on disk
+        ("disk_hits", np.int64),
         ("prefix_queries", np.int64),
         ("prefix_hits", np.int64),
     ]
@@ -115,6 +129,7 @@ class World(NamedTuple):
     Attributes:
         replicas, requests: rows of ``REPLICA`` and ``REQUEST``.
         nodes, shared: the KV caches (see ``kv_cache``).
+        links, tiers: the tiers of KV offload (see ``kv_tiers``).
         crossing: (r, block size) decoding sequences that need a block where ``steps % block_size`` is the column.
         running: (r, seats) requests in order of admission.
         ended, num_ended: requests whose end was decided since the caller last looked (closed loops; else empty).
@@ -125,6 +140,8 @@ class World(NamedTuple):
     requests: Any
     nodes: Any
     shared: kv_cache.Shared
+    links: NDArray[np.int32]
+    tiers: I64
     crossing: I64
     running: I64
     ended: I64

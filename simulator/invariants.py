@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from simulator import engine_state, preemption
+from simulator import engine_state, kv_tiers, preemption
 from simulator.packed import Pack
 from simulator.records import COMPLETED, Records
 from simulator.workload import Requests
@@ -70,8 +70,26 @@ def check_world(world: engine_state.World, now_s: float) -> None:
         _demand(world.crossing[r].sum() == crossing, 2, "the block-crossing counters are off")
         _demand(_free_blocks(world, r) == me["free"], 2, "the free queue does not add up")
         _demand(_held_blocks(world, r, running, computed) + me["free"] == me["num_blocks"], 2, "blocks leak")
+        _check_tiers(world, r)
         stuck = me["num_running"] == 0 and me["head"] >= 0 and me["inflight_s"] < now_s and me["next_s"] == np.inf
         _demand(not stuck, 7, "a replica idles while a request waits")
+
+
+def _check_tiers(world: engine_state.World, r: int) -> None:
+    """Host memory of preempted sequences, and the tiers of KV offload."""
+    me, rows = world.replicas[r], world.requests
+    swapped = np.flatnonzero((rows["replica"] == r) & (rows["phase"] == engine_state.SWAPPED))
+    blocks = int((-(-rows["computed"][swapped] // me["block_size"])).sum())
+    _demand(blocks + me["swap_free"] == me["swap_space"], 11, "host blocks of swapped sequences do not add up")
+    _demand(me["swap_free"] >= 0, 11, "more swapped blocks than swap space")
+    for tier in (2 * r, 2 * r + 1):
+        first, _, used, capacity = world.tiers[tier].tolist()
+        _demand(used <= capacity, 12, "a tier of the KV cache holds more than it can")
+        held, place = 0, first
+        while place >= 0:
+            held, place = held + 1, int(world.links[tier, place, 1])
+        present = int((world.links[tier, :, 0] != kv_tiers.ABSENT).sum())
+        _demand(held == used == present, 12, "a tier of the KV cache does not add up")
 
 
 def _free_blocks(world: engine_state.World, r: int) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simulator import decoding, preemption, prefilling, speculation, step_eval, waiting
+from simulator import decoding, preemption, prefilling, speculation, step_eval, swapping, waiting
 from simulator.compiled import inner
 from simulator.engine_state import NEVER, PREFILL_FIRST
 
@@ -41,7 +41,9 @@ def _plan_step(w: Any, r: int, now: float) -> tuple[int, float, int, int]:
     me.preempted_now = 0
     me.verify = 0
     if me.policy == PREFILL_FIRST:
-        tokens, work, ending = prefilling.prefill(w, r, now, me.max_tokens)
+        tokens, work, ending = 0, 0.0, 0
+        if me.swap_head < 0 or me.prefilling >= 0:
+            tokens, work, ending = prefilling.prefill(w, r, now, me.max_tokens)
         return tokens, work, ending, 0 if tokens > 0 else _plan_decodes(w, r, now)
     decodes = _plan_decodes(w, r, now)
     tokens, work, ending = prefilling.prefill(w, r, now, me.max_tokens - me.verify)
@@ -55,6 +57,8 @@ def _plan_decodes(w: Any, r: int, now: float) -> int:
     if me.spec_tokens > 0:
         return speculation.plan(w, r, now)
     preemption.make_room(w, r, now)
+    if me.swap_head >= 0:
+        swapping.swap_in(w, r, now)
     me.verify = me.num_decode
     return me.num_decode  # type: ignore[no-any-return]
 
@@ -64,7 +68,8 @@ def _decide(w: Any, r: int, until_s: float) -> None:
     """One decision of the scheduler; where it repeats itself, as many as fall before ``until_s``."""
     now = w.replicas[r].next_s
     tokens, work, ending, decodes = _plan_step(w, r, now)
-    if tokens > 0 or (decodes > 0 and w.replicas[r].spec_tokens > 0):
+    single = w.replicas[r].spec_tokens > 0 or w.replicas[r].copy_s > 0.0
+    if tokens > 0 or (decodes > 0 and single):
         time = w.replicas[r].speed * _step_s(w, r, tokens, work, ending, decodes)
         _commit_step(w, r, now, time, ending, decodes)
     elif decodes > 0:
@@ -132,10 +137,12 @@ def _step_s(w: Any, r: int, tokens: int, work: float, ending: int, decodes: int)
     me = w.replicas[r]
     seqs = decodes + ending + (1 if tokens > 0 and me.prefilling >= 0 else 0)
     if me.spec_tokens > 0:
-        return speculation.step_s(w, r, tokens, work, ending, decodes, seqs)
-    contexts = decoding.decode_contexts(w, r) if decodes > 0 else (0.0, 0.0, 0.0)
-    mean_keys = work / tokens if tokens > 0 else 0.0
-    return step_eval.step_s(w.tables, me.table, tokens, mean_keys, decodes, decodes, contexts, decodes + ending, seqs)
+        time = speculation.step_s(w, r, tokens, work, ending, decodes, seqs)
+    else:
+        contexts = decoding.decode_contexts(w, r) if decodes > 0 else (0.0, 0.0, 0.0)
+        keys, sampled = work / tokens if tokens > 0 else 0.0, decodes + ending
+        time = step_eval.step_s(w.tables, me.table, tokens, keys, decodes, decodes, contexts, sampled, seqs)
+    return max(time, me.load_s) + me.copy_s  # type: ignore[no-any-return]
 
 
 @inner
@@ -143,6 +150,7 @@ def _commit_step(w: Any, r: int, now: float, time: float, ending: int, decodes: 
     """Put one step in flight, in which the prompts of ``ending`` requests end."""
     me = w.replicas[r]
     end = _after_steps(w, r, now, 1, time, 0.0)
+    w.replicas[r].copy_s = w.replicas[r].load_s = 0.0
     if w.replicas[r].spec_tokens > 0:
         speculation.take_step(w, r, end)
     elif decodes > 0:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.plain_blocks import Block, BlockPool
+from simulator.plain_blocks import Block, BlockPool, Tier
 from simulator.plain_step_time import engine_step_s, row, uniform
 from simulator.records import COMPLETED
 from simulator.replica_spec import ReplicaSpec
@@ -69,6 +69,12 @@ class Engine:
         self.depth = 2 if spec.async_scheduling else 1
         self.iterations = self.preemptions = self.prefix_queries = self.prefix_hits = 0
         self.drafted = self.accepted = 0
+        self.swap_outs = self.swap_ins = self.cpu_hits = self.disk_hits = 0
+        self.swapped: deque[Job] = deque()
+        self.swap_free = 0 if spec.swap is None else spec.swap.num_blocks
+        self.copy_s = self.load_s = 0.0  # for which the next step waits; which it lasts at least
+        offload = spec.kv_offload
+        self.tiers = (Tier(offload.num_cpu_blocks), Tier(offload.num_disk_blocks)) if offload else ()
         self.busy_s = self.last_end_s = 0.0
         self.group: Group
         self.preempted_now = False
@@ -79,7 +85,7 @@ class Engine:
 
     @property
     def load(self) -> float:
-        return len(self.waiting) + len(self.running)
+        return len(self.waiting) + len(self.swapped) + len(self.running)
 
     @property
     def kv_share(self) -> float:
@@ -123,6 +129,12 @@ class Engine:
         self.inflight.append(step)
         self.note(step)
 
+    def step_s(self, step: Step) -> float:
+        """Seconds of a step at full speed, with the copies that it waits for."""
+        seconds = max(engine_step_s(self.spec, step), self.load_s) + self.copy_s
+        self.load_s = self.copy_s = 0.0
+        return seconds
+
     def note(self, step: Step) -> None:
         """Write down when tokens will come."""
         for sequence in step.sampling:
@@ -150,7 +162,8 @@ class Engine:
         self.preempted_now = False
         budget = self.spec.max_num_batched_tokens
         if self.spec.policy == "prefill_first":
-            self.schedule_prefills(step, now, budget)
+            if not self.swapped or any(s.prefilling for s in self.running):
+                self.schedule_prefills(step, now, budget)
             if not step.chunks:
                 self.schedule_decodes(step)
         else:
@@ -183,6 +196,30 @@ class Engine:
                 if self.spec.speculation is not None:
                     self.verify(sequence, step, tokens)
             place += 1
+        if not self.preempted_now and not any(s.prefilling for s in self.running):
+            self.swap_in(step)
+
+    def swap_in(self, step: Step) -> None:
+        """Bring back swapped sequences in order; they decode in this step."""
+        spec = self.spec
+        seats = min(spec.max_num_seqs, spec.max_num_batched_tokens)
+        while self.swapped and len(self.running) < spec.max_num_seqs and len(step.decodes) < seats:
+            sequence = self.swapped[0]
+            held = self.blocks_for(sequence, sequence.num_computed_tokens)
+            spare = self.pool.num_blocks // 100 if self.running else 0
+            if self.blocks_for(sequence, sequence.num_computed_tokens + 1) + spare > len(self.pool.free):
+                return
+            assert spec.swap is not None
+            self.swapped.popleft()
+            self.swap_free += held
+            self.copy_s += held * spec.swap.block_copy_s
+            self.swap_ins += 1
+            self.running.append(sequence)
+            grown = self.grow(sequence, 1)
+            assert grown
+            step.decodes.append(sequence)
+            step.contexts.append(sequence.num_computed_tokens)
+            step.num_decode_tokens += 1
 
     def decode_tokens(self, sequence: Job, step: Step) -> int:
         """Tokens that a decoding sequence computes: one, and those proposed, within budget and context."""
@@ -226,7 +263,8 @@ class Engine:
             if sequence.ready_s > now:
                 return
             hit = self.find_cached(sequence)
-            before = len(hit) * self.spec.block_size
+            loads = self.find_in_tiers(sequence, len(hit))
+            before = (len(hit) + len(loads)) * self.spec.block_size
             tokens = min(budget, sequence.num_tokens - before)
             alone = budget == self.spec.max_num_batched_tokens
             if not self.spec.enable_chunked_prefill and sequence.num_sampled and alone:
@@ -237,19 +275,36 @@ class Engine:
             if self.blocks_for(sequence, sequence.num_tokens) - held > len(self.pool.free):
                 return
             self.waiting.popleft()
-            self.admit(sequence, now, hit)
+            self.admit(sequence, now, hit, loads)
             grown = self.grow(sequence, tokens, admitted=True)
             assert grown
             step.chunks.append((sequence, tokens, before))
             budget -= tokens
 
-    def admit(self, sequence: Job, now: float, hit: list[Block]) -> None:
-        run, i = self.run, sequence.index
+    def find_in_tiers(self, sequence: Job, first: int) -> list[int]:
+        """For each block of the prompt after those in the GPU's cache the tier that holds it, without a gap."""
+        found: list[int] = []
+        prefix = self.run.prefix[self.spec.block_size]
+        for place in range(first, (sequence.num_tokens - 1) // self.spec.block_size):
+            content = prefix.content(sequence.index, place)
+            tiers = [t for t, tier in enumerate(self.tiers) if content >= 0 and content in tier.contents]
+            if not tiers:
+                break
+            found.append(tiers[0])
+        return found
+
+    def admit(self, sequence: Job, now: float, hit: list[Block], loads: list[int]) -> None:
+        run, i, size = self.run, sequence.index, self.spec.block_size
+        offload = self.spec.kv_offload
+        if offload is not None:
+            seconds = loads.count(0) * offload.cpu_block_s + loads.count(1) * offload.disk_block_s
+            self.load_s += seconds if offload.overlap else 0.0
+            self.copy_s += 0.0 if offload.overlap else seconds
         self.pool.hold(hit)
         self.pool.forget(("own", i), len(hit))
         sequence.blocks = list(hit)
         sequence.num_remembered = len(hit)
-        sequence.num_computed_tokens = len(hit) * self.spec.block_size
+        sequence.num_computed_tokens = (len(hit) + len(loads)) * size
         sequence.prefilling = True
         self.running.append(sequence)
         if np.isnan(run.scheduled_s[i]):
@@ -258,6 +313,8 @@ class Engine:
             if self.spec.enable_prefix_caching:
                 self.prefix_queries += sequence.num_prompt_tokens
                 self.prefix_hits += sequence.num_computed_tokens
+                self.cpu_hits += loads.count(0) * size
+                self.disk_hits += loads.count(1) * size
 
     def blocks_for(self, sequence: Job, num_tokens: int) -> int:
         if self.spec.reserve_output_tokens:
@@ -295,18 +352,27 @@ class Engine:
             in_flight = 1 if self.spec.async_scheduling and not sequence.prefilling else 0
             num_full = (num_known - in_flight) // self.spec.block_size
             for place in range(sequence.num_remembered, num_full):
-                self.pool.remember(sequence.blocks[place], self.content_of(sequence, place))
+                content = self.content_of(sequence, place)
+                self.pool.remember(sequence.blocks[place], content)
+                for tier in self.tiers if isinstance(content, int) else ():
+                    tier.store(content)
             sequence.num_remembered = max(sequence.num_remembered, num_full)
         return True
 
     def preempt(self) -> Job:
-        """Take the last running sequence's blocks; it waits at the head of the queue to be computed again."""
+        """Take the last running sequence's blocks; it waits in host memory, or heads the queue to be computed anew."""
         sequence = self.running.pop()
         self.pool.give_back(sequence.blocks)
-        sequence.blocks = []
-        sequence.num_computed_tokens = 0
-        sequence.prefilling = False
-        if not sequence.all_sampled:
+        num_blocks, sequence.blocks = len(sequence.blocks), []
+        swap = self.spec.swap
+        if swap is not None and not sequence.prefilling and num_blocks <= self.swap_free and not sequence.all_sampled:
+            self.swap_free -= num_blocks
+            self.copy_s += num_blocks * swap.block_copy_s
+            self.swap_outs += 1
+            self.swapped.append(sequence)
+        elif not sequence.all_sampled:
+            sequence.num_computed_tokens = 0
+            sequence.prefilling = False
             self.waiting.appendleft(sequence)
         self.preemptions += 1
         self.preempted_now = True
@@ -348,7 +414,7 @@ class Group:
         """The slowest rank's own layers, and the experts at the tokens of all."""
         first = self.engines[0]
         busy = [(engine, step) for engine, step in zip(self.engines, steps, strict=True) if step.chunks or step.decodes]
-        own = max(run.speed[engine.index] * engine_step_s(engine.spec, step) for engine, step in busy)
+        own = max(run.speed[engine.index] * engine.step_s(step) for engine, step in busy)
         experts = first.spec.step_table.experts_s
         if len(self.engines) == 1 or experts is None:
             return own

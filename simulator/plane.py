@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from calibrate.step import StepTable
 from catalogs.errors import InputError
-from simulator import engine_state, feed, invariants, kv_cache, routing, step_eval, waiting
+from simulator import engine_state, feed, invariants, kv_cache, kv_tiers, routing, step_eval, waiting
 from simulator.packed import Pack
 from simulator.records import COUNTS, FAILED, Records
 from simulator.replica_spec import POLICIES, ReplicaSpec, demand_alone, first_ranks
+from simulator.techniques import KvOffload
 from simulator.workload import Requests
 
 __all__ = ["Plane", "ReplicaSpec", "Snapshot"]
@@ -128,6 +129,8 @@ class Plane:
             replicas=np.concatenate([world.replicas, rows]),
             nodes=_with_nodes(world),
             shared=kv_cache.with_replica(world.shared),
+            links=np.concatenate([world.links, np.full((2, *world.links.shape[1:]), kv_tiers.ABSENT, np.int32)]),
+            tiers=np.concatenate([world.tiers, _new_tiers([spec])]),
             crossing=_with_row(world.crossing, spec.block_size, 0),
             running=_with_row(world.running, spec.max_num_seqs, -1),
         )
@@ -180,6 +183,8 @@ class Plane:
         for name, value in kept.items():
             row[name] = value
         self._world.crossing[replica] = 0
+        self._world.links[2 * replica : 2 * replica + 2] = kv_tiers.ABSENT
+        self._world.tiers[2 * replica : 2 * replica + 2] = _new_tiers([self.specs[replica]])
         return lost
 
     def send_again(self, requests: NDArray[np.int64], at_s: float) -> None:
@@ -288,17 +293,30 @@ class Plane:
         rows["status"] = engine_state.UNDECIDED
         sizes = [s.block_size for s in self.specs]
         shared = kv_cache.new_shared(requests, sizes, [s.num_gpu_blocks for s in self.specs])
+        num_contents = shared.slot_of.shape[1] if any(s.kv_offload is not None for s in self.specs) else 0
         return engine_state.World(
             step_eval.pack_tables(self._tables),
             replicas,
             rows,
             nodes=np.zeros(len(rows) + num_replicas * shared.content.shape[1], kv_cache.NODE),
             shared=shared,
+            links=np.full((2 * num_replicas, num_contents, 2), kv_tiers.ABSENT, np.int32),
+            tiers=_new_tiers(self.specs),
             crossing=np.zeros((num_replicas, max(s.block_size for s in self.specs)), np.int64),
             running=np.full((num_replicas, max(s.max_num_seqs for s in self.specs)), -1, np.int64),
             ended=np.zeros(0 if requests.concurrency is None else len(requests), np.int64),
             num_ended=np.zeros(1, np.int64),
         )
+
+
+def _new_tiers(specs: Sequence[ReplicaSpec]) -> NDArray[np.int64]:
+    """Empty tiers of KV offload, two a replica."""
+    tiers = np.full((2 * len(specs), 4), -1, np.int64)
+    tiers[:, kv_tiers.USED] = 0
+    none = KvOffload(0, 0.0)
+    sizes = [(o.num_cpu_blocks, o.num_disk_blocks) for o in (spec.kv_offload or none for spec in specs)]
+    tiers[:, kv_tiers.CAPACITY] = np.array(sizes, np.int64).ravel()
+    return tiers
 
 
 def _with_nodes(world: engine_state.World) -> NDArray[np.void]:
@@ -332,8 +350,15 @@ def _set_up(row: np.void, spec: ReplicaSpec, rank_0: int) -> None:
     row["speed"] = 1.0
     row["next_done"] = row["shortest"] = engine_state.FAR
     row["longest"] = -engine_state.FAR
-    for name in ("prefilling", "head", "tail", "first", "last"):
+    for name in ("prefilling", "head", "tail", "first", "last", "swap_head", "swap_tail"):
         row[name] = -1
+    row["copy_s"] = row["load_s"] = 0.0
+    if spec.swap is not None:
+        row["swap_space"] = row["swap_free"] = spec.swap.num_blocks
+        row["block_copy_s"] = spec.swap.block_copy_s
+    if spec.kv_offload is not None:
+        row["cpu_block_s"], row["disk_block_s"] = spec.kv_offload.cpu_block_s, spec.kv_offload.disk_block_s
+        row["overlap"] = spec.kv_offload.overlap
     if spec.speculation is not None:
         row["spec_tokens"] = spec.speculation.num_speculative_tokens
         row["lookahead"] = spec.speculation.num_lookahead_tokens

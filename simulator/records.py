@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 COMPLETED, REJECTED, FAILED = 0, 1, 2
-COUNTS = ("drafted", "accepted")
+COUNTS = ("drafted", "accepted", "swap_outs", "swap_ins", "cpu_hits", "disk_hits")
 STATUS_NAMES = ("completed", "rejected", "failed")
 
 
@@ -27,8 +27,8 @@ class Records:
         num_gpu_blocks: (r,) KV blocks of each replica.
         end_s: when the last replica went idle.
         stall_s: (n,) preempted and waiting to be admitted again; None where it was not measured.
-        counts: (r,) each, what techniques did, by the names in ``COUNTS``: tokens that speculation proposed and that were
-            accepted.
+        counts: (r,) each, what techniques did, by the names in ``COUNTS``: tokens that speculation proposed and that
+            were accepted; sequences swapped out and in; prompt tokens found in host memory and on disk.
         series: optional time series, name to array, all on ``series["t_s"]``.
     """
 

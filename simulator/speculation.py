@@ -33,7 +33,7 @@ def uniform(seed: int, i: int, draw: int) -> float:
 
 @inner
 def num_accepted(u: float, rate: float, most: int) -> int:
-    """Proposals accepted before the first that is not: n with probability ``rate**n * (1 - rate)``, at most ``most``."""
+    """Proposals accepted before the first that is not: n with chance ``rate**n * (1 - rate)``, at most ``most``."""
     accepted, chance = 0, rate
     while accepted < most and u < chance:
         accepted += 1

@@ -40,3 +40,34 @@ class Speculation:
         """Expected tokens of a step, (1 - a^(k+1)) / (1 - a): Leviathan et al. 2023, equation 1."""
         k, a = self.num_speculative_tokens, self.acceptance_rate
         return float(k + 1) if a == 1.0 else (1.0 - a ** (k + 1)) / (1.0 - a)
+
+
+@dataclass(frozen=True)
+class SwapSpace:
+    """Preemption by swap.
+
+    Attributes:
+        num_blocks: KV blocks that host memory holds.
+        block_copy_s: seconds in which one is copied, one way.
+    """
+
+    num_blocks: int
+    block_copy_s: float
+
+
+@dataclass(frozen=True)
+class KvOffload:
+    """Tiers of the prefix cache beyond the GPU.
+
+    Attributes:
+        num_cpu_blocks, num_disk_blocks: blocks that each tier holds; 0: there is none.
+        cpu_block_s, disk_block_s: seconds in which a block is loaded from it.
+        overlap: loads run beside the step's compute, layer by layer, so that a step lasts at least as long as they do;
+            else the step waits for them.
+    """
+
+    num_cpu_blocks: int
+    cpu_block_s: float
+    num_disk_blocks: int = 0
+    disk_block_s: float = 0.0
+    overlap: bool = False

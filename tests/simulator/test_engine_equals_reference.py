@@ -47,3 +47,15 @@ def test_compiled_equals_plain_with_shared_prefixes(case: Case) -> None:
 @given(cases(hashes=True, speculating=True))
 def test_compiled_equals_plain_when_speculating(case: Case) -> None:
     assert_equal(*both(case))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases(swapping=True))
+def test_compiled_equals_plain_with_swap(case: Case) -> None:
+    assert_equal(*both(case))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases(hashes=True, tiers=True))
+def test_compiled_equals_plain_with_kv_offload(case: Case) -> None:
+    assert_equal(*both(case))
