@@ -77,7 +77,7 @@ def engine_step_s(spec: ReplicaSpec, step: Step) -> float:
     drafting = decodes + ending
     time += step_time_s(draft, replace(work, sampled=drafting))
     if drafting:
-        contexts = step.contexts or [2.0 * prefill_work / prefill]
+        contexts: Sequence[float] = step.contexts or [2.0 * prefill_work / prefill]
         one = Work(0, 0.0, drafting, contexts, drafting, drafting, drafting)
         time += (spec.speculation.num_speculative_tokens - 1) * step_time_s(draft, one)
     return time

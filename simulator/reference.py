@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simulator.plain_engine import Engine, Group, Job
+from simulator.plain_engine import Engine, Job
+from simulator.plain_group import Group
 from simulator.plain_routing import PlainRouter
 from simulator.records import COUNTS, FAILED, REJECTED, Records
 from simulator.replica_spec import ReplicaSpec, first_ranks

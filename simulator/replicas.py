@@ -14,6 +14,7 @@ from catalogs.names import nearest
 from catalogs.schema import Replica
 from simulator.engine import ReplicaSpec
 from simulator.scenario import Scenario
+from simulator.technique_spec import OPTIONS, with_techniques
 from simulator.workload import Requests
 
 SETTINGS = (
@@ -63,17 +64,21 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
         InputError: it does not fit the GPU, the GPU cannot run the precision, or an engine setting is impossible.
         MissingError: nothing is known of its step times.
     """
+    asked = replica.engine
     replica = replace(replica, engine=resolve_engine(replica.engine, replica.model, replica.gpu))
     profile = profile or best_profile(replica)
     memory = memory_plan(replica, profile)
     engine = replica.engine
-    known = {f.name for f in fields(ReplicaSpec)} - {"step_table", "num_gpu_blocks", "lockstep_ranks", "name"}
+    techniques = {"speculation", "swap", "kv_offload"}
+    known = (
+        {f.name for f in fields(ReplicaSpec)} - {"step_table", "num_gpu_blocks", "lockstep_ranks", "name"} - techniques
+    )
     options = {}
     for name, value in engine.options.items():
         if name in known:
             options[name] = value
-        elif name not in MEMORY_OPTIONS:
-            close = nearest(name, [*known, *MEMORY_OPTIONS], num=1)
+        elif name not in (*MEMORY_OPTIONS, *OPTIONS):
+            close = nearest(name, [*known, *MEMORY_OPTIONS, *OPTIONS], num=1)
             raise InputError(f"unknown engine option {name!r}", where=where,
                              remedy=f"did you mean {close[0]!r}?" if close else "")  # fmt: skip
     table = step_table(replica, profile, engine.max_num_batched_tokens or 2048, engine.max_num_seqs or 256)
@@ -98,6 +103,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
         num_blocks = max(2, num_blocks // stages)
         settings["max_num_seqs"] = max(1, settings["max_num_seqs"] // stages)
     spec = ReplicaSpec(step_table=table, num_gpu_blocks=num_blocks, name=replica.gpu.name, **settings)
+    spec = with_techniques(spec, replica, asked, profile, memory)
     return Line(replica, profile, memory, spec, count)
 
 

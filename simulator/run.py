@@ -16,6 +16,7 @@ from simulator import metrics
 from simulator.line_report import fleet_documents
 from simulator.metrics import Latencies
 from simulator.records import COMPLETED, STATUS_NAMES, Records
+from simulator.technique_spec import describe_techniques
 from simulator.workload import Requests
 from simulator.workload_spec import load_workload
 
@@ -132,6 +133,7 @@ def describe_run(
             "iterations": iterations,
             "preemptions": int(records.preemptions.sum()),
             "prefix_cache_hit_rate": int(records.prefix_hits.sum()) / queries if queries else 0.0,
+            **describe_techniques([x.spec for x in lines], records.counts, queries, int(records.prefix_hits.sum())),
         },
         "profile": profiles[0],
         "seed": scenario.seed,

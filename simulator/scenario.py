@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,6 +17,7 @@ from catalogs.errors import InputError
 from catalogs.schema import Engine, Gpu, Model, Replica
 from catalogs.yaml_source import Located, Place, Strict, check, read_yaml
 from simulator.fleet_scenario import FleetSections
+from simulator.technique_spec import OPTIONS, Gib, KvOffloadSpec, SpeculativeSpec
 from simulator.workload import Slo
 from simulator.workload_spec import WorkloadSpec, resolve_paths
 
@@ -29,7 +30,8 @@ SLO_NAME = re.compile(r"(ttft|tpot|e2e)_p(\d{1,2}(?:\.\d+)?)_s")
 class EngineSpec(Strict):
     """A serving engine's settings, under vLLM's names; what is left out is the framework's own default.
 
-    ``options`` are techniques beyond the common core, by flag name.
+    ``speculative``, ``preemption_mode`` (with ``swap_space_gib``) and ``kv_offload`` are techniques of docs/engine.md;
+    ``options`` are settings beyond the common core, by flag name.
     """
 
     framework: str = "vllm"
@@ -43,18 +45,27 @@ class EngineSpec(Strict):
     enable_prefix_caching: bool | None = None
     enable_chunked_prefill: bool | None = None
     enforce_eager: bool = False
+    speculative: SpeculativeSpec | None = None
+    preemption_mode: Literal["recompute", "swap"] | None = None
+    swap_space_gib: Gib | None = None
+    kv_offload: KvOffloadSpec | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
     hints: ClassVar[Mapping[str, str]] = {
         "max_batch_size": "`max_num_seqs`", "max_running_requests": "`max_num_seqs`",
         "mem_fraction_static": "`gpu_memory_utilization`", "num_gpu_blocks_override": "`num_gpu_blocks`",
+        "speculative_config": "`speculative`",
+        "swap_space": "`swap_space_gib`", "kv_offloading_size": "`kv_offload: {cpu_gib: ...}`",
+        "hicache_ratio": "`kv_offload: {hicache_ratio: ...}`",
         "dtype": "`precision` of the fleet line", "quantization": "`precision` of the fleet line",
         "kv_cache_dtype": "it stands in the fleet line, beside `precision`",
     }  # fmt: skip
 
     def engine(self) -> Engine:
         """As the noun that the rest of the project knows."""
-        return Engine(**{name: getattr(self, name) for name in type(self).model_fields})
+        fields = {name: getattr(self, name) for name in type(self).model_fields if name not in OPTIONS}
+        given = self.model_dump(include=set(OPTIONS), exclude_none=True)
+        return Engine(**fields | {"options": self.options | given})
 
 
 class FleetLine(Strict):
