@@ -39,6 +39,9 @@ bench: $(VENV)/.tests ## speed and memory, printed
 test-browser: $(VENV)/.tests ## the web app in a real Chromium
 	$(BIN)/pytest -m browser tests/web
 
+test-exports: $(VENV)/.tests ## exports read by SkyPilot, Karpenter, KEDA and the engines, fetched first
+	$(BIN)/pytest -m exports tests/exports
+
 test-slow: $(VENV)/.tests ## the long studies
 	$(BIN)/pytest -m slow -s
 

@@ -13,16 +13,17 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-# One colour a meaning, everywhere; chosen to stay apart for colour-blind readers (Okabe and Ito, 2008).
+# One colour a meaning, everywhere: Okabe and Ito's hues (2008), which stay apart for colour-blind readers, at a
+# lightness that stands out from white and from near black by 3:1 (WCAG 2.1, 1.4.11).
 PURCHASE_COLOURS: Mapping[str, str] = {
-    "on_demand": "#0072b2", "spot": "#e69f00", "reserved_1yr": "#56b4e9", "reserved_3yr": "#009e73",
-    "reserved": "#009e73", "savings_plan": "#56b4e9", "capacity_block": "#cc79a7",
+    "on_demand": "#0072b2", "spot": "#c77f00", "reserved_1yr": "#3a93c9", "reserved_3yr": "#009e73",
+    "reserved": "#009e73", "savings_plan": "#3a93c9", "capacity_block": "#cc79a7",
 }  # fmt: skip
 MEANING_COLOURS: Mapping[str, str] = {
-    "limit": "#d55e00", "load": "#555555", "measured": "#0072b2", "predicted": "#e69f00", "ideal": "#999999",
+    "limit": "#d55e00", "load": "#767676", "measured": "#0072b2", "predicted": "#c77f00", "ideal": "#8a8a8a",
     "good": "#009e73", "bad": "#d55e00",
 }  # fmt: skip
-PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#b8a800")
+PALETTE = ("#0072b2", "#c77f00", "#009e73", "#cc79a7", "#3a93c9", "#d55e00", "#7f7f7f", "#8f8200")
 
 Kind = Literal["line", "step", "area", "points", "bar"]
 Values = Sequence[float] | NDArray[Any]
@@ -77,9 +78,10 @@ def svg(
         size: width and height in pixels.
     """
     width, height = size
-    left, right, top, bottom = 62, 14, 30, 62
     stacked = _stack(series)
     shown = [s for s, _ in stacked]
+    left, right, top = 62, 14, 30
+    bottom = 62 if len({s.name for s in shown if s.name}) > 1 else 44  # room for a legend
     bars = [s for s in shown if s.kind == "bar"]
     margin = [v + d for s in bars for v in s.x for d in (-0.5, 0.5)]  # bars stand at 1, 2, 3...
     x_low, x_high = _bounds(x, [v for s in shown for v in s.x] + margin)
@@ -104,9 +106,50 @@ def svg(
         colour = MEANING_COLOURS["limit"]
         parts.append(f'<line x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}" stroke="{colour}" '
                      f'stroke-dasharray="6 3"/>')  # fmt: skip
-        parts.append(f'<text x="{width - right}" y="{at - 4:.1f}" text-anchor="end" fill="{colour}">'
-                     f"{escape(limit.name)}</text>")  # fmt: skip
+        parts.append(f'<text x="{width - right}" y="{at - 4:.1f}" text-anchor="end">{escape(limit.name)}</text>')
     parts += _legend(stacked, left, height - 10, width)
+    return "\n".join([*parts, "</svg>"])
+
+
+def bars(title: str, rows: Sequence[tuple[str, float, str]], label: str, *, size: tuple[int, int] = (420, 240),
+         mark: tuple[str, float] | None = None) -> str:  # fmt: skip
+    """An SVG picture of horizontal bars from zero, the first on top, each with its value behind it.
+
+    Args:
+        title: what the picture shows; also its text alternative.
+        rows: name, value (>= 0) and colour of each bar.
+        label: of the axis, with the unit.
+        size: width and height in pixels.
+        mark: a vertical line: its name and value.
+    """
+    width, height = size
+    left, right, top, bottom = 14 + 6.4 * max((len(n) for n, *_ in rows), default=0), width - 56, 46, height - 40
+    most = max([v for _, v, _ in rows] + ([mark[1]] if mark else []), default=1.0) or 1.0
+    pitch = (bottom - top) / max(1, len(rows))
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" font-family="system-ui, sans-serif" font-size="11" fill="currentColor">',
+        f"<title>{escape(title)}</title>",
+        f'<text x="14" y="16" font-size="13" font-weight="600">{escape(title)}</text>',
+    ]
+
+    def to_x(value: float) -> float:
+        return left + (right - left) * value / most
+
+    for i, (name, value, colour) in enumerate(rows):
+        y, thick = top + pitch * (i + 0.14), pitch * 0.72
+        parts.append(f'<rect x="{left:.1f}" y="{y:.1f}" width="{to_x(value) - left:.1f}" height="{thick:.1f}" '
+                     f'fill="{colour}"/>')  # fmt: skip
+        base = y + thick / 2 + 4
+        parts.append(f'<text x="{left - 6:.1f}" y="{base:.1f}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<text x="{to_x(value) + 5:.1f}" y="{base:.1f}">{value:,.2f}</text>')
+    if mark is not None:
+        at, colour = to_x(mark[1]), MEANING_COLOURS["limit"]
+        parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top - 6}" y2="{bottom}" stroke="{colour}" '
+                     'stroke-dasharray="6 3"/>')  # fmt: skip
+        parts.append(f'<text x="{at:.1f}" y="{top - 11}" text-anchor="middle">{escape(mark[0])}</text>')
+    parts.append(f'<line x1="{left:.1f}" x2="{left:.1f}" y1="{top}" y2="{bottom}" stroke="currentColor"/>')
+    parts.append(f'<text x="{(left + right) / 2:.0f}" y="{height - 12}" text-anchor="middle">{escape(label)}</text>')
     return "\n".join([*parts, "</svg>"])
 
 

@@ -11,12 +11,14 @@ import hashlib
 import json
 import sqlite3
 import zlib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import click
 
 from catalogs.database import data_dir, transaction
 from catalogs.errors import InputError, MissingError
@@ -82,6 +84,15 @@ def save_run(
     return run_id
 
 
+@contextmanager
+def kept_or_warned() -> Iterator[None]:
+    """Around ``save_run``: a place that cannot be written is only a warning; the answer is worth more."""
+    try:
+        yield
+    except (MissingError, OSError) as error:
+        click.echo(f"warning: the run is not kept: {error}", err=True)
+
+
 def list_runs(kind: str | None = None) -> list[Run]:
     """All runs, newest first."""
     with _database() as db:
@@ -121,7 +132,10 @@ def file_content(sha256: str) -> bytes:
         row = db.execute("SELECT data FROM contents WHERE sha256 = ?", (sha256,)).fetchone()
     if row is None:
         raise MissingError("this input file was too large to keep", remedy="use the file at its original path")
-    return zlib.decompress(row[0])
+    try:
+        return zlib.decompress(row[0])
+    except (zlib.error, TypeError) as error:
+        raise MissingError("the kept content is damaged", remedy="use the file at its original path") from error
 
 
 def _identity(
@@ -182,7 +196,12 @@ def _read(db: sqlite3.Connection, run_id: str) -> Run:
             "SELECT name, path, sha256, bytes FROM files WHERE run_id = ?", (run_id,)
         )
     }
-    return Run(row[0], row[1], row[2], row[3], json.loads(row[4]), json.loads(row[5]), row[6], files)
+    try:
+        return Run(row[0], row[1], row[2], row[3], json.loads(row[4]), json.loads(row[5]), row[6], files)
+    except ValueError as error:
+        raise MissingError(
+            "this run is damaged", where=run_id, remedy=f"`plan runs rm {run_id}`, and run it again"
+        ) from error
 
 
 def _database() -> AbstractContextManager[sqlite3.Connection]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from calibrate.work import activation_bytes_per_token
+from calibrate.work import activation_bytes_per_token, attention_gemms, split
 from catalogs.schema import Model
 
 LOGITS_COPIES_FP32 = 3.0  # fp32 logits, probabilities, and the exponential noise of the sampler
@@ -52,6 +52,36 @@ def layer_activation_bytes(model: Model, num_tokens: int, tp: int = 1, chunk_tok
     return outer * num_tokens + inner * min(num_tokens, chunk_tokens or num_tokens)
 
 
+def attention_bytes(model: Model, num_tokens: int, tp: int = 1) -> float:
+    """Bytes alive in a layer's attention: residual, hidden states, Q, K, V and the attention output, 16 bit."""
+    gemms = attention_gemms(model, tp)
+    return 2.0 * num_tokens * (2.0 * model.hidden_size + sum(g.n for g in gemms[:-1]) + gemms[-1].k)
+
+
+def kept_bytes(model: Model, num_tokens: int, recomputation: str, tp: int = 1, workspace_bytes: float = 0.0) -> float:
+    """Bytes that one layer keeps on one GPU until the step's end, by what is computed again (16-bit activations).
+
+    ``none``: the inputs of both norms and of both blocks, Q, K, V and the attention output, the MLP's inner values, and
+    the attention's workspace. ``selective``: all but Q K^T, softmax and what they leave, which are a small part of the
+    work and, in eager attention, most of the memory. ``full``: the layer's input. Korthikanti et al., arXiv 2205.05198,
+    sections 4 and 5; the widths here are those of gated MLPs and grouped queries.
+    """
+    hidden = 2.0 * num_tokens * model.hidden_size
+    if recomputation == "full":
+        return hidden
+    inner = 2.0 * num_tokens * model.num_mlp_matrices * split(model.intermediate_size, tp)
+    if model.moe is not None:
+        inner = (
+            2.0
+            * num_tokens
+            * model.moe.num_experts_per_token
+            * model.num_mlp_matrices
+            * split(model.moe.expert_intermediate_size, tp)
+        )
+    kept = 2.0 * hidden + attention_bytes(model, num_tokens, tp) + inner
+    return kept + (workspace_bytes if recomputation == "none" else 0.0)
+
+
 def sampler_bytes(model: Model, num_sampled: int) -> float:
     """Bytes alive while ``num_sampled`` sequences are sampled: 16-bit logits, fp32 copies, the kernel's buffer."""
     if model.kind != "decoder":
@@ -67,6 +97,8 @@ def activation_peak(
     tp: int = 1,
     chunk_tokens: int | None = None,
     checkpoint_layers: int | None = None,
+    workspace_bytes: float = 0.0,
+    recomputation: str | None = None,
 ) -> Activations:
     """Activation memory of one step on one GPU.
 
@@ -78,9 +110,17 @@ def activation_peak(
         chunk_tokens: the inner tensors are computed for so many tokens at a time; the weights are read once a chunk.
         checkpoint_layers: when activations must be kept, only the input of every so-manieth layer is, and the layers
             between are computed again (Chen et al., arXiv 1604.06174, section 4). None: nothing is kept.
+        workspace_bytes: of one layer's attention beside Q, K, V and its output (eager attention: all scores).
+        recomputation: when all of a step's activations must be kept, what is computed again instead: one of
+            ``options.RECOMPUTATION``.
     """
     layer = layer_activation_bytes(model, num_tokens, tp, chunk_tokens)
+    if workspace_bytes:
+        layer = max(layer, attention_bytes(model, num_tokens, tp) + workspace_bytes)
     sampler = sampler_bytes(model, num_sampled) + 2.0 * model.hidden_size * num_tokens * (model.kind == "decoder")
+    if recomputation is not None:
+        kept = model.num_layers * kept_bytes(model, num_tokens, recomputation, tp, workspace_bytes)
+        return Activations(layer, sampler, kept, 2.0 if recomputation == "full" else 1.0)
     if checkpoint_layers is None:
         return Activations(layer, sampler)
     every = max(1, min(checkpoint_layers, model.num_layers))

@@ -8,18 +8,19 @@ the KV cache cannot hold the batch asked for, it is memory capacity.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from calibrate import static_batches, work
 from calibrate.collectives import all_reduce_time_s
+from calibrate.lora import lora_of, lora_step_s
 from calibrate.memory import MemoryPlan
-from calibrate.precisions import kv_cache_bytes, on_gpu
+from calibrate.precisions import kv_cache_bytes, kv_cache_type, on_gpu
 from calibrate.profiles import Profile
 from calibrate.roofline import gemm_bytes, gemm_flops, peak_flops
 from calibrate.step import StepShape
-from calibrate.step_time import KernelSums, step_table
+from calibrate.step_time import KernelSums, recomputation_factors, step_table
 from catalogs.schema import Replica
 
 _LINEAR_NAMES = {"compute": "linear layers", "launch overhead": "small linear layers"}
@@ -109,6 +110,14 @@ def step_cost(replica: Replica, profile: Profile, shape: StepShape) -> StepCost:
     parts = (
         _kernel_parts(replica, profile, shape) if profile.kind == "kernels" else _table_parts(replica, profile, shape)
     )
+    layers, attention = recomputation_factors(replica)
+    again = {"engine overhead": 1.0, "head and sampling": 1.0, "prefill attention": attention}
+    again["KV cache (decode attention)"] = attention
+    parts = [replace(p, seconds=p.seconds * again.get(p.name, layers)) for p in parts]
+    if lora_of(replica.engine) is not None:
+        tokens = float(shape.num_prefill_tokens + shape.num_decode)
+        seconds = float(lora_step_s(replica, np.array([tokens]))[0])
+        parts.append(Part("LoRA adapters", seconds, 0.0, 0.0, "launch overhead"))
     parts = [p for p in parts if p.seconds > 0.0]
     peak = peak_flops(replica.gpu, KernelSums(replica, profile).form.compute)
     total = sum(p.seconds for p in parts)
@@ -210,7 +219,7 @@ def _attention_parts(kernels: KernelSums, shape: StepShape) -> list[Part]:
     parts = [Part("prefill attention", prefill, flops, 0.0, "compute")]
     if model.kind == "decoder" and shape.num_decode:
         seconds = float(kernels.decode_s(one * float(shape.num_decode), one * shape.decode_mean_context)[0])
-        each = work.kv_bytes_per_sequence(model, shape.decode_mean_context, replica.kv_cache_dtype, tp)
+        each = work.kv_bytes_per_sequence(model, shape.decode_mean_context, kv_cache_type(replica), tp)
         size = shape.num_decode * each
         flops = sum(
             n * work.attention_flops(model, shape.num_decode, min(shape.decode_mean_context, float(w or np.inf)), tp)
@@ -229,7 +238,7 @@ def _table_parts(replica: Replica, profile: Profile, shape: StepShape) -> list[P
     flops /= replica.tensor_parallel_size * replica.pipeline_parallel_size
     seconds = float(column[tokens])
     kv = shape.num_decode * shape.decode_mean_context * work.kv_bytes_per_token(
-        replica.model, replica.kv_cache_dtype, replica.tensor_parallel_size
+        replica.model, kv_cache_type(replica), replica.tensor_parallel_size
     )  # fmt: skip
     attention = _interpolate(table, shape)
     return [
@@ -285,7 +294,7 @@ def explain_bottleneck(
     """The bottleneck's name, and the sentence with the numbers that say so."""
     needed = batch * context
     if replica.model.kind == "decoder" and needed > plan.num_kv_tokens:
-        size = kv_cache_bytes(replica.kv_cache_dtype, replica.model.dtype)
+        size = kv_cache_bytes(kv_cache_type(replica), replica.model.dtype)
         return "memory capacity", (
             f"{batch:,} sequences of {context:,.0f} tokens need KV for {needed:,.0f} tokens and the cache holds "
             f"{plan.num_kv_tokens:,} ({plan.kv_bytes_per_token / 1024:.0f} KiB a token, {size:g} bytes a value): "

@@ -60,8 +60,14 @@ def physics_s(
     traffic = _traffic_s(fit, gpu, form, (m, n, k), cold)
     time = fit["launch_s"] + (blocks**SHARPNESS + traffic**SHARPNESS) ** (1.0 / SHARPNESS)
     if form.activation_bytes < 2.0:
-        time = time + fit.get("quantize_s", 0.0) + fit.get("quantize_bytes", 0.0) * m * k / bandwidth
+        time = time + quantize_time_s(fit, gpu, m, k)
     return np.asarray(time)
+
+
+def quantize_time_s(fit: Mapping[str, Any], gpu: Gpu, m: FloatArray, k: FloatArray | float) -> FloatArray:
+    """Seconds in which (m, k) activations are rounded to the GEMM's format: part of what was timed as the GEMM."""
+    moved = fit.get("quantize_bytes", 0.0) * m * k
+    return np.asarray(fit.get("quantize_s", 0.0) + moved / gpu.memory_bandwidth_bytes_per_s)
 
 
 def _traffic_s(

@@ -9,6 +9,7 @@ tokens are padded to the next captured size.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ ONCE = ("embedding", "final_layernorm")  # token-wise layers that a model has on
 TWICE = ("layernorm",)  # before attention and before the MLP
 EXPERT_LAYERS = ("gate_up_proj", "act_fn", "down_proj")  # the dense MLP, absent in layers with experts
 # vLLM captures 1, 2, 4 and multiples of 8 up to 256, then of 16 up to 512 (CompilationConfig.cudagraph_capture_sizes).
+BEYOND = 1e9  # the edge of a bucket without an end
 CAPTURED = np.array([1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)], np.float64)
 
 
@@ -47,7 +49,8 @@ def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: in
         together = np.arange(ranks * max_tokens + 1, dtype=np.float64)
         experts_s = work.num_moe_layers(replica.model) * _experts_s(replica, tables, together)
     overheads = profile.engine_overheads.get("vllm", {})
-    axes, attention = _attention(tables["attention"], max_seqs)
+    axes, attention = _attention(tables["attention"])
+    attention = _surplus(attention, float(overheads.get("mixed_attention_share", 1.0)))
     return StepTable(
         decode_tokens_s=token_wise,
         mixed_tokens_s=token_wise + replica.model.num_layers * float(overheads.get("mixed_layer_overhead_s", 0.0)),
@@ -137,9 +140,9 @@ def _experts_s(replica: Replica, tables: Mapping[str, Any], together: FloatArray
     if ep > 1 and dp > 1:
         kernels = KernelSums(replica, best_profile(replica))
         fit = kernels.profile.family("all_gather", kernels.link)
-        num_bytes = together * replica.model.hidden_size * 2.0
-        group = dp * replica.tensor_parallel_size
-        time = time + 2.0 * all_gather_time_s(fit, kernels.link_bytes_per_s, group, num_bytes)
+        group, link = dp * replica.tensor_parallel_size, kernels.link_bytes_per_s
+        for width in (replica.model.hidden_size + moe.num_experts, replica.model.hidden_size):  # with logits, back
+            time = time + all_gather_time_s(fit, link, group, 2.0 * together * width)
     return time
 
 
@@ -176,7 +179,7 @@ def _sampled_s(replica: Replica, tables: Mapping[str, Any], sampled: FloatArray)
     return np.where(sampled > 0, time, 0.0)
 
 
-def _attention(columns: Mapping[str, list[float]], max_seqs: int) -> tuple[tuple[FloatArray, ...], FloatArray]:
+def _attention(columns: Mapping[str, list[float]]) -> tuple[tuple[FloatArray, ...], FloatArray]:
     """Seconds of one layer's attention on the axes of ``StepTable``: (axes, (C, P, D, K) array)."""
     keys = [np.asarray(columns[k], float) for k in ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")]
     chunk, history, decodes, context = (np.unique(np.append(k, 0.0)) for k in keys)
@@ -195,6 +198,18 @@ def _attention(columns: Mapping[str, list[float]], max_seqs: int) -> tuple[tuple
     return (chunk, means, decodes, context), np.maximum.accumulate(by_mean, axis=3)
 
 
+def _surplus(attention: FloatArray, share: float) -> FloatArray:
+    """The same array with ``share`` of what mixed batches take beyond their prompts and their decodes apart.
+
+    The tables time batches whose decodes have all the same context; in recorded runs, where no two are equal, the
+    surplus is smaller. Axes as in ``StepTable``.
+    """
+    apart = attention[:, :, :1, :1] + attention[:1, :1, :, :]
+    mixed = np.where(attention > apart, apart + share * (attention - apart), attention)
+    mixed[0], mixed[:, :, 0] = attention[0], attention[:, :, 0]
+    return np.asarray(np.maximum.accumulate(mixed, axis=3))
+
+
 def _skew(columns: Mapping[str, list[float]]) -> SkewTable:
     """The skew table: buckets by their upper edges; histories of a prompt are averaged, buckets without samples take
     the fit's default, and no batch is faster than its mean or slower than if all contexts were the longest."""
@@ -209,7 +224,29 @@ def _skew(columns: Mapping[str, list[float]]) -> SkewTable:
     np.add.at(total, at, samples * np.asarray(columns["alpha"]))
     np.add.at(weight, at, samples)
     alpha = np.where(weight > 0, total / np.maximum(weight, 1e-9), float(np.asarray(columns["default"])))
+    for axis in (1, 3):  # number of decodes, longest context
+        axes[axis], alpha = _between_edges(axes[axis], alpha, axis)
     return SkewTable(axes[0], axes[1], axes[2], axes[3], np.clip(alpha, 0.0, 1.0))
+
+
+BUCKETS_BETWEEN = 4
+
+
+def _between_edges(edges: FloatArray, alpha: FloatArray, axis: int) -> tuple[FloatArray, FloatArray]:
+    """Four buckets for each one: (edges, alpha).
+
+    What was swept lies at the buckets' upper edges (powers of two), so that alpha just above an edge is the edge's and
+    not that of a context four times as long: between edges it follows a line in the logarithm.
+    """
+    known = edges[edges < BEYOND]
+    if len(known) < 2:
+        return edges, alpha
+    shares = np.arange(1, BUCKETS_BETWEEN + 1) / BUCKETS_BETWEEN
+    fine = np.concatenate([known[:1], *(low * (high / low) ** shares for low, high in pairwise(known))])
+    middle = np.log(fine) - 0.5 * np.log(known[-1] / known[0]) / (len(fine) - 1)
+    rows = np.moveaxis(alpha, axis, -1)[..., : len(known)]
+    drawn = np.apply_along_axis(lambda row: np.interp(middle, np.log(known), row), -1, rows)
+    return fine, np.moveaxis(drawn, -1, axis)
 
 
 def _mean_contexts(chunk: FloatArray, history: FloatArray) -> FloatArray:

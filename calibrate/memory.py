@@ -13,7 +13,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from calibrate.activations import Activations, activation_peak
-from calibrate.precisions import precision, support
+from calibrate.backends import attention_workspace_bytes, backend_of
+from calibrate.lora import lora_bytes, lora_of
+from calibrate.options import number_option, recomputation_of
+from calibrate.precisions import check_sparse_kernels, kv_cache_type, precision, support
 from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes
 from catalogs.errors import InputError
 from catalogs.load import gpus, resolve_engine
@@ -36,6 +39,7 @@ COMPILE_TRANSIENT_BYTES = 583.4e6
 # CUDA graphs of about 50 batch sizes; 0.2 to 0.7 GiB in vLLM's start-up logs. Outside the budget before vLLM 0.21.
 GRAPH_BYTES = 0.5 * GIB
 GRAPHS_IN_BUDGET_SINCE = (0, 21)
+CHECKPOINT = "activation_checkpoint_layers"
 MIN_KV_TOKENS = 1024  # below this a replica cannot serve one ordinary request
 SLIDING_REFERENCE_TOKENS = 2048  # context at which sliding-window layers' share of the KV is taken
 
@@ -110,7 +114,11 @@ def memory_plan(replica: Replica, profile: Profile | None = None) -> MemoryPlan:
     """
     replica = _resolved(replica)
     _check_split(replica)
+    check_sparse_kernels(replica)
+    replica, note = _with_room_for_scores(replica, _reserves(profile))
     plan = _account(replica, _reserves(profile))
+    if note:
+        plan = replace(plan, notes=(*plan.notes, note))
     problem = _shortage(replica, plan)
     if problem:
         raise InputError(
@@ -119,6 +127,24 @@ def memory_plan(replica: Replica, profile: Profile | None = None) -> MemoryPlan:
             remedy=_smallest_change(replica, _reserves(profile)),
         )
     return plan
+
+
+def _with_room_for_scores(replica: Replica, reserves: Mapping[str, float]) -> tuple[Replica, str]:
+    """Of eager attention, the longest context whose scores and KV fit, where none was asked for; and what was done.
+
+    Both the scores of a step and one sequence's KV grow with ``max_model_len``: bisection finds the largest that fits.
+    """
+    if not backend_of(replica.engine, replica.gpu).score_bytes or _length_is_asked(replica):
+        return replica, ""
+    low, high = 0, _max_len(replica)
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits_there = _account(replica.with_engine(max_model_len=middle), reserves).num_kv_tokens >= middle
+        low, high = (middle, high) if fits_there else (low, middle - 1)
+    if low == _max_len(replica) or low < MIN_KV_TOKENS:
+        return replica, ""
+    note = f"max_model_len reduced from {_max_len(replica):,} to {low:,}: eager attention keeps every score of a step"
+    return replica.with_engine(max_model_len=low), note
 
 
 def fits(replica: Replica) -> bool:
@@ -178,11 +204,13 @@ def _account(replica: Replica, reserves: Mapping[str, float]) -> MemoryPlan:
     used = [
         MemoryPart("weights: layers", weights - tables, "computed", f"this GPU's share, stored in {replica.precision}"),
         MemoryPart("weights: embedding and head", tables, "computed", "split over tensor parallelism"),
+        MemoryPart("LoRA adapters", lora_bytes(replica), "computed", "max_loras slots of max_lora_rank, 16 bit"),
         MemoryPart("rotary table", _rotary_bytes(replica), "computed", "max_position_embeddings x head_dim, 16 bit"),
         MemoryPart("activations", peak.peak_bytes, "computed", what),
         MemoryPart("compiling", transient, "measured", "transient inside vLLM's profiling step, from one known run"),
         MemoryPart("NCCL and CUDA modules", reserves["non_torch"] + nccl, "assumed", "vLLM start-up logs"),
     ]  # fmt: skip
+    used = [part for part in used if part.name != "LoRA adapters" or lora_of(engine) is not None]
     context = MemoryPart("CUDA context", reserves["cuda_context"], "assumed", "vLLM start-up logs")
     graph_part = MemoryPart("CUDA graphs", graphs, "assumed", "vLLM start-up logs")
     held = sum(p.num_bytes for p in used)
@@ -199,7 +227,7 @@ def _account(replica: Replica, reserves: Mapping[str, float]) -> MemoryPlan:
 def _with_kv(replica: Replica, parts: tuple[MemoryPart, ...], room: float) -> MemoryPlan:
     engine, model, device = replica.engine, replica.model, replica.gpu.memory_bytes
     if model.kind != "decoder":
-        per_item = activation_peak(model, _tokens_per_item(model, engine), 0).layer_bytes
+        per_item = _peak(replica)[0].layer_bytes
         batch = int(max(0.0, room + _activation_bytes(parts)) // per_item)
         return MemoryPlan((*parts, _unused(parts, device)), device, 0.0, 0.0, 1, 0, _max_len(replica), batch)
     block_size = engine.block_size or 16
@@ -232,15 +260,22 @@ def _unused(parts: tuple[MemoryPart, ...], device_bytes: float) -> MemoryPart:
 def _peak(replica: Replica) -> tuple[Activations, str]:
     """Peak of the profiling step (one item, for models without a KV cache), and what that step is."""
     engine, model, tp = replica.engine, replica.model, replica.tensor_parallel_size
-    chunk, keep = engine.options.get("activation_chunk_tokens"), engine.options.get("activation_checkpoint_layers")
-    chunk_tokens, checkpoint = (None if x is None else int(str(x)) for x in (chunk, keep))
+    chunk, keep = (int(number_option(engine, n, 0, low=1)) for n in ("activation_chunk_tokens", CHECKPOINT))
+    chunk_tokens, checkpoint = chunk or None, keep or None
     if model.kind != "decoder":
         tokens, seqs, what = _tokens_per_item(model, engine), 0, "one item"
     else:
         tokens = engine.max_num_batched_tokens or 2048
         seqs = min(engine.max_num_seqs or 256, tokens)
         what = f"one step of {tokens:,} tokens, {seqs:,} sequences sampled"
-    return activation_peak(model, tokens, seqs, tp, chunk_tokens, checkpoint), what
+    workspace = 0.0
+    if model.kind != "vision":
+        backend, longest = backend_of(engine, replica.gpu), _max_len(replica)
+        workspace = attention_workspace_bytes(backend, model, tokens, longest, tp)
+        what += f", scores of {longest:,} keys kept" if backend.score_bytes else ""
+    again = recomputation_of(engine)
+    what += "" if again is None else f", kept with {again} recomputation"
+    return activation_peak(model, tokens, seqs, tp, chunk_tokens, checkpoint, workspace, again), what
 
 
 def _tokens_per_item(model: Model, engine: Engine) -> int:
@@ -269,7 +304,7 @@ def _kv_bytes_per_token(replica: Replica) -> float:
     """KV bytes of a token on this GPU; sliding-window layers count by the window's share of an ordinary context."""
     context = min(SLIDING_REFERENCE_TOKENS, _max_len(replica))
     tp, pp = replica.tensor_parallel_size, replica.pipeline_parallel_size
-    return kv_bytes_per_sequence(replica.model, context, replica.kv_cache_dtype, tp, pp) / context
+    return kv_bytes_per_sequence(replica.model, context, kv_cache_type(replica), tp, pp) / context
 
 
 def _graphs_in_budget(engine: Engine) -> bool:
@@ -323,7 +358,7 @@ def _changes(replica: Replica) -> list[tuple[str, Replica]]:
     changes: list[tuple[str, Replica]] = []
     if _length_is_asked(replica):
         changes.append(("max_model_len {max_len}", replica.with_engine(max_model_len=None)))
-    if replica.kv_cache_dtype.lower() in ("auto", "bf16", "fp16") and "fp8" in gpu.peak_flops:
+    if kv_cache_type(replica).lower() in ("auto", "bf16", "fp16") and "fp8" in gpu.peak_flops:
         changes.append(("kv_cache_dtype fp8", replace(replica, kv_cache_dtype="fp8")))
     higher = [n for n in (2, 4, 8) if n > tp]
     changes += [(f"tensor_parallel_size {n}", replace(replica, tensor_parallel_size=n)) for n in higher]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -109,14 +110,25 @@ def experts_time_s(
     share = experts.num_local / experts.num_experts
     tokens = np.maximum(tokens, 1.0)
     hit = np.maximum(expected_experts_hit(tokens, experts.num_experts, experts.per_token, skew) * share, 1.0)
-    rows = np.maximum(tokens * experts.per_token * share * busiest_share(experts, skew), hit)
+    rows = np.maximum(tokens * experts.per_token * share * busiest_share(experts, skew, tokens), hit)
     return np.maximum.accumulate(experts_time_of_s(fit, gpu, form, experts, rows, hit))
 
 
-def busiest_share(experts: Experts, skew: float) -> float:
-    """Rows of the busiest GPU over the mean, when the experts' popularity falls as rank^-skew, dealt in turn."""
+def busiest_share(experts: Experts, skew: float, tokens: FloatArray) -> FloatArray:
+    """Rows of the busiest GPU over the mean, for each number of tokens that enter the layer; 1 for one GPU.
+
+    The experts' popularity falls as rank^-skew and they are dealt in turn. Chance adds to it, also where they are
+    equally popular: of R GPUs the busiest has the expected maximum of R normal variates (Blom 1958) above the mean,
+    where a GPU's rows of one token are hypergeometric (its experts are distinct).
+    """
     ways = max(1, round(experts.num_experts / experts.num_local))
-    if ways == 1 or skew == 0.0:
-        return 1.0
+    if ways == 1:
+        return np.ones(np.shape(tokens))
     weight = np.arange(1, experts.num_experts + 1, dtype=np.float64) ** -skew
-    return float(weight[::ways].sum() / weight.sum() * ways)
+    popular = float(weight[::ways].sum() / weight.sum() * ways)
+    num, chosen = float(experts.num_experts), float(experts.per_token)
+    variance = chosen / ways * (1.0 - 1.0 / ways) * (num - chosen) / max(num - 1.0, 1.0)  # of one token's rows on a GPU
+    above = NormalDist().inv_cdf((ways - 0.375) / (ways + 0.25))
+    rows = np.maximum(tokens, 1.0) * chosen / ways
+    by_chance = above * np.sqrt(np.maximum(tokens, 1.0) * variance) / rows
+    return np.asarray(np.minimum(popular + by_chance, ways))

@@ -193,7 +193,11 @@ def _load(text: str) -> tuple[int, int]:
 
 
 def _metric(row: Mapping[str, Any]) -> tuple[str, float]:
-    """A metric's name and value in seconds or tokens a second; an empty name when it is none of ours."""
+    """A metric's name and value in seconds or tokens a second; an empty name when it is none of ours.
+
+    Raises:
+        InputError: a value that is not a number.
+    """
     scale = 1e-3 if str(row["unit"]) == "ms" or str(row["metric"]).endswith("_ms") else 1.0
     name = re.sub(r"_ms$", "", str(row["metric"]))
     known = {
@@ -201,7 +205,10 @@ def _metric(row: Mapping[str, Any]) -> tuple[str, float]:
         "e2e_latency": "e2e_s", "output_throughput": "output_tokens_per_s", "duration": "duration_s",
         "ttft_p50": "ttft_p50_s", "tpot_p50": "tpot_p50_s", "median_ttft": "ttft_p50_s", "median_tpot": "tpot_p50_s",
     }  # fmt: skip
-    value = float(row["value"]) * (scale if "throughput" not in name else 1.0)
+    try:
+        value = float(row["value"]) * (scale if "throughput" not in name else 1.0)
+    except ValueError:
+        raise InputError(f"{row['value']!r} is not a number", where=f"value of {row['metric']}") from None
     return (known.get(name, ""), value) if np.isfinite(value) and value > 0 else ("", 0.0)
 
 

@@ -16,6 +16,7 @@ from calibrate.backends import fit_backends
 from calibrate.families import FAMILIES, column
 from calibrate.fit import Frames, accuracy, fit_physics, form_of, held_out, predict
 from calibrate.importers.aiconfigurator import read_frames
+from calibrate.links import fit_links
 from calibrate.profile_text import dump
 from calibrate.profiles import SCHEMA_VERSION, SHIPPED
 from calibrate.shared_fit import cross_error, fit_shared
@@ -44,6 +45,13 @@ CARRIED: Mapping[str, str] = {
     "RTX4090": "l40s", "RTX-PRO-6000": "shared", "RTX-PRO-4500": "shared", "A10G": "shared", "A10": "shared",
     "T4": "shared", "V100": "shared", "V100-32GB": "shared",
 }  # fmt: skip
+# The same for one engine's own kernels, on a chip where that engine was timed in another product:
+# profile: (GPU, profile, framework).
+CARRIED_ENGINES: Mapping[str, tuple[str, str, str]] = {
+    "h200-tensorrt-llm": ("H200", "h100-sxm-tensorrt-llm", "tensorrt-llm"),
+    "h100-pcie-tensorrt-llm": ("H100-PCIe", "h100-sxm-tensorrt-llm", "tensorrt-llm"),
+}
+SAME_CHIP = ("a100-80gb", "h100-sxm", "h100-sxm-tensorrt-llm", "b200")
 SIBLINGS = ("h100-sxm", "h200")  # measured GPUs of one chip: their cross error stands for carried siblings
 # GPUs of which one model's layers were timed (folder of LLMServingSim's tables): GEMM and attention are fitted to them.
 ONE_MODEL: Mapping[str, tuple[str, str]] = {
@@ -89,10 +97,11 @@ def shared_document(measured: Mapping[str, tuple[Gpu, Frames]]) -> dict[str, Any
     }
 
 
-def carried_document(gpu_name: str, shared: Mapping[str, Any], siblings: Mapping[str, Any]) -> dict[str, Any]:
-    """A GPU without tables of its own: another profile's parameters on its data sheet."""
-    base = CARRIED[gpu_name]
-    same_chip = base in ("a100-80gb", "h100-sxm", "b200")
+def carried_document(
+    gpu_name: str, base: str, shared: Mapping[str, Any], siblings: Mapping[str, Any], framework: str = ""
+) -> dict[str, Any]:
+    """A GPU without tables of its own (of that framework): profile ``base``'s parameters on its data sheet."""
+    same_chip = base in SAME_CHIP
     basis = "the spread between H100 and H200, one chip in two products" if same_chip else "GPUs left out"
     errors: dict[str, Any] = {}
     for family, variants in shared["error"].items():
@@ -103,9 +112,10 @@ def carried_document(gpu_name: str, shared: Mapping[str, Any], siblings: Mapping
             errors.setdefault(family, {})[variant] = {**kept, **label}
     return {
         "schema_version": SCHEMA_VERSION,
-        "name": gpu_name.lower(),
+        "name": f"{gpu_name.lower()}-{framework}".rstrip("-"),
         "kind": "kernels",
         "gpu": gpu_name,
+        **({"framework": framework} if framework else {}),
         "source": f"data sheet of {gpu_name}; parameters carried over from profile {base}",
         "as_of": AS_OF,
         "method": f"carried over from {base}: {basis} give the error",
@@ -202,12 +212,14 @@ def build(data: Path, say: Say, out: Path = SHIPPED, refit: bool = True) -> list
     siblings = _sibling_errors(documents, frames)
     for gpu_name, base in CARRIED.items():
         say(f"{gpu_name}: carried over from {base}")
-        document = carried_document(gpu_name, documents["shared"], siblings)
+        document = carried_document(gpu_name, base, documents["shared"], siblings)
         if gpu_name in ONE_MODEL:
             folder, model = ONE_MODEL[gpu_name]
             one = one_model_frames(data / LLMSERVINGSIM / folder, model)
             document = fit_one_model(document, find_gpu(gpu_name), one, documents[base])
-        documents[gpu_name.lower()] = document
+        documents[gpu_name.lower()] = fit_links(document, find_gpu(gpu_name), documents[base])
+    for name, (gpu_name, base, framework) in CARRIED_ENGINES.items():
+        documents[name] = carried_document(gpu_name, base, documents["shared"], siblings, framework)
     for name, document in documents.items():
         write_text(out / f"{name}.json", dump(document))
     return [out / f"{name}.json" for name in documents]

@@ -77,6 +77,19 @@ def newsvendor_commitment(demand: Sequence[float] | FloatArray, committed_usd: f
     return committed
 
 
+def committed_usd_per_year(
+    demand: Sequence[float] | FloatArray, committed: int, committed_usd: float, on_demand_usd: float
+) -> float:
+    """[USD/year] of holding ``committed`` machines all year and running what is needed beyond them on demand.
+
+    Args:
+        demand: machines needed in each (equally long) period.
+        committed_usd, on_demand_usd: USD an hour of one machine.
+    """
+    beyond = np.maximum(np.asarray(demand, dtype=float) - committed, 0.0).mean()
+    return float(committed * committed_usd + beyond * on_demand_usd) * HOURS_PER_YEAR
+
+
 def conditional_value_at_risk(cost: FloatArray, probability: FloatArray, alpha: float) -> float:
     """Mean of the dearest (1 - alpha) of the outcomes (Rockafellar and Uryasev 2000, eq. 4)."""
     order = np.argsort(-cost)

@@ -1,31 +1,42 @@
 """Large models by Dantzig-Wolfe decomposition: commitments in a master, each (scenario, period) by itself.
 
-Once the commitments y are fixed, periods have nothing in common: V_ot(y) is what period t of scenario o costs on top.
-Upper bounds come from the periods solved exactly under rounded commitments. The linear relaxation of the whole gives
-the first lower bound; where that leaves a gap, column generation (Dantzig and Wolfe 1960) goes on: a master combines
-the plans of periods found so far, and its prices mu_otj for holding commitment j in a period (sum over periods <= c_j)
-ask each period for a better plan, a small integer program. The sum of their bounds is a Lagrangian bound, which counts
-whole machines in every period.
+Once the commitments y are fixed, periods have nothing in common. So:
+
+1. The linear relaxation (``planner.relaxation``) gives the first lower bound and commitments that are not whole.
+2. These are rounded, and every period is solved for whole machines beside them. Neighbouring hours want the same few
+   options, so a sample of periods is solved with all that could pay, and the others with what the sample used.
+3. Where that leaves a gap, column generation (Dantzig and Wolfe 1960) goes on: a master combines the plans of periods
+   found so far, and its prices for holding a commitment in a period (over all periods no more than the commitment
+   costs) ask each period for a better plan. The sum of their bounds is a Lagrangian bound, which counts whole machines.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.fleet_model import FleetModel, Limits, Option
-from planner.milp import Columns, Solution, build
-from planner.program import Program, optimizer, quiet_stdout, relative_gap
+from planner.cells import FEW_OPTIONS, Cell, Plan, cells_of
+from planner.fleet_model import FleetModel
+from planner.milp import Solution
+from planner.program import optimizer, quiet_stdout, relative_gap
+from planner.relaxation import Relaxed, cheapest_by_bucket, relax
 
 log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float64]
-CELL_LIMIT_S = 2.0  # of one period's program; its best plan and bound so far are used then
 SMOOTHING = 0.7  # share of the best prices so far in the next (Wentges 1997)
+SAMPLE = 8  # periods that are solved with every option that could pay
+SHORT_LIST = 12  # options of the sample's plans that the other periods are solved with first
+LONG_LIST_GAP = 2  # times the gap asked for: beyond it, the bound must rise, and longer lists do not help
+MASTER_ROUNDS = 2  # of prices, between two looks at whole commitments
 
 
 def separable(model: FleetModel) -> bool:
@@ -38,306 +49,247 @@ def separable(model: FleetModel) -> bool:
     return scenarios * periods > 1 and not tied
 
 
-@dataclass
-class Cell:
-    """One scenario and period: its program, and the plans found for it.
-
-    Attributes:
-        where: (scenario, period).
-        weight: probability times share of time.
-        program, columns: of the period alone, commitments as variables of their own.
-        holds: (P, G) commitments used by each plan; cost: (P,) USD an hour beside them.
-        plans: their solver values.
-    """
-
-    where: tuple[int, int]
-    weight: float
-    program: Program
-    columns: Columns
-    base_cost: FloatArray
-    free: FloatArray  # upper bounds of all variables
-    holds: list[FloatArray] = field(default_factory=list)
-    cost: list[float] = field(default_factory=list)
-    plans: list[FloatArray] = field(default_factory=list)
-
-    def solve(self, price: FloatArray, most: FloatArray, gap: float) -> tuple[float, float] | None:
-        """Best plan at ``price`` per commitment and at most ``most`` of them; (bound, cost without commitments)."""
-        cost, high = self.base_cost.copy(), self.free.copy()
-        index = self.columns.committed
-        there = index >= 0
-        cost[index[there]] = price[there]
-        high[index[there]] = np.minimum(high[index[there]], most[there])
-        found = self.program.solve_with(cost, high, gap, CELL_LIMIT_S)
-        if found.values is None:
-            return None
-        held = np.zeros(len(index))
-        held[there] = np.round(found.values[index[there]])
-        beside = float(self.base_cost @ found.values)
-        if not any(
-            np.array_equal(held, h) and abs(beside - c) < 1e-9 for h, c in zip(self.holds, self.cost, strict=True)
-        ):
-            self.holds.append(held)
-            self.cost.append(beside)
-            self.plans.append(found.values)
-        return found.bound, beside
-
-
 def solve_decomposed(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> Solution | None:
     """The cheapest plan of a separable model; None where some period cannot be served."""
-    start = time.monotonic()
-    cells = _cells(model)
-    price = np.where(model.is_kind("committed"), model.usd_per_hour, 0.0)
-    active_share = (model.active * model.weight).sum(1)
-    total = price * active_share  # USD an hour on average of one commitment
-    state = _State(model, cells, total, gap)
-    workers = 1
-    with quiet_stdout(), ThreadPoolExecutor(max_workers=workers) as pool:
-        if not state.start(pool, start + time_limit_s):
+    end = time.monotonic() + time_limit_s
+    with quiet_stdout(), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        relaxed = relax(model)
+        if relaxed is None:
             return None
-        while True:
-            log.debug("%.1f s: %.4f to %.4f", time.monotonic() - start, state.lower, state.upper)
-            left = time_limit_s - (time.monotonic() - start)
-            if relative_gap(state.upper, state.lower) <= gap or left <= 0:
+        state = _State(model, cells_of(model), relaxed, gap, end, pool)
+        state.round_commitments()
+        while state.open():
+            log.debug("%.4f to %.4f, %.1f s left", state.lower, state.upper, end - time.monotonic())
+            before = state.lower, state.upper, state.num_plans
+            state.price()
+            if state.open():
+                state.integer_master()
+            if before == (state.lower, state.upper, state.num_plans):
                 break
-            state.integer_master(pool)
-            left = time_limit_s - (time.monotonic() - start)
-            if relative_gap(state.upper, state.lower) <= gap or left <= 0 or not state.improve(pool, left):
-                break
-    return state.solution(gap)
+    return state.solution()
 
 
 @dataclass
 class _State:
+    """What is known so far: plans of each period, the best commitments, a lower bound."""
+
     model: FleetModel
     cells: list[Cell]
-    total: FloatArray  # (J,) cost of a commitment
+    relaxed: Relaxed
     gap: float
-    lower: float = 0.0
+    end: float
+    pool: ThreadPoolExecutor
     upper: float = np.inf
-    best_price: FloatArray | None = None  # (cells, J)
-    best_bound: float = -np.inf
     chosen: FloatArray | None = None  # (J,) commitments of the best plan
+    best: list[Plan] = field(default_factory=list)  # of each cell, under ``chosen``
     tried: set[bytes] = field(default_factory=set)
-    best_plans: list[FloatArray] = field(default_factory=list)
+    best_price: FloatArray | None = None  # (cells, J) that gave ``best_bound``
+    best_bound: float = -np.inf
+    used: Counter[int] = field(default_factory=Counter)  # plans of the sample that use an option
+    lower: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.lower = self.relaxed.usd_per_hour
 
     @property
     def weights(self) -> FloatArray:
+        """(cells,)"""
         return np.array([c.weight for c in self.cells])
 
-    def start(self, pool: ThreadPoolExecutor, end: float) -> bool:
-        """The relaxation's bound, prices and rounded commitments; plans without any commitment."""
-        program, columns = build(replace(self.model, limits=_inside(self.model.limits)))
-        found = program.relaxed()
-        if found is None:
-            return False
-        values, self.lower, prices = found
-        capacity = program.family("capacity", prices).sum(3)  # (J, O, T)
-        spread = self._spread()
-        committed = self.model.is_kind("committed")
-        dual = np.array([capacity[:, c.where[0], c.where[1]] for c in self.cells]) * committed
-        active = np.array([self.model.active[:, c.where[1]] for c in self.cells])
-        dual = np.where(active, dual, 0.0)
-        unpriced = dual.sum(0) < 1e-9
-        dual[:, unpriced] = spread[:, unpriced]
-        relaxed = np.append(values, 0.0)[columns.committed]
-        nothing = np.zeros(len(self.total))
-        for start in (np.round(relaxed), np.floor(relaxed + 1e-6), nothing):
-            self._evaluate(pool, start)
-            if relative_gap(self.upper, self.lower) <= self.gap or (self.chosen is not None and time.monotonic() > end):
-                return True
-        self._price(pool, dual)
-        return self.chosen is not None
+    @property
+    def total(self) -> FloatArray:
+        """(J,) what a commitment costs, USD an hour on average over the horizon."""
+        price = np.where(self.model.is_kind("committed"), self.model.usd_per_hour, 0.0)
+        return np.asarray(price * (self.model.active * self.model.weight).sum(1))
 
-    def _spread(self) -> FloatArray:
-        """(cells, J) prices: each commitment's cost over the periods in which it holds, by weight."""
+    @property
+    def tolerance_usd(self) -> float:
+        """How far from the cheapest a period's plan may be."""
+        return max(0.5 * self.gap * self.lower, 1e-9)
+
+    @property
+    def num_plans(self) -> int:
+        """Of all periods together."""
+        return sum(len(c.plans) for c in self.cells)
+
+    def open(self) -> bool:
+        """Whether there is a gap to close, and time."""
+        return relative_gap(self.upper, self.lower) > self.gap and time.monotonic() < self.end
+
+    def round_commitments(self) -> None:
+        """Plans for the relaxation's commitments in whole machines."""
+        y = self.relaxed.committed
+        shorter = [SHORT_LIST, 2 * SHORT_LIST] if len(self.model.options) > FEW_OPTIONS else []
+        if shorter:
+            self._sample(np.round(y))
+        for rounded in (np.round(y), np.ceil(y - 1e-6), np.floor(y + 1e-6)):
+            for most in [*shorter, None]:
+                self.evaluate(rounded, most)
+                if self._near():
+                    break
+            if self.chosen is not None:
+                return
+
+    def _near(self) -> bool:
+        """Whether more options could hardly close the gap: it is closed, or wider than they account for."""
+        left = relative_gap(self.upper, self.lower)
+        return not self.open() or self.gap * LONG_LIST_GAP < left < np.inf
+
+    def _sample(self, commitments: FloatArray) -> None:
+        """Solve some periods, from the calmest to the busiest, with every option that could pay."""
+        order = np.argsort([c.model.demand.sum() for c in self.cells], kind="stable")
+        ids = sorted({int(order[i]) for i in np.linspace(0, len(order) - 1, SAMPLE).round().astype(int)})
+        free = ~self.model.is_kind("committed")
+        cheapest = float(self.model.usd_per_hour[free].min(initial=np.inf))
+        slack = max(self.tolerance_usd, min(cheapest, self.lower))
+
+        def solve(i: int) -> Plan | None:
+            o, t = self.cells[i].where
+            pays = np.flatnonzero(free & (self.relaxed.reduced[:, o, t] <= slack))
+            return self._under(i, commitments, pays)
+
+        for plan in self.pool.map(solve, ids):
+            if plan is not None:
+                self.used.update(int(j) for j in plan.ids[plan.held > 0])
+
+    def _under(self, i: int, commitments: FloatArray, ids: Iterable[int]) -> Plan | None:
+        cell = self.cells[i]
+        o, t = cell.where
+        value = self.relaxed.value[:, o, t]
+        expected = float(self.relaxed.cell_usd[o, t] - value @ commitments)
+        basis = [*self.relaxed.basis, *cheapest_by_bucket(self.model)]
+        return cell.under(commitments, {*ids, *basis}, self.tolerance_usd, expected)
+
+    def evaluate(self, commitments: FloatArray, most: int | None = None) -> None:
+        """Every period beside these commitments, each with at most so many of the options that the sample used."""
+        key = commitments.tobytes() + bytes(str(most), "ascii")
+        if key in self.tried or _over_quota(self.model, commitments):
+            return
+        self.tried.add(key)
+        if most is None and len(self.model.options) <= FEW_OPTIONS:
+            ids: Sequence[int] = range(len(self.model.options))
+        else:
+            ids = [j for j, _ in self.used.most_common(most)]
+        plans = list(self.pool.map(lambda i: self._under(i, commitments, ids), range(len(self.cells))))
+        found = [p for p in plans if p is not None]
+        if len(found) < len(plans):
+            return
+        if self.chosen is not None and np.array_equal(commitments, self.chosen):
+            found = [min(pair, key=lambda p: p.usd_per_hour) for pair in zip(found, self.best, strict=True)]
+        usd = float(self.total @ commitments + self.weights @ [p.usd_per_hour for p in found])
+        if usd < self.upper:
+            self.upper, self.chosen, self.best = usd, commitments, found
+
+    def price(self) -> None:
+        """Rounds of prices for commitments and plans of every period at them, which raise the lower bound."""
+        for _ in range(MASTER_ROUNDS):
+            if self.best_price is None:
+                price = self._first_price()
+            else:
+                price = SMOOTHING * self.best_price + (1 - SMOOTHING) * self._master()
+            self._ask(price)
+            if not self.open():
+                return
+
+    def _first_price(self) -> FloatArray:
+        """(cells, J) worth of a commitment in each period by the relaxation, raised to what it costs in all."""
+        value = np.array([self.relaxed.value[:, o, t] for o, t in (c.where for c in self.cells)])
+        value = np.where(self.model.is_kind("committed"), value, 0.0)
         active = np.array([self.model.active[:, c.where[1]] for c in self.cells], dtype=float)
-        share = active * self.weights[:, None]
-        return np.asarray(share / np.maximum(share.sum(0), 1e-12) * self.total)
+        worth = self.weights @ value
+        spread = active * (self.total / np.maximum(self.weights @ active, 1e-12))
+        return np.asarray(np.where(worth > 1e-9, value * (self.total / np.maximum(worth, 1e-9)), spread))
 
-    def _price(self, pool: ThreadPoolExecutor, price: FloatArray) -> float | None:
-        """Ask every period at these prices; returns the Lagrangian bound."""
-        most = np.full(len(self.total), np.inf)
-        tight = max(self.gap * 0.1, 1e-5)
-        futures = [pool.submit(c.solve, price[i] / c.weight, most, tight) for i, c in enumerate(self.cells)]
-        found = [f.result() for f in futures]
+    def _ask(self, price: FloatArray) -> None:
+        """Every period at these prices."""
+        slack = max(3 * self.gap * self.lower, self.upper - self.lower if np.isfinite(self.upper) else 0.0)
+
+        def bound(i: int) -> float | None:
+            hurry, usd = time.monotonic() > self.end, float(self.relaxed.cell_usd[self.cells[i].where])
+            return self.cells[i].priced(price[i], self.tolerance_usd, usd, slack, hurry)
+
+        found = list(self.pool.map(bound, range(len(self.cells))))
         if any(f is None for f in found):
-            return None
-        bound = float(sum(c.weight * f[0] for c, f in zip(self.cells, found, strict=True) if f is not None))
-        if bound > self.lower:
-            self.lower = bound
-        if self.best_price is None or bound > self.best_bound:
-            self.best_bound, self.best_price = bound, price
-        return bound
+            return
+        total = float(self.weights @ np.array([f for f in found if f is not None]))
+        self.lower = max(self.lower, total)
+        if self.best_price is None or total > self.best_bound:
+            self.best_bound, self.best_price = total, price
 
-    def improve(self, pool: ThreadPoolExecutor, seconds: float) -> bool:
-        """Rounds of master and pricing until the bound stops rising; False when nothing new was found."""
-        end = time.monotonic() + seconds
-        before = (self.lower, sum(len(c.cost) for c in self.cells))
-        for _ in range(4):
-            dual = self._master()
-            mixed = dual if self.best_price is None else SMOOTHING * self.best_price + (1 - SMOOTHING) * dual
-            self._price(pool, mixed)
-            if time.monotonic() > end or relative_gap(self.upper, self.lower) <= self.gap:
-                break
-        return (self.lower, sum(len(c.cost) for c in self.cells)) != before
+    def _plans(self) -> tuple[list[int], FloatArray, Any, Any]:
+        """Commitments that some plan uses, each plan's weighted cost, and the master's rows: holds, one plan a period.
 
-    def _rows(self) -> tuple[list[int], FloatArray, FloatArray, NDArray[np.int64]]:
-        """Commitments that matter, and all plans: (holds, cost times weight, cell) of each."""
-        use = [j for j in range(len(self.total)) if any(h[j] > 0 for c in self.cells for h in c.holds)]
-        holds = np.array([h[use] for c in self.cells for h in c.holds]).reshape(-1, len(use))
-        cost = np.array([c.weight * v for c in self.cells for v in c.cost])
-        owner = np.array([i for i, c in enumerate(self.cells) for _ in c.cost], dtype=np.int64)
-        return use, holds, cost, owner
+        Columns are the plans of all cells, then the commitments in use; sum over a cell's plans of (holds) <= y.
+        """
+        from scipy.sparse import csr_matrix, hstack, identity, kron
 
-    def _matrices(self) -> tuple[list[int], FloatArray, FloatArray, object, object, NDArray[np.int64]]:
-        from scipy.sparse import csr_matrix, hstack, identity, kron, vstack
-
-        use, holds, cost, owner = self._rows()
+        use = [j for j in range(len(self.total)) if any(p.holds[j] > 0 for c in self.cells for p in c.plans)]
+        holds = np.array([p.holds[use] for c in self.cells for p in c.plans]).reshape(-1, len(use))
+        cost = np.array([c.weight * p.usd_per_hour for c in self.cells for p in c.plans])
+        owner = np.array([i for i, c in enumerate(self.cells) for _ in c.plans], dtype=np.int64)
         num, plans, width = len(self.cells), len(cost), len(use)
         rows = (owner[:, None] * width + np.arange(width)).ravel()
         cols = np.repeat(np.arange(plans), width)
         used = csr_matrix((holds.ravel(), (rows, cols)), shape=(num * width, plans))
-        have = kron(np.ones((num, 1)), -identity(width))
-        limit = hstack([used, have], format="csr")
+        limit = hstack([used, kron(np.ones((num, 1)), -identity(width))], format="csr")
         pick = csr_matrix((np.ones(plans), (owner, np.arange(plans))), shape=(num, plans + width))
-        return use, cost, holds, limit, vstack([pick]), owner
+        return use, np.concatenate([cost, self.total[use]]), limit, pick
 
     def _master(self) -> FloatArray:
-        """(cells, J) dual prices of the linear master."""
-        use, cost, _, limit, pick, _ = self._matrices()
-        width = len(use)
-        price = np.zeros((len(self.cells), len(self.total)))
-        if not width:
+        """(cells, J) USD an hour that a commitment is worth in each period, by the plans found."""
+        use, cost, limit, pick = self._plans()
+        price = self._first_price()
+        if not use:
             return price
-        objective = np.concatenate([cost, self.total[use]])
-        found = optimizer().linprog(
-            objective, limit, np.zeros(len(self.cells) * width), pick, np.ones(len(self.cells)), method="highs"
-        )
-        duals = -np.asarray(found.ineqlin.marginals).reshape(len(self.cells), width)
-        price[:, use] = duals
-        unused = [j for j in range(len(self.total)) if j not in set(use)]
-        price[:, unused] = self._spread()[:, unused]
+        num = len(self.cells)
+        found = optimizer().linprog(cost, limit, np.zeros(num * len(use)), pick, np.ones(num), method="highs")
+        worth = -np.asarray(found.ineqlin.marginals).reshape(num, len(use))
+        price[:, use] = worth / self.weights[:, None]
         return price
 
-    def integer_master(self, pool: ThreadPoolExecutor) -> None:
-        """Whole commitments over the plans found, then every period solved exactly under them."""
-        use, cost, holds, limit, pick, owner = self._matrices()
-        candidates = []
+    def integer_master(self) -> None:
+        """Whole commitments over the plans found, then every period solved under them."""
+        use, cost, limit, pick = self._plans()
+        chosen = np.zeros(len(self.total))
         if use:
-            chosen = self._pick(use, cost, limit, pick)
-            if chosen is not None:
-                candidates.append(chosen)
-        else:
-            candidates.append(np.zeros(len(self.total)))
-        assert len(holds) == len(owner)
-        for commitments in candidates:
-            key = commitments.tobytes()
-            if key in self.tried:
-                continue
-            self.tried.add(key)
-            self._evaluate(pool, commitments)
-
-    def _pick(self, use: list[int], cost: FloatArray, limit: object, pick: object) -> FloatArray | None:
-        optimize = optimizer()
-        width, plans = len(use), len(cost)
-        with quiet_stdout():
+            optimize = optimizer()
+            plans = len(cost) - len(use)
             found = optimize.milp(
-                np.concatenate([cost, self.total[use]]),
-                integrality=np.concatenate([np.zeros(plans), np.ones(width)]),
-                bounds=optimize.Bounds(0, np.concatenate([np.ones(plans), np.full(width, np.inf)])),
-                constraints=[
-                    optimize.LinearConstraint(limit, -np.inf, 0),
-                    optimize.LinearConstraint(pick, 1, 1),
-                ],
+                cost,
+                integrality=np.concatenate([np.zeros(plans), np.ones(len(use))]),
+                bounds=optimize.Bounds(0, np.concatenate([np.ones(plans), np.full(len(use), np.inf)])),
+                constraints=[optimize.LinearConstraint(limit, -np.inf, 0), optimize.LinearConstraint(pick, 1, 1)],
                 options={"mip_rel_gap": self.gap * 0.3, "time_limit": 3.0},
             )
-        if found.x is None:
-            return None
-        chosen = np.zeros(len(self.total))
-        chosen[use] = np.round(found.x[plans:])
-        return chosen
+            if found.x is None:
+                return
+            chosen[use] = np.round(found.x[plans:])
+        self.evaluate(chosen)
 
-    def _evaluate(self, pool: ThreadPoolExecutor, commitments: FloatArray) -> None:
-        zero = np.zeros(len(self.total))
-        futures = [pool.submit(c.solve, zero, commitments, self.gap * 0.3) for c in self.cells]
-        found = [f.result() for f in futures]
-        if any(f is None for f in found):
-            return
-        usd = float(self.total @ commitments) + sum(
-            c.weight * f[1] for c, f in zip(self.cells, found, strict=True) if f is not None
-        )
-        if usd < self.upper:
-            self.upper, self.chosen = usd, commitments
-            self.best_plans = [
-                self._plan_under(c, commitments, f[1]) for c, f in zip(self.cells, found, strict=True) if f
-            ]
-
-    @staticmethod
-    def _plan_under(cell: Cell, commitments: FloatArray, usd: float) -> FloatArray:
-        fits = [
-            p
-            for p, h, c in zip(cell.plans, cell.holds, cell.cost, strict=True)
-            if (h <= commitments + 1e-6).all() and c <= usd + 1e-9
-        ]
-        return fits[-1]
-
-    def solution(self, gap: float) -> Solution | None:
+    def solution(self) -> Solution | None:
         """The best plan, put together from its periods."""
         if self.chosen is None:
             return None
-        model = self.model
-        options, (scenarios, periods, buckets) = len(model.options), model.demand.shape
-        states = len(model.states)
-        held = np.zeros((options, scenarios, periods))
-        fallback = np.zeros((options, scenarios, periods, states))
-        routed = np.zeros((options, scenarios, periods, states, buckets))
+        num, (scenarios, periods, buckets) = len(self.model.options), self.model.demand.shape
+        states = len(self.model.states)
+        held = np.zeros((num, scenarios, periods))
+        fallback = np.zeros((num, scenarios, periods, states))
+        routed = np.zeros((num, scenarios, periods, states, buckets))
         unserved = np.zeros((scenarios, periods, states, buckets))
-        for cell, values in zip(self.cells, self.best_plans, strict=True):
+        for cell, plan in zip(self.cells, self.best, strict=True):
             o, t = cell.where
-            padded = np.append(values, 0.0)
-            held[:, o, t] = np.round(padded[cell.columns.held[:, 0, 0]])
-            fallback[:, o, t] = np.maximum(padded[cell.columns.fallback[:, 0, 0]], 0.0)
-            routed[:, o, t] = np.clip(padded[cell.columns.routed[:, 0, 0]], 0, 1)
-            unserved[o, t] = np.clip(padded[cell.columns.unserved[0, 0]], 0, 1)
+            held[plan.ids, o, t], fallback[plan.ids, o, t] = plan.held, plan.fallback
+            routed[plan.ids, o, t], unserved[o, t] = plan.routed, plan.unserved
         lower = min(self.lower, self.upper)
         achieved = relative_gap(self.upper, lower)
-        return Solution(
-            self.chosen,
-            held,
-            fallback,
-            routed,
-            unserved,
-            self.upper,
-            self.upper,
-            lower,
-            achieved,
-            achieved <= gap + 1e-9,
-        )
+        optimal = achieved <= self.gap + 1e-9
+        return Solution(self.chosen, held, fallback, routed, unserved, self.upper, self.upper, lower, achieved, optimal)
 
 
-def _cells(model: FleetModel) -> list[Cell]:
-    """Each scenario and period as a program of its own."""
-    scenarios, periods, _ = model.demand.shape
-    cells = []
-    for o in range(scenarios):
-        for t in range(periods):
-            options = [_single(option, t) for option in model.options]
-            single = FleetModel(
-                tuple(options), model.demand[o : o + 1, t : t + 1], states=model.states, limits=_inside(model.limits)
-            )
-            program, columns = build(single)
-            cost = program.cost.copy()
-            there = columns.committed >= 0
-            cost[columns.committed[there]] = 0.0
-            weight = float(model.probability[o] * model.weight[t])
-            cells.append(Cell((o, t), weight, program, columns, cost, program.bounds[1]))
-    return cells
-
-
-def _single(option: Option, t: int) -> Option:
-    active = None if option.active is None else option.active[t : t + 1]
-    return replace(option, active=active)
-
-
-def _inside(limits: Limits) -> Limits:
-    return replace(limits, budget_usd_per_hour=None, max_added_per_period=None, max_removed_per_period=None)
+def _over_quota(model: FleetModel, commitments: FloatArray) -> bool:
+    """Whether commitments alone take more than a quota allows."""
+    for quota in model.limits.quotas:
+        weight = np.array([quota.weights.get(o.config, quota.weights.get(o.name, 0.0)) for o in model.options])
+        if ((weight * commitments) @ model.active > quota.limit + 1e-9).any():
+            return True
+    return False

@@ -118,6 +118,12 @@ class Program:
         highs[index[keep]] = np.minimum(highs[index[keep]], np.broadcast_to(np.asarray(high, float), index.shape)[keep])
         self._high = [highs]
 
+    def unlimit(self, index: IntArray) -> None:
+        """Drop the upper bounds of columns, where rows imply them."""
+        highs = np.concatenate(self._high)
+        highs[index[index >= 0]] = np.inf
+        self._high = [highs]
+
     @property
     def cost(self) -> FloatArray:
         """(columns,) cost vector."""
@@ -186,22 +192,32 @@ class Program:
         raise KeyError(name)
 
     def solve_with(
-        self, cost: FloatArray, high: FloatArray, gap: float, time_limit_s: float = 60.0, relax: bool = False
+        self,
+        cost: FloatArray,
+        high: FloatArray,
+        gap: float,
+        time_limit_s: float = 60.0,
+        relax: bool = False,
+        low: FloatArray | None = None,
+        node_limit: int | None = None,
     ) -> Result:
-        """As ``solve``, with other costs and upper bounds; safe to call from several threads."""
+        """As ``solve``, with other costs and bounds; safe to call from several threads."""
         optimize = optimizer()
         if self._frozen is None:
             self._frozen = (self.matrix(), *self.row_bounds, self.bounds[0], self.integer.astype(float))
-        matrix, row_low, row_high, low, integer = self._frozen
+        matrix, row_low, row_high, zeros, integer = self._frozen
+        options: dict[str, Any] = {"mip_rel_gap": gap, "time_limit": time_limit_s, "presolve": True}
+        if node_limit is not None:
+            options["node_limit"] = node_limit
         if self.num_columns == 0:
             met = not ((row_low > 0) | (row_high < 0)).any()
             return Result(OPTIMAL, np.zeros(0), 0.0, 0.0, 0.0) if met else Result(INFEASIBLE, None, None, 0.0, None)
         found = optimize.milp(
             cost,
             integrality=np.zeros(self.num_columns) if relax else integer,
-            bounds=optimize.Bounds(low, high),
+            bounds=optimize.Bounds(zeros if low is None else low, high),
             constraints=optimize.LinearConstraint(matrix, row_low, row_high),
-            options={"mip_rel_gap": gap, "time_limit": time_limit_s, "presolve": True},
+            options=options,
         )
         status = int(found.status)
         if found.x is None:

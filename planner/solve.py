@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
 
 from planner import decompose, milp
+from planner.cells import without_ties
 from planner.fleet_model import FleetModel
 from planner.milp import Solution
 from planner.program import relative_gap
+from planner.relaxation import cheapest_by_bucket
 
-LARGE = 600  # whole-number variables; beyond this a separable model is decomposed
+LARGE = 600  # whole-number variables; beyond this a model is decomposed
+UNTIED_SHARE, PART_SHARE = 0.4, 0.7  # of the time: for the bound; of the rest, for the plan over few options
 
 
 def solve(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> Solution | None:
@@ -22,7 +26,7 @@ def solve(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> S
     starts = [o.start_hours for o in model.options]
     without = model.with_options([replace(o, start_hours=0.0) for o in model.options])
     if not decompose.separable(without):
-        return milp.solve(model, gap, time_limit_s)
+        return solve_tied(model, gap, time_limit_s)
     found = decompose.solve_decomposed(without, gap, time_limit_s)
     if found is None:
         return None
@@ -31,6 +35,53 @@ def solve(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> S
     if model.limits.budget_usd_per_hour is not None and found.usd_per_hour > model.limits.budget_usd_per_hour + 1e-9:
         return None
     return replace(found, objective=found.usd_per_hour, gap=achieved, optimal=achieved <= gap + 1e-9)
+
+
+def solve_tied(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> Solution | None:
+    """A large model whose periods are tied together, by scaling limits, minimum runs or the dear tail's weight.
+
+    Without the ties it decomposes, and no plan that keeps them is cheaper than its bound. The plan then comes from the
+    whole program over the options that the looser plan uses; where that leaves a gap, over all, while time lasts.
+    """
+    end = time.monotonic() + time_limit_s
+    options = [replace(o, start_hours=0.0) for o in model.options]
+    loose = replace(model, options=tuple(options), limits=without_ties(model.limits))
+    untied = decompose.solve_decomposed(loose, gap, time_limit_s * UNTIED_SHARE)
+    if untied is None:
+        return None
+    used = untied.committed + untied.held.sum((1, 2)) + untied.fallback.sum((1, 2, 3)) > 1e-6
+    used[cheapest_by_bucket(model)] = True
+    ids = np.flatnonzero(used)
+    part = milp.solve(model.with_options([model.options[j] for j in ids]), gap, (end - time.monotonic()) * PART_SHARE)
+    found = None if part is None else _spread(part, ids, len(model.options), untied.bound, gap)
+    if found is None or (not found.optimal and time.monotonic() < end):
+        whole = milp.solve(model, gap, max(end - time.monotonic(), 1.0))
+        if whole is not None:
+            bound = max(whole.bound, untied.bound)
+            best = whole if found is None or whole.objective < found.objective else found
+            return _bounded(best, bound, gap)
+    return found
+
+
+def _spread(part: Solution, ids: np.ndarray, num: int, bound: float, gap: float) -> Solution:
+    """A plan of some options as a plan of all."""
+
+    def all_of(values: np.ndarray) -> np.ndarray:
+        full = np.zeros((num, *values.shape[1:]))
+        full[ids] = values
+        return full
+
+    whole = replace(
+        part, committed=all_of(part.committed), held=all_of(part.held), fallback=all_of(part.fallback),
+        routed=all_of(part.routed),
+    )  # fmt: skip
+    return _bounded(whole, bound, gap)
+
+
+def _bounded(plan: Solution, bound: float, gap: float) -> Solution:
+    lower = min(bound, plan.objective)
+    achieved = relative_gap(plan.objective, lower)
+    return replace(plan, bound=lower, gap=achieved, optimal=achieved <= gap + 1e-9)
 
 
 def boot_usd_per_hour(model: FleetModel, solution: Solution, start_hours: np.ndarray) -> float:

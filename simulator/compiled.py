@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -16,29 +16,43 @@ from numba.core import types
 F = TypeVar("F", bound=Callable[..., Any])
 
 SOURCES = (
-    "compiled.py", "decoding.py", "engine_state.py", "feed.py", "kv_cache.py", "kv_tiers.py", "loop.py", "packed.py",
-    "preemption.py", "prefilling.py", "routing.py", "shared_prefix.py", "speculation.py", "step_eval.py",
-    "swapping.py", "waiting.py",
+    "compiled.py", "decoding.py", "disaggregation.py", "engine_state.py", "event_heap.py", "feed.py", "handover.py",
+    "kv_cache.py", "kv_tiers.py", "loop.py", "packed.py", "preemption.py", "prefilling.py", "routing.py",
+    "shared_prefix.py", "speculation.py", "step_eval.py", "swapping.py", "transfers.py", "waiting.py",
 )  # fmt: skip
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "no_cfunc_wrapper": True, "nogil": True}
 _NO_WRAPPER: dict[str, Any] = {"no_cpython_wrapper": True}
 
 
-def _cache_folder() -> str:
-    """Where compiled code is kept: a folder for this state of all the sources.
+def _cache_folder() -> str | None:
+    """Where compiled code is kept: a folder for this state of all the sources; None where nothing can be written.
 
     Numba looks at a function's own file only, and would keep machine code whose callees have changed.
     """
     here = Path(__file__).parent
     digest = hashlib.sha256(b"".join((here / name).read_bytes() for name in SOURCES)).hexdigest()[:16]
-    beside = here / "__pycache__"
-    writable = os.access(beside if beside.exists() else here, os.W_OK)
-    base = beside if writable else Path(tempfile.gettempdir()) / f"plan-compiled-{os.getuid()}"
-    return str(base / f"compiled-{digest}")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpu-capacity-planner"
+    shared = Path(os.environ.get("TMPDIR") or "/tmp") / f"plan-compiled-{os.getuid()}"
+    folder = next((f for f in (here / "__pycache__", home, shared) if _is_ours(f)), None)
+    return str(folder / f"compiled-{digest}") if folder else None
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nobody else can have put code there: it is loaded as it lies."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return False
+    others_write = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not others_write
+    return ours and os.access(folder, os.W_OK)
 
 
 if not os.environ.get("NUMBA_CACHE_DIR"):
-    setattr(numba.config, "CACHE_DIR", _cache_folder())  # noqa: B010 - numba's stubs do not know it
+    _folder = _cache_folder()
+    _OPTIONS["cache"] = _folder is not None
+    setattr(numba.config, "CACHE_DIR", _folder or "")  # noqa: B010 - numba's stubs do not know it
 
 
 def inner(function: F) -> F:

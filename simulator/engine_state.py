@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator import kv_cache, step_eval
+from simulator.transfers import Transfers
 
 I64 = NDArray[np.int64]
 
-UNSEEN, WAITING, PREFILLING, DECODING, FINISHING, DONE, SWAPPED = range(7)
+UNSEEN, WAITING, PREFILLING, DECODING, FINISHING, DONE = range(6)
+HELD = 6  # has blocks and no seat: its KV is on the way, here or from here (see ``handover``)
+SWAPPED = 7  # preempted; its blocks are in host memory (see ``swapping``)
 CONTINUOUS, PREFILL_FIRST, STATIC = range(3)
 NEVER = np.inf
 FAR = 2**62
@@ -89,6 +92,13 @@ REPLICA = np.dtype(
         ("disk_hits", np.int64),
         ("prefix_queries", np.int64),
         ("prefix_hits", np.int64),
+        ("num_held", np.int64),  # requests that hold blocks without a seat
+        ("remote_head", np.int64),  # queue of requests whose KV lies elsewhere, and of those whose KV has come
+        ("remote_tail", np.int64),
+        ("arrived_head", np.int64),
+        ("arrived_tail", np.int64),
+        ("link_bytes_per_s", np.float64),  # over which KV comes and goes, and until when it is taken
+        ("link_free_s", np.float64),
     ]
 )
 
@@ -119,6 +129,8 @@ REQUEST = np.dtype(
         ("num_cached_tokens", np.int64),
         ("num_preemptions", np.int64),
         ("stall_s", np.float64),  # preempted, waiting to be admitted again
+        ("remote", np.int64),  # tokens whose KV is computed elsewhere
+        ("hold", np.int64),  # 1: keeps its blocks when it has ended, until its KV has been fetched
     ]
 )
 
@@ -132,7 +144,8 @@ class World(NamedTuple):
         links, tiers: the tiers of KV offload (see ``kv_tiers``).
         crossing: (r, block size) decoding sequences that need a block where ``steps % block_size`` is the column.
         running: (r, seats) requests in order of admission.
-        ended, num_ended: requests whose end was decided since the caller last looked (closed loops; else empty).
+        ended, num_ended: requests whose end was decided since the caller last looked (where someone does; else empty).
+        transfers: KV under way from prefill to decode replicas (empty without).
     """
 
     tables: step_eval.Tables
@@ -146,3 +159,4 @@ class World(NamedTuple):
     running: I64
     ended: I64
     num_ended: I64
+    transfers: Transfers

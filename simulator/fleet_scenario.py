@@ -355,13 +355,14 @@ def _check(sections: FleetSections, lines: Sequence[Line], requests: Requests) -
             remedy="poisson, diurnal or a trace",
         )
     for number, line in enumerate(lines):
-        if line.replica.data_parallel_size > 1:
-            raise InputError(
-                f"data_parallel_size is {line.replica.data_parallel_size}",
-                where=f"fleet.{number}",
-                why="a live fleet starts and stops engines one by one",
-                remedy="data_parallel_size: 1 and a larger count",
-            )
+        for name in ("data_parallel_size", "pipeline_parallel_size"):
+            if getattr(line.replica, name) > 1:
+                raise InputError(
+                    f"{name} is {getattr(line.replica, name)}",
+                    where=f"fleet.{number}",
+                    why="a live fleet starts and stops engines one by one",
+                    remedy=f"{name}: 1 and a larger count (or tensor_parallel_size)",
+                )
     given = [("autoscaling", sections.autoscaling), ("spot", sections.spot)]
     used = [(name, spec.line) for name, spec in given if spec is not None]
     used += [("capacity.blocks", b.line) for b in (sections.capacity.blocks if sections.capacity else ())]

@@ -38,6 +38,13 @@ def check_records(requests: Requests, records: Records) -> None:
     instants = (records.arrival_s, records.scheduled_s, records.first_token_s, records.finish_s)
     for before, after in pairwise(instants):
         _demand(bool((before[done] <= after[done]).all()), 3, "a request's instants are out of order")
+    if records.handover is not None:
+        moved = done & ~np.isnan(records.handover.end_s)
+        way = records.handover
+        on_the_way = (way.prefill_end_s, way.start_s, way.end_s, way.decode_scheduled_s)
+        for before, after in pairwise((records.scheduled_s, *on_the_way, records.finish_s)):
+            _demand(bool((before[moved] <= after[moved]).all()), 11, "KV came before it was computed or sent")
+        _demand(bool((records.replica[moved] != way.prefill_replica[moved]).all()), 11, "KV moved to its own replica")
     _demand(bool((records.busy_s <= records.end_s + 1e-6).all()), 4, "a replica was busy longer than the run")
     _demand(bool((records.num_cached_tokens <= requests.input_tokens).all()), 2, "more cached tokens than prompt")
 
@@ -69,9 +76,18 @@ def check_world(world: engine_state.World, now_s: float) -> None:
             computed = rows["slots"][running]
         _demand(world.crossing[r].sum() == crossing, 2, "the block-crossing counters are off")
         _demand(_free_blocks(world, r) == me["free"], 2, "the free queue does not add up")
-        _demand(_held_blocks(world, r, running, computed) + me["free"] == me["num_blocks"], 2, "blocks leak")
+        held = np.flatnonzero((rows["replica"] == r) & (rows["phase"] == engine_state.HELD))
+        _demand(len(held) == me["num_held"], 11, "a request holds blocks without a seat and is not counted")
+        holding, computed = np.concatenate([running, held]), np.concatenate([computed, rows["computed"][held]])
+        _demand(_held_blocks(world, r, holding, computed) + me["free"] == me["num_blocks"], 2, "blocks leak")
         _check_tiers(world, r)
+        spoken = rows["generated"][running]
+        _demand(bool((spoken <= rows["output"][running]).all()), 14, "a sequence has more tokens than its answer")
+        ended = spoken[rows["phase"][running] == engine_state.FINISHING] if me["spec_tokens"] else np.zeros(0)
+        outputs = rows["output"][running][rows["phase"][running] == engine_state.FINISHING] if len(ended) else ended
+        _demand(bool((ended == outputs).all()), 14, "a sequence ended before its last token")
         stuck = me["num_running"] == 0 and me["head"] >= 0 and me["inflight_s"] < now_s and me["next_s"] == np.inf
+        stuck = stuck and me["num_held"] == 0  # else the end of a transfer frees blocks and wakes it
         _demand(not stuck, 7, "a replica idles while a request waits")
 
 
@@ -80,16 +96,16 @@ def _check_tiers(world: engine_state.World, r: int) -> None:
     me, rows = world.replicas[r], world.requests
     swapped = np.flatnonzero((rows["replica"] == r) & (rows["phase"] == engine_state.SWAPPED))
     blocks = int((-(-rows["computed"][swapped] // me["block_size"])).sum())
-    _demand(blocks + me["swap_free"] == me["swap_space"], 11, "host blocks of swapped sequences do not add up")
-    _demand(me["swap_free"] >= 0, 11, "more swapped blocks than swap space")
+    _demand(blocks + me["swap_free"] == me["swap_space"], 12, "host blocks of swapped sequences do not add up")
+    _demand(me["swap_free"] >= 0, 12, "more swapped blocks than swap space")
     for tier in (2 * r, 2 * r + 1):
         first, _, used, capacity = world.tiers[tier].tolist()
-        _demand(used <= capacity, 12, "a tier of the KV cache holds more than it can")
+        _demand(used <= capacity, 13, "a tier of the KV cache holds more than it can")
         held, place = 0, first
         while place >= 0:
             held, place = held + 1, int(world.links[tier, place, 1])
         present = int((world.links[tier, :, 0] != kv_tiers.ABSENT).sum())
-        _demand(held == used == present, 12, "a tier of the KV cache does not add up")
+        _demand(held == used == present, 13, "a tier of the KV cache does not add up")
 
 
 def _free_blocks(world: engine_state.World, r: int) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.bottleneck import StepCost, explain_bottleneck, step_cost
-from calibrate.precisions import precision
+from calibrate.precisions import kv_cache_type, precision
 from calibrate.step import StepShape
 from calibrate.work import flops_per_token, kv_bytes_per_token, replica_weight_bytes
 from catalogs.errors import PlanError
@@ -72,12 +72,33 @@ def fleet_documents(
     return answer
 
 
+def line_work(role: str, first: int, last: int, requests: Requests, records: Records) -> Work:
+    """What replicas ``first`` to ``last`` computed: whole requests, or by their role prompts or what follows them."""
+    way, finish_s, kv_until_s = records.handover, records.finish_s, records.finish_s
+    if way is not None and role == "prefill":
+        finish_s, kv_until_s = way.prefill_end_s, np.where(np.isnan(way.end_s), way.prefill_end_s, way.end_s)
+        requests = replace(requests, output_tokens=np.minimum(requests.output_tokens, 1))
+        records = replace(records, replica=way.prefill_replica, finish_s=finish_s)
+    elif way is not None:
+        records = replace(
+            records, arrival_s=way.prefill_end_s, scheduled_s=way.decode_scheduled_s,
+            num_cached_tokens=requests.input_tokens - 1,
+        )  # fmt: skip
+    served = (records.replica >= first) & (records.replica < last) & (records.status == COMPLETED)
+    served &= ~np.isnan(records.scheduled_s)
+    work = Work.of(served, requests, records)
+    if way is None:
+        return work
+    held_from_s = records.scheduled_s if role == "prefill" else way.start_s
+    tokens = requests.input_tokens + requests.output_tokens / 2
+    return replace(work, kv_token_s=float((kv_until_s - held_from_s)[served] @ tokens[served]))
+
+
 def _line_document(
     line: Line, first: int, last: int, requests: Requests, records: Records, duration_s: float
 ) -> dict[str, Any]:
     replica, model = line.replica, line.replica.model
-    served = (records.replica >= first) & (records.replica < last) & (records.status == COMPLETED)
-    work = Work.of(served, requests, records)
+    work = line_work(line.role, first, last, requests, records)
     iterations, busy_s = int(records.iterations[first:last].sum()), float(records.busy_s[first:last].sum())
     engine_s = max(line.num_engines * duration_s, 1e-12)
     running, kv_share = work.running_s / engine_s, work.kv_token_s / engine_s / max(_kv_tokens(line), 1)
@@ -90,6 +111,7 @@ def _line_document(
     return {
         "gpu": replica.gpu.name,
         "count": line.count,
+        **({} if line.role == "both" else {"role": line.role}),
         "gpus_per_replica": replica.num_gpus,
         "tensor_parallel_size": replica.tensor_parallel_size,
         "precision": replica.precision,
@@ -122,7 +144,7 @@ def _mbu(line: Line, work: Work, iterations: int, gpu_busy_s: float, cost: StepC
         return None if cost is None else cost.mbu
     parallel = replica.tensor_parallel_size * replica.pipeline_parallel_size
     num_bytes = iterations * replica_weight_bytes(replica) * parallel
-    num_bytes += work.num_decoded * work.context * kv_bytes_per_token(replica.model, replica.kv_cache_dtype)
+    num_bytes += work.num_decoded * work.context * kv_bytes_per_token(replica.model, kv_cache_type(replica))
     return num_bytes / (gpu_busy_s * replica.gpu.memory_bandwidth_bytes_per_s)
 
 

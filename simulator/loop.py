@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simulator import decoding, preemption, prefilling, speculation, step_eval, swapping, waiting
+from simulator import decoding, handover, preemption, prefilling, speculation, step_eval, swapping, waiting
 from simulator.compiled import inner
 from simulator.engine_state import NEVER, PREFILL_FIRST
 
@@ -113,6 +113,9 @@ def _nothing_to_do(w: Any, r: int, now: float) -> None:
         me.idle_since_s = now
         head = me.head
         me.next_s = NEVER if head < 0 else max(now, waiting.due_s(w, r))
+        if me.num_held > 0 and me.next_s <= now and not me.preempted_now:
+            me.next_s = NEVER  # what it waits for is held for a transfer, whose end wakes it
+        me.next_s = min(me.next_s, handover.next_s(w, r, now))
 
 
 @inner
@@ -169,6 +172,7 @@ def _decode_steps(w: Any, r: int, now: float, until_s: float) -> None:
     head = me.head
     if head >= 0 and w.requests[head].ready_s > now:
         limit = min(limit, w.requests[head].ready_s)
+    limit = min(limit, handover.next_event_s(w, r, now))
     most = me.next_done - me.steps
     if me.num_finishing > 0 or me.preempted_now or me.prefilling >= 0:
         most = 1

@@ -155,7 +155,15 @@ class Engine:
                 sequence.finished = True
                 if sequence in self.running:
                     self.running.remove(sequence)
-                    self.pool.give_back(sequence.blocks)
+                    self.leave(sequence)
+
+    def leave(self, sequence: Job) -> None:
+        """An ended sequence, which runs no longer, gives its blocks back."""
+        self.pool.give_back(sequence.blocks)
+
+    def next_start_s(self, now: float) -> float:
+        """When an engine that has nothing to do looks again; infinity: when it is woken."""
+        return max(now, self.due_s()) if self.waiting else np.inf
 
     def schedule(self, now: float) -> Step:
         """Choose what the next step computes."""
@@ -259,10 +267,14 @@ class Engine:
             return
         if self.spec.policy in ("static", "dynamic") and (self.running or not self.waiting or now < self.due_s()):
             return
+        self.admit_waiting(step, now, budget)
+
+    def admit_waiting(self, step: Step, now: float, budget: int) -> int:
+        """Seats for waiting requests in order; returns what is left of the budget."""
         while budget > 0 and self.waiting and len(self.running) < self.spec.max_num_seqs:
             sequence = self.waiting[0]
             if sequence.ready_s > now:
-                return
+                return budget
             hit = self.find_cached(sequence)
             loads = self.find_in_tiers(sequence, len(hit))
             before = (len(hit) + len(loads)) * self.spec.block_size
@@ -271,16 +283,17 @@ class Engine:
             if not self.spec.enable_chunked_prefill and sequence.num_sampled and alone:
                 tokens = sequence.num_tokens - before  # it may have outgrown the budget
             if tokens < sequence.num_tokens - before and not self.spec.enable_chunked_prefill:
-                return
+                return budget
             held = sum(block.num_holders > 0 for block in hit)
             if self.blocks_for(sequence, sequence.num_tokens) - held > len(self.pool.free):
-                return
+                return budget
             self.waiting.popleft()
             self.admit(sequence, now, hit, loads)
             grown = self.grow(sequence, tokens, admitted=True)
             assert grown
             step.chunks.append((sequence, tokens, before))
             budget -= tokens
+        return budget
 
     def find_in_tiers(self, sequence: Job, first: int) -> list[int]:
         """For each block of the prompt after those in the GPU's cache the tier that holds it, without a gap."""

@@ -41,8 +41,7 @@ class Group:
             run.wake(self, first.inflight[0].end_s)
         else:
             self.idle, self.idle_since_s = True, now
-            heads = [engine.due_s() for engine in self.engines if engine.waiting]
-            run.wake(self, max(now, min(heads)) if heads else np.inf)
+            run.wake(self, min(engine.next_start_s(now) for engine in self.engines))
 
     def duration_s(self, run: Run, steps: Sequence[Step]) -> float:
         """The slowest rank's own layers, and the experts at the tokens of all."""

@@ -10,7 +10,18 @@ from numpy.typing import NDArray
 
 from calibrate.step import StepTable
 from catalogs.errors import InputError
-from simulator import engine_state, feed, invariants, kv_cache, kv_tiers, routing, step_eval, waiting
+from simulator import (
+    engine_state,
+    event_heap,
+    feed,
+    invariants,
+    kv_cache,
+    kv_tiers,
+    routing,
+    step_eval,
+    transfers,
+    waiting,
+)
 from simulator.packed import Pack
 from simulator.records import COUNTS, FAILED, Records
 from simulator.replica_spec import POLICIES, ReplicaSpec, demand_alone, first_ranks
@@ -80,7 +91,7 @@ class Plane:
         self._tables: list[StepTable] = []
         self._world = self._new_world()
         self._router = routing.new_router(
-            router, len(self.specs), _router_keys(requests, router), options or routing.RouterOptions(), seed
+            router, len(self.specs), router_keys(requests, router), options or routing.RouterOptions(), seed
         )
 
     def advance(self, until_s: float) -> None:
@@ -97,7 +108,7 @@ class Plane:
 
     def push(self, at_s: float, request: int) -> None:
         """Let a request come at an instant; there must be room in the feed."""
-        feed.push(self._pack("_feed"), at_s, request)
+        event_heap.push(self._pack("_feed"), at_s, request)
 
     @property
     def idle(self) -> bool:
@@ -306,6 +317,7 @@ class Plane:
             running=np.full((num_replicas, max(s.max_num_seqs for s in self.specs)), -1, np.int64),
             ended=np.zeros(0 if requests.concurrency is None else len(requests), np.int64),
             num_ended=np.zeros(1, np.int64),
+            transfers=transfers.new_transfers(0),
         )
 
 
@@ -350,7 +362,7 @@ def _set_up(row: np.void, spec: ReplicaSpec, rank_0: int) -> None:
     row["speed"] = 1.0
     row["next_done"] = row["shortest"] = engine_state.FAR
     row["longest"] = -engine_state.FAR
-    for name in ("prefilling", "head", "tail", "first", "last", "swap_head", "swap_tail"):
+    for name in ("prefilling", "head", "tail", "first", "last", "swap_head", "swap_tail", *transfers.QUEUES):
         row[name] = -1
     row["copy_s"] = row["load_s"] = 0.0
     if spec.swap is not None:
@@ -365,7 +377,7 @@ def _set_up(row: np.void, spec: ReplicaSpec, rank_0: int) -> None:
         row["acceptance_rate"] = spec.speculation.acceptance_rate
 
 
-def _router_keys(requests: Requests, router: str) -> NDArray[np.int64]:
+def router_keys(requests: Requests, router: str) -> NDArray[np.int64]:
     """What affinity looks at: a request's session, or its first prefix block; -1 where it has none."""
     keys = np.full(len(requests), -1, np.int64)
     if router == "session_affinity" and requests.session is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from simulator import decoding, kv_cache
 from simulator.compiled import entry, inner
-from simulator.engine_state import DECODING, DONE, FINISHING, SWAPPED, WAITING
+from simulator.engine_state import DECODING, DONE, FINISHING, HELD, SWAPPED, WAITING
 
 
 @entry
@@ -27,9 +27,13 @@ def release_finished(w: Any, r: int, now: float) -> None:
     for place in range(me.num_running):
         i = w.running[r, place]
         if w.requests[i].phase == FINISHING and w.requests[i].end_s <= now:
-            w.requests[i].phase = DONE
             me.num_finishing -= 1
-            give_back(w, r, i, False)
+            if w.requests[i].hold:
+                w.requests[i].phase = HELD
+                me.num_held += 1
+            else:
+                w.requests[i].phase = DONE
+                give_back(w, r, i, False)
         else:
             w.running[r, kept] = i
             kept += 1

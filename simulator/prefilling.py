@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator import kv_cache, kv_tiers, preemption, speculation, waiting
+from simulator import handover, kv_cache, kv_tiers, preemption, speculation, waiting
 from simulator.compiled import inner
 from simulator.engine_state import PREFILLING, STATIC
 
@@ -55,6 +55,9 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
     if me.policy == STATIC and (me.num_running > 0 or me.head < 0 or now < waiting.due_s(w, r)):
         return tokens, work, ending
     budget -= tokens
+    if me.arrived_head >= 0:
+        arrived, reach = handover.admit_arrived(w, r, now, budget)
+        tokens, work, ending, budget = tokens + arrived, work + reach, ending + arrived, budget - arrived
     while budget > 0 and me.head >= 0 and me.num_running < me.max_num_seqs:
         i = me.head
         if w.requests[i].ready_s > now:
@@ -81,6 +84,8 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
             ending += 1
         else:
             me.prefilling = i
+    if budget > 0 and me.head < 0 and me.remote_head >= 0 and me.num_running < me.max_num_seqs:
+        handover.start_transfers(w, r, now)
     return tokens, work, ending
 
 

@@ -13,6 +13,24 @@ STATUS_NAMES = ("completed", "rejected", "failed")
 
 
 @dataclass(frozen=True)
+class Handover:
+    """How each request went from its prefill replica to its decode replica; NaN and -1 where it did not.
+
+    Attributes:
+        prefill_replica: (n,) int64. prefill_end_s: (n,) the prompt is computed.
+        start_s, end_s: (n,) of the KV transfer. num_bytes: (n,) KV moved.
+        decode_scheduled_s: (n,) seat on the decode replica.
+    """
+
+    prefill_replica: NDArray[np.int64]
+    prefill_end_s: NDArray[np.float64]
+    start_s: NDArray[np.float64]
+    end_s: NDArray[np.float64]
+    decode_scheduled_s: NDArray[np.float64]
+    num_bytes: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Records:
     """Per-request instants (seconds on the workload's clock; NaN: never reached) and per-replica totals.
 
@@ -29,6 +47,7 @@ class Records:
         stall_s: (n,) preempted and waiting to be admitted again; None where it was not measured.
         counts: (r,) each, what techniques did, by the names in ``COUNTS``: tokens that speculation proposed and that
             were accepted; sequences swapped out and in; prompt tokens found in host memory and on disk.
+        handover: KV transfers between prefill and decode replicas; None without disaggregation.
         series: optional time series, name to array, all on ``series["t_s"]``.
     """
 
@@ -50,3 +69,4 @@ class Records:
     series: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     stall_s: NDArray[np.float64] | None = None
     counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    handover: Handover | None = None

@@ -33,7 +33,7 @@ class Run:
         self.prefix = {size: SharedPrefix.of(requests, size) for size in {s.block_size for s in specs}}
         self.speed = [1.0] * len(specs)
         self.front_s = [0.0] * len(specs)  # until when a replica's tokenizer is busy
-        self.engines = [Engine(spec, self, r) for r, spec in enumerate(specs)]
+        self.engines = [self.engine_of(spec, r) for r, spec in enumerate(specs)]
         firsts = first_ranks(specs)
         self.groups = {
             first: Group([e for e, f in zip(self.engines, firsts, strict=True) if f == first]) for first in set(firsts)
@@ -49,6 +49,9 @@ class Run:
         for i in range(self.next_request):
             at_s = 0.0 if requests.concurrency is not None else float(requests.arrival_s[i])
             self.arrive(i, at_s)
+
+    def engine_of(self, spec: ReplicaSpec, r: int) -> Engine:
+        return Engine(spec, self, r)
 
     def arrive(self, i: int, at_s: float) -> None:
         self.arrival_s[i] = at_s
@@ -74,15 +77,48 @@ class Run:
                 if self.groups[who].turn == i:
                     self.groups[who].decide(self, now)
                 continue
-            r = self.router.choose(i, now)
-            self.replica[i] = r
-            table = self.engines[r].spec.step_table
-            lengths = int(self.requests.input_tokens[i]), int(self.requests.output_tokens[i])
-            self.front_s[r] = max(now, self.front_s[r]) + table.prompt_token_s * lengths[0]
-            ready_s = self.front_s[r] + table.request_overhead_s
-            if not self.engines[r].accept(Job(i, *lengths, ready_s)):
-                self.status[i] = REJECTED
-                self.ended(i, now)
+            self.happen(i, now)
+
+    def happen(self, i: int, now: float) -> None:
+        """A request arrives."""
+        r = self.router.choose(i, now)
+        if not self.engines[r].accept(self.job(i, r, now)):
+            self.status[i] = REJECTED
+            self.ended(i, now)
+
+    def job(self, i: int, r: int, now: float) -> Job:
+        """A request inside a replica's engine, ready once its front end has tokenized it."""
+        self.replica[i] = r
+        table = self.engines[r].spec.step_table
+        lengths = int(self.requests.input_tokens[i]), int(self.requests.output_tokens[i])
+        self.front_s[r] = max(now, self.front_s[r]) + table.prompt_token_s * lengths[0]
+        return Job(i, *lengths, self.front_s[r] + table.request_overhead_s)
+
+    def records(self) -> Records:
+        """What the run left behind."""
+        engines = self.engines
+
+        def column(name: str, kind: type = np.int64) -> np.ndarray:
+            return np.array([getattr(engine, name) for engine in engines], kind)
+
+        return Records(
+            arrival_s=self.arrival_s,
+            scheduled_s=self.scheduled_s,
+            first_token_s=self.first_token_s,
+            finish_s=self.finish_s,
+            replica=self.replica,
+            status=np.where(self.status < 0, FAILED, self.status).astype(np.int8),
+            num_cached_tokens=self.num_cached_tokens,
+            num_preemptions=self.num_preemptions,
+            iterations=column("iterations"),
+            preemptions=column("preemptions"),
+            busy_s=column("busy_s", np.float64),
+            prefix_queries=column("prefix_queries"),
+            prefix_hits=column("prefix_hits"),
+            num_gpu_blocks=np.array([engine.spec.num_gpu_blocks for engine in engines], np.int64),
+            end_s=max(engine.last_end_s for engine in engines),
+            counts={name: column(name) for name in COUNTS},
+        )
 
 
 def simulate_plainly(
@@ -95,26 +131,4 @@ def simulate_plainly(
     """What ``simulate_replicas`` computes, by walking every step."""
     run = Run(requests, replicas, router, seed, options or RouterOptions())
     run.play()
-    engines = run.engines
-
-    def column(name: str, kind: type = np.int64) -> np.ndarray:
-        return np.array([getattr(engine, name) for engine in engines], kind)
-
-    return Records(
-        arrival_s=run.arrival_s,
-        scheduled_s=run.scheduled_s,
-        first_token_s=run.first_token_s,
-        finish_s=run.finish_s,
-        replica=run.replica,
-        status=np.where(run.status < 0, FAILED, run.status).astype(np.int8),
-        num_cached_tokens=run.num_cached_tokens,
-        num_preemptions=run.num_preemptions,
-        iterations=column("iterations"),
-        preemptions=column("preemptions"),
-        busy_s=column("busy_s", np.float64),
-        prefix_queries=column("prefix_queries"),
-        prefix_hits=column("prefix_hits"),
-        num_gpu_blocks=np.array([engine.spec.num_gpu_blocks for engine in engines], np.int64),
-        end_s=max(engine.last_end_s for engine in engines),
-        counts={name: column(name) for name in COUNTS},
-    )
+    return run.records()

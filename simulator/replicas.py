@@ -14,7 +14,7 @@ from catalogs.names import nearest
 from catalogs.schema import Replica
 from simulator.engine import ReplicaSpec
 from simulator.scenario import Scenario
-from simulator.technique_spec import OPTIONS, with_techniques
+from simulator.technique_spec import OPTIONS, demand_no_techniques, with_techniques
 from simulator.workload import Requests
 
 SETTINGS = (
@@ -27,7 +27,16 @@ SYNCHRONOUS = ("tgi", "onnxruntime", "tensorrt-llm")  # a request joins the next
 # Clients of a closed loop that always wait: in 86 measured loops of TensorRT-LLM 1.0 on H100 (TP 1 and 4, 8 to 128
 # clients) TTFT holds one request's whole duration over the clients less one, as if one sequence fewer ran than asked.
 CLOSED_LOOP_WAITING: Mapping[str, int] = {"tensorrt-llm": 1}
-MEMORY_OPTIONS = ("activation_chunk_tokens", "activation_checkpoint_layers")
+# Options that the step time and memory models read; the engine's loop does not.
+STEP_OPTIONS = (
+    "activation_chunk_tokens",
+    "activation_checkpoint_layers",
+    "activation_recomputation",
+    "all2all_backend",
+    "attention_backend",
+    "expert_skew",
+    "lora",
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class Line:
         spec: one engine's settings; a replica has one for each data-parallel rank and, of a pipeline, for each
             micro-batch that is under way: as many as stages, each with its share of seats and KV blocks.
         count: replicas.
+        role: both, prefill or decode.
+        number: of the line in its scenario.
     """
 
     replica: Replica
@@ -48,6 +59,8 @@ class Line:
     memory: MemoryPlan
     spec: ReplicaSpec
     count: int
+    role: str = "both"
+    number: int = 0
 
     @property
     def num_engines(self) -> int:
@@ -69,16 +82,14 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     profile = profile or best_profile(replica)
     memory = memory_plan(replica, profile)
     engine = replica.engine
-    techniques = {"speculation", "swap", "kv_offload"}
-    known = (
-        {f.name for f in fields(ReplicaSpec)} - {"step_table", "num_gpu_blocks", "lockstep_ranks", "name"} - techniques
-    )
+    not_options = {"step_table", "num_gpu_blocks", "lockstep_ranks", "name", "speculation", "swap", "kv_offload"}
+    known = {f.name for f in fields(ReplicaSpec)} - not_options
     options = {}
     for name, value in engine.options.items():
         if name in known:
             options[name] = value
-        elif name not in (*MEMORY_OPTIONS, *OPTIONS):
-            close = nearest(name, [*known, *MEMORY_OPTIONS, *OPTIONS], num=1)
+        elif name not in (*STEP_OPTIONS, *OPTIONS):
+            close = nearest(name, [*known, *STEP_OPTIONS, *OPTIONS], num=1)
             raise InputError(f"unknown engine option {name!r}", where=where,
                              remedy=f"did you mean {close[0]!r}?" if close else "")  # fmt: skip
     table = step_table(replica, profile, engine.max_num_batched_tokens or 2048, engine.max_num_seqs or 256)
@@ -90,8 +101,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     settings["async_scheduling"] = (
         _is_asynchronous(engine.framework, engine.version or "") if measured_so is None else bool(measured_so)
     )
-    if replica.model.moe is not None and replica.expert_parallel_size > 1:
-        settings["lockstep_ranks"] = replica.data_parallel_size
+    settings["lockstep_ranks"] = _ranks_in_step(replica)
     if settings["policy"] == "dynamic":
         settings["max_queue_delay_s"] = TRITON_QUEUE_DELAY_S
     settings |= options
@@ -105,6 +115,17 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     spec = ReplicaSpec(step_table=table, num_gpu_blocks=num_blocks, name=replica.gpu.name, **settings)
     spec = with_techniques(spec, replica, asked, profile, memory)
     return Line(replica, profile, memory, spec, count)
+
+
+def _ranks_in_step(replica: Replica) -> int:
+    """Engines that step together: data-parallel ranks that share experts, and the micro-batches of a pipeline.
+
+    A round of a pipeline of p stages in which each of p micro-batches passes all stages takes as long as the longest
+    micro-batch does: the others wait behind it in one stage after the other. Against a simulation of each stage's queue
+    that is within 2 % for TPOT and E2E (tests/simulator/test_engine_parallel.py).
+    """
+    shares_experts = replica.model.moe is not None and replica.expert_parallel_size > 1
+    return replica.pipeline_parallel_size * (replica.data_parallel_size if shares_experts else 1)
 
 
 def in_closed_loop(line: Line, requests: Requests, num_engines: int = 1) -> ReplicaSpec:
@@ -130,7 +151,9 @@ def build_fleet(scenario: Scenario) -> list[Line]:
     lines = []
     for number, line in enumerate(scenario.fleet):
         where = f"fleet.{number}"
-        replica = line.replica(model, find_gpu(line.gpu, where=f"{where}.gpu"))
+        replica = line.replica(model, find_gpu(line.gpu, where=f"{where}.gpu"), where)
         profile = load_profile(line.profile, where=f"{where}.profile") if line.profile is not None else None
-        lines.append(build_line(replica, profile, line.count, where))
+        if line.role != "both":
+            demand_no_techniques(replica.engine.options, line.role, where)
+        lines.append(replace(build_line(replica, profile, line.count, where), role=line.role, number=number))
     return lines

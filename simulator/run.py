@@ -16,6 +16,7 @@ from simulator import metrics
 from simulator.line_report import fleet_documents
 from simulator.metrics import Latencies
 from simulator.records import COMPLETED, STATUS_NAMES, Records
+from simulator.roles import build_pools, by_role, has_roles, transfer_document
 from simulator.technique_spec import describe_techniques
 from simulator.workload import Requests
 from simulator.workload_spec import load_workload
@@ -72,6 +73,8 @@ def simulate(scenario: Scenario, requests: Requests | None = None, *, series_int
         requests = load_workload(scenario.workload, scenario.seed)
     if lines[0].replica.model.kind != "decoder":  # an encoder answers once, whatever the trace says of its output
         requests = replace(requests, output_tokens=np.ones_like(requests.output_tokens))
+    if has_roles(scenario):
+        return _simulate_roles(scenario, tuple(by_role(lines)), requests, series_interval_s)
     if scenario.is_live:
         return _simulate_live(scenario, lines, requests)
     num_engines = sum(line.num_engines for line in lines)
@@ -81,6 +84,20 @@ def simulate(scenario: Scenario, requests: Requests | None = None, *, series_int
     )
     latencies = Latencies.of(requests, records)
     document = describe_run(scenario, lines, requests, records, latencies)
+    return Result(document, requests, records, latencies, lines)
+
+
+def _simulate_roles(
+    scenario: Scenario, lines: tuple[Line, ...], requests: Requests, series_interval_s: float | None
+) -> Result:
+    from simulator.disaggregation import simulate_disaggregated
+
+    records = simulate_disaggregated(
+        requests, build_pools(scenario, lines), scenario.router, scenario.seed, series_interval_s=series_interval_s
+    )
+    latencies = Latencies.of(requests, records)
+    document = describe_run(scenario, lines, requests, records, latencies)
+    document["kv_transfer"] = transfer_document(requests, records)
     return Result(document, requests, records, latencies, lines)
 
 
@@ -163,6 +180,13 @@ def time_breakdown(latencies: Latencies, lines: Sequence[Line], records: Records
     decode = float((latencies.e2e - latencies.ttft)[done].sum())
     stall = 0.0 if records.stall_s is None else min(float(records.stall_s[done].sum()), decode)
     total = max(queue + prefill + decode, 1e-12)
+    moving = {}
+    if records.handover is not None:  # between the computed prompt and a seat on the decode replica
+        moved = done & ~np.isnan(records.handover.decode_scheduled_s)
+        way = float((records.handover.decode_scheduled_s - records.handover.prefill_end_s)[moved].sum())
+        prefill = float((records.handover.prefill_end_s - records.scheduled_s)[done].sum())
+        decode = total - queue - prefill - way
+        moving = {"kv_transfer": way / total}
     tables = [line.spec.step_table for line in lines for _ in range(line.num_engines)]
     engine_time = len(tables) * duration_s
     overhead = sum(t.overhead_s * int(n) for t, n in zip(tables, records.iterations, strict=True)) / engine_time
@@ -171,6 +195,7 @@ def time_breakdown(latencies: Latencies, lines: Sequence[Line], records: Records
         "request": {
             "queue": queue / total,
             "prefill": prefill / total,
+            **moving,
             "decode": (decode - stall) / total,
             "stall": stall / total,
         },
@@ -190,20 +215,28 @@ def write_requests(path: str | Path, requests: Requests, records: Records) -> No
     def seconds(values: Any) -> Any:
         return pa.array(np.round(values, 9), from_pandas=True)
 
-    table = pa.table(
-        {
-            "request_id": np.arange(len(requests)),
-            "arrival_s": seconds(records.arrival_s),
-            "input_tokens": requests.input_tokens,
-            "output_tokens": requests.output_tokens,
-            "scheduled_s": seconds(records.scheduled_s),
-            "first_token_s": seconds(records.first_token_s),
-            "finish_s": seconds(records.finish_s),
-            "replica": records.replica,
-            "status": pa.DictionaryArray.from_arrays(pa.array(records.status), list(STATUS_NAMES)).cast(pa.string()),
+    columns = {
+        "request_id": np.arange(len(requests)),
+        "arrival_s": seconds(records.arrival_s),
+        "input_tokens": requests.input_tokens,
+        "output_tokens": requests.output_tokens,
+        "scheduled_s": seconds(records.scheduled_s),
+        "first_token_s": seconds(records.first_token_s),
+        "finish_s": seconds(records.finish_s),
+        "replica": records.replica,
+        "status": pa.DictionaryArray.from_arrays(pa.array(records.status), list(STATUS_NAMES)).cast(pa.string()),
+    }
+    if records.handover is not None:
+        way = records.handover
+        columns |= {
+            "prefill_replica": way.prefill_replica,
+            "prefill_end_s": seconds(way.prefill_end_s),
+            "kv_transfer_start_s": seconds(way.start_s),
+            "kv_transfer_end_s": seconds(way.end_s),
+            "kv_transfer_bytes": way.num_bytes.astype(np.int64),
+            "decode_scheduled_s": seconds(way.decode_scheduled_s),
         }
-    )
-    _write_csv(path, table)
+    _write_csv(path, pa.table(columns))
 
 
 def write_series(path: str | Path, records: Records) -> None:

@@ -8,16 +8,20 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from calibrate.compression import Compression, compressed
 from catalogs.errors import InputError
+from catalogs.load import find_instance
 from catalogs.schema import Engine, Gpu, Model, Replica
 from catalogs.yaml_source import Located, Place, Strict, check, read_yaml
 from simulator.fleet_scenario import FleetSections
-from simulator.technique_spec import OPTIONS, Gib, KvOffloadSpec, SpeculativeSpec
+from simulator.roles import DisaggregationSpec
+from simulator.technique_spec import Gib, KvOffloadSpec, SpeculativeSpec
 from simulator.workload import Slo
 from simulator.workload_spec import WorkloadSpec, resolve_paths
 
@@ -25,6 +29,16 @@ Parallel = Annotated[int, Field(ge=1, le=4096)]
 Whole = Annotated[int, Field(ge=1, le=100_000_000)]
 Share = Annotated[float, Field(gt=0, le=1)]
 SLO_NAME = re.compile(r"(ttft|tpot|e2e)_p(\d{1,2}(?:\.\d+)?)_s")
+
+
+class LoraSpec(Strict):
+    """LoRA adapters under vLLM's names: how many requests ask for, of which rank, and the engine's slots for them."""
+
+    num_adapters: Whole = 1
+    rank: Whole = 16
+    max_loras: Whole = 1
+    max_lora_rank: Whole | None = None
+    max_cpu_loras: Whole | None = None
 
 
 class EngineSpec(Strict):
@@ -49,6 +63,10 @@ class EngineSpec(Strict):
     preemption_mode: Literal["recompute", "swap"] | None = None
     swap_space_gib: Gib | None = None
     kv_offload: KvOffloadSpec | None = None
+    attention_backend: str | None = None
+    lora: LoraSpec | None = None
+    activation_chunk_tokens: Whole | None = None
+    activation_recomputation: Literal["none", "selective", "full"] | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
     hints: ClassVar[Mapping[str, str]] = {
@@ -63,22 +81,46 @@ class EngineSpec(Strict):
 
     def engine(self) -> Engine:
         """As the noun that the rest of the project knows."""
-        fields = {name: getattr(self, name) for name in type(self).model_fields if name not in OPTIONS}
-        given = self.model_dump(include=set(OPTIONS), exclude_none=True)
-        return Engine(**fields | {"options": self.options | given})
+        own = {f.name for f in fields(Engine)} - {"options"}
+        given = {name: value for name, value in self if name in own}
+        techniques: dict[str, Any] = {
+            name: value.model_dump() if isinstance(value, Strict) else value
+            for name, value in self
+            if name not in own | {"options"} and value is not None
+        }
+        return Engine(**given, options=self.options | techniques)
+
+
+class CompressionSpec(Strict):
+    """How the line's model was pruned: ``unstructured`` (sparsity, storage), ``2:4``, ``layers`` or ``width``."""
+
+    method: Literal["unstructured", "2:4", "layers", "width"]
+    sparsity: Annotated[float, Field(gt=0, lt=1)] | None = None
+    storage: Literal["dense", "bitmask"] = "dense"
+    num_layers: Whole | None = None
+    hidden_size: Whole | None = None
+    intermediate_size: Whole | None = None
+    num_attention_heads: Whole | None = None
+    num_kv_heads: Whole | None = None
 
 
 class FleetLine(Strict):
-    """Some replicas of one kind. ``instance``, ``purchase`` and ``usd_per_hour`` only price them."""
+    """Some replicas of one kind.
+
+    ``instance`` prices them and says over which links their GPUs exchange; ``purchase`` and ``usd_per_hour`` only price
+    them. ``role``: ``prefill`` computes prompts only, ``decode`` goes on from their KV (docs/disaggregation.md).
+    """
 
     gpu: str
     count: Annotated[int, Field(ge=1, le=100_000)] = 1
+    role: Literal["both", "prefill", "decode"] = "both"
     tensor_parallel_size: Parallel = 1
     pipeline_parallel_size: Parallel = 1
     data_parallel_size: Parallel = 1
     expert_parallel_size: Parallel = 1
     precision: str = "bf16"
     kv_cache_dtype: str = "auto"
+    compression: CompressionSpec | None = None
     profile: Path | None = None
     engine: EngineSpec = Field(default_factory=EngineSpec)
     instance: str | None = None
@@ -88,6 +130,7 @@ class FleetLine(Strict):
     hints: ClassVar[Mapping[str, str]] = {
         "tp": "`tensor_parallel_size`", "pp": "`pipeline_parallel_size`", "dp": "`data_parallel_size`",
         "ep": "`expert_parallel_size`", "replicas": "`count`", "dtype": "`precision`", "quantization": "`precision`",
+        "kv_role": "`role`: prefill (vLLM's kv_producer) or decode (kv_consumer)",
     }  # fmt: skip
 
     @model_validator(mode="before")
@@ -99,8 +142,15 @@ class FleetLine(Strict):
                     raise ValueError(f"{key!r} stands under `engine:`")
         return data
 
-    def replica(self, model: Model, gpu: Gpu) -> Replica:
-        """One replica of this line."""
+    def replica(self, model: Model, gpu: Gpu, where: str = "") -> Replica:
+        """One replica of this line; where an instance is named, its GPUs exchange over that instance's links."""
+        link = None
+        if self.instance is not None and self.tensor_parallel_size * self.pipeline_parallel_size > 1:
+            link = find_instance(self.instance, where=f"{where}.instance").interconnect_bytes_per_s
+        precision = self.precision
+        if self.compression is not None:
+            pruned = Compression(**self.compression.model_dump())
+            model, precision = compressed(model, precision, pruned, f"{where}.compression")
         return Replica(
             model=model,
             gpu=gpu,
@@ -108,9 +158,10 @@ class FleetLine(Strict):
             pipeline_parallel_size=self.pipeline_parallel_size,
             data_parallel_size=self.data_parallel_size,
             expert_parallel_size=self.expert_parallel_size,
-            precision=self.precision,
+            precision=precision,
             kv_cache_dtype=self.kv_cache_dtype,
             engine=self.engine.engine(),
+            interconnect_bytes_per_s=link,
         )
 
 
@@ -121,6 +172,7 @@ class Scenario(FleetSections):
     workload: WorkloadSpec
     fleet: Annotated[tuple[FleetLine, ...], Field(min_length=1, max_length=1000)]
     router: str = "round_robin"
+    disaggregation: DisaggregationSpec | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     slo: dict[str, Any] | None = None
     region: str | None = None

@@ -111,6 +111,14 @@ def with_techniques(
     return spec
 
 
+def demand_no_techniques(options: Mapping[str, object], role: str, where: str) -> None:
+    """Raises ``InputError`` where a replica of a disaggregated fleet is to use one."""
+    for name in TECHNIQUES:
+        if options.get(name) not in (None, "recompute"):
+            why = "beside KV transfers between replicas it is not modelled"
+            raise _refusal(f"{name} with role: {role}", where, why, f"role: both, or without {name}")
+
+
 def _refusal(what: str, where: str, why: str, remedy: str) -> InputError:
     return InputError(what, where=where, why=why, remedy=remedy)
 

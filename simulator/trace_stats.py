@@ -257,3 +257,26 @@ def arrivals_per_window(requests: Requests, num_windows: int) -> tuple[NDArray[n
     end_s = float(requests.arrival_s[-1]) if len(requests) else 0.0
     counts, edges = np.histogram(requests.arrival_s, bins=num_windows, range=(0.0, max(end_s, 1e-9)))
     return edges[:-1], counts / np.diff(edges)
+
+
+def prefix_hits_per_window(
+    requests: Requests, num_windows: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """How much of the prompts an infinite cache would hold already, over a workload's length.
+
+    Returns:
+        starts of the windows with prompt blocks in seconds, and the share of each window's blocks that were seen
+        before; None for a workload without prefix blocks.
+    """
+    if requests.hash_offsets is None or requests.hash_ids is None:
+        return None
+    starts = np.linspace(0.0, max(float(requests.arrival_s[-1]), 1e-9), num_windows + 1)[:-1]
+    rows = np.append(np.searchsorted(requests.arrival_s, starts), len(requests))
+    sharing, at_s, shares = PrefixSharing(), [], []
+    for start, first, last in zip(starts, rows[:-1], rows[1:], strict=True):
+        blocks, hits = sharing.num_blocks, sharing.num_hits
+        sharing.add(requests.hash_ids[requests.hash_offsets[first] : requests.hash_offsets[last]])
+        if sharing.num_blocks > blocks:
+            at_s.append(float(start))
+            shares.append((sharing.num_hits - hits) / (sharing.num_blocks - blocks))
+    return np.array(at_s), np.array(shares)

@@ -99,8 +99,17 @@ def rewrite(page: Path) -> None:
         page.write_text(BLOCK.sub(block, text))
 
 
+def write_demo_answer() -> None:
+    """The bundled answer that the web app opens with."""
+    with TemporaryDirectory() as name:
+        answer = "\n".join(run("plan demo --format json", Path(name))) + "\n"
+    (ROOT / "app" / "demo" / "answer.json").write_text(answer)
+
+
 if __name__ == "__main__":
     for path in [Path(p).resolve() for p in sys.argv[1:] if p != "--write"] or pages():
         if steps(path.read_text()):
             print(path.relative_to(ROOT))
             rewrite(path)
+    if "--write" in sys.argv and len(sys.argv) == 2:
+        write_demo_answer()

@@ -129,6 +129,7 @@ def _answer(
     from calibrate.endpoint_step import fit_parameters
     from calibrate.profiles import profile_to_dict
     from calibrate.serving_points import point_to_dict
+    from catalogs.files import write_text
 
     errors = {kind: fitted.error_of(kind) for kind in ("ttft", "decode")}
     document: dict[str, Any] = {
@@ -145,7 +146,7 @@ def _answer(
     if output:
         name = Path(output).stem
         profile = endpoint_profile(name, fitted, points, about, notes)
-        Path(output).write_text(json.dumps(profile_to_dict(profile), indent=1) + "\n")
+        write_text(output, json.dumps(profile_to_dict(profile), indent=1) + "\n")
         document["profile"] = output
         said.append(f"wrote {output}; use it in a scenario as `profile: {output}`")
     fit_rows = [[name, value] for name, value in fit_parameters(fitted.fit).items()]

@@ -115,6 +115,7 @@ def _server(options: dict[str, Any]) -> Iterator[tuple[str, Path]]:
 def _measure(server: Server, options: dict[str, Any], output: str) -> tuple[Measured, Measured, Path]:
     from calibrate.endpoint import design, endpoint_profile, fit_measured
     from calibrate.profiles import profile_to_dict
+    from catalogs.files import write_text
 
     num, tokens = options["num_requests"], options["output_tokens"]
     loads = design(options["concurrency"], options["input_tokens"], tokens, num)
@@ -123,7 +124,7 @@ def _measure(server: Server, options: dict[str, Any], output: str) -> tuple[Meas
     about = {"gpu": options["gpu"], "framework": options["serve"] or "", "source": f"{server.url}, measured"}
     profile = endpoint_profile(Path(output).stem, fitted, learned.points, about, learned.notes)
     path = Path(output).absolute()
-    path.write_text(json.dumps(profile_to_dict(profile), indent=1) + "\n")
+    write_text(path, json.dumps(profile_to_dict(profile), indent=1) + "\n")
     checked = asyncio.run(_run(server, _unseen(options, learned), CHECKED_SEED))
     return learned, checked, path
 

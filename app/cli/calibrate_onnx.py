@@ -39,6 +39,7 @@ def onnx(output: str, form: str, **options: Any) -> None:
     from calibrate.profiles import profile_to_dict
     from calibrate.serving_points import summarise
     from catalogs.errors import InputError
+    from catalogs.files import write_text
 
     try:
         loads = [float(part) for part in options["loads"].split(",")]
@@ -60,7 +61,7 @@ def onnx(output: str, form: str, **options: Any) -> None:
     points = [summarise(replies, None, rate) for rate, replies in served]
     about = {"gpu": options["gpu"], "framework": "onnxruntime", "source": "plan calibrate onnx"}
     profile = endpoint_profile(Path(output).stem, fitted, points, about)
-    Path(output).write_text(json.dumps(profile_to_dict(profile), indent=1) + "\n")
+    write_text(output, json.dumps(profile_to_dict(profile), indent=1) + "\n")
     _answer(form, output, options, times, fitted, (points, [replies for _, replies in served]))
 
 

@@ -49,7 +49,7 @@ def validate(profile: str, measured: Path, plot: Path | None, limits: tuple[str,
 
     bounds = _limits(limits)
     chosen = None if profile == "best" else load_profile(profile, "PROFILE")
-    compared, notes = _compare(chosen, measured)
+    compared, notes = compare(chosen, measured)
     if not compared:
         raise InputError("no point that can be predicted", where=str(measured), why="; ".join(notes[:3]))
     by_group, overall = summarise(compared), summarise(compared, by_group=False)
@@ -93,7 +93,12 @@ def _limits(given: tuple[str, ...]) -> dict[str, float]:
     return bounds
 
 
-def _compare(profile: Profile | None, measured: Path) -> tuple[list[Comparison], list[str]]:
+def compare(profile: Profile | None, measured: Path) -> tuple[list[Comparison], list[str]]:
+    """Measured figures beside what a profile (None: the best shipped one) says, and notes.
+
+    Raises:
+        InputError: a file that cannot be read, or is no table of measurements.
+    """
     if not measured.is_file():
         raise InputError("no such file", where=str(measured), remedy="a .csv of serving points or a .jsonl of kernels")
     if measured.suffix == ".jsonl":

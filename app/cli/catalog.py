@@ -109,6 +109,40 @@ def instances(gpu: str | None, cloud: str | None, form: str) -> None:
     emit(form, document, [_table("Instances", columns, rows, form, ("as of", *DETAIL))], notes)
 
 
+@catalog.command()
+@click.option("--gpu", "names", multiple=True, help="Only these GPUs; may be given again.")
+@format_option
+def precisions(names: tuple[str, ...], form: str) -> None:
+    """Every precision, and how each GPU runs it: native, emulated, weight only (widened to 16 bit), or refused.
+
+    \b
+    Example:
+      plan catalog precisions --gpu T4 --gpu H100-SXM
+    """
+    from calibrate.precisions import PRECISIONS, support_words
+    from catalogs import load
+
+    chosen = [load.find_gpu(n, "--gpu") for n in names] or list(load.gpus().values())
+    words = {p: {g.name: support_words(p, g) for g in chosen} for p in PRECISIONS}
+    few = bool(names) or form == "csv"
+    columns = ["precision", "bytes a weight", *[g.name for g in chosen]]
+    rows = [
+        [p, PRECISIONS[p].weight_bytes, *[text if few else _SHORT[text.split(":")[0]] for text in words[p].values()]]
+        for p in PRECISIONS
+    ]
+    notes = [] if few else ["n native, e emulated, w weight only, - refused; `--gpu` says why."]
+    document = {
+        "schema_version": 1,
+        "precisions": [
+            {"precision": p, "weight_bytes": PRECISIONS[p].weight_bytes, "gpus": words[p]} for p in PRECISIONS
+        ],
+    }
+    emit(form, document, [Table("Precisions", columns, rows)], notes)
+
+
+_SHORT = {"native": "n", "emulated": "e", "weight only": "w", "refused": "-"}
+
+
 def _table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], form: str, hidden: Sequence[str]
 ) -> Table:

@@ -93,8 +93,12 @@ def _prices() -> list[dict[str, Any]]:
 def _runs() -> dict[str, Any]:
     from app.runs import list_runs
     from catalogs.database import data_dir
+    from catalogs.errors import MissingError
 
-    return {"folder": str(data_dir()), "runs": len(list_runs())}
+    try:
+        return {"folder": str(data_dir()), "runs": len(list_runs()), "fault": None}
+    except MissingError as error:
+        return {"folder": str(data_dir()), "runs": None, "fault": str(error)}
 
 
 def measured_accuracy() -> list[dict[str, Any]]:
@@ -128,5 +132,8 @@ def _notes(document: dict[str, Any]) -> list[str]:
         if document["gpu"]
         else "No GPU here: plans rest on the shipped profiles; `plan calibrate run` measures a GPU where there is one."
     )
-    notes.append(f"Runs: {document['runs']['runs']} in {document['runs']['folder']}.")
+    runs = document["runs"]
+    notes.append(
+        f"Runs are not kept: {runs['fault']}" if runs["fault"] else f"Runs: {runs['runs']} in {runs['folder']}."
+    )
     return notes

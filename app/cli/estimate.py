@@ -36,6 +36,31 @@ if TYPE_CHECKING:
 @click.option("--max-num-batched-tokens", type=click.IntRange(1), default=None)
 @click.option("--max-model-len", type=click.IntRange(1), default=None)
 @click.option("--gpu-memory-utilization", type=click.FloatRange(0, 1, min_open=True), default=None)
+@click.option("--attention-backend", default=None, help="auto, eager, xformers, flash1, flash2, flash3, FLASHINFER ...")
+@click.option(
+    "--activation-chunk-tokens",
+    type=click.IntRange(1),
+    default=None,
+    help="Compute a layer's inner tensors for so many tokens at a time.",
+)
+@click.option(
+    "--recompute",
+    type=click.Choice(["none", "selective", "full"]),
+    default=None,
+    help="Keep a step's activations, and compute again: nothing, attention, or all but each layer's input.",
+)
+@click.option(
+    "--compression",
+    default=None,
+    metavar="KEY=VALUE,...",
+    help="Pruning: method=2:4; method=layers,num_layers=24; method=width,...; method=unstructured,sparsity=0.5",
+)
+@click.option("--enable-lora", is_flag=True, help="Serve LoRA adapters; implied by the flags that follow.")
+@click.option("--lora-adapters", type=click.IntRange(1), default=None, help="Adapters that requests ask for.")
+@click.option("--lora-rank", type=click.IntRange(1), default=None, help="Their rank; default 16.")
+@click.option("--max-loras", type=click.IntRange(1), default=None, help="Slots, and adapters in one batch.")
+@click.option("--max-lora-rank", type=click.IntRange(1), default=None)
+@click.option("--max-cpu-loras", type=click.IntRange(1), default=None)
 @click.option("--profile", "profile_name", default=None, help="A profile file or name; default: the best shipped one.")
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write the roofline as SVG."
@@ -72,12 +97,16 @@ def estimate(**flags: Any) -> None:
 
 
 def _replica(flags: dict[str, Any]) -> Replica:
+    from calibrate.compression import compressed, parse_compression
     from calibrate.precisions import on_gpu
     from catalogs.load import find_gpu, find_model, resolve_engine
     from catalogs.schema import Engine, Replica
 
     model, gpu = find_model(flags["model"], "MODEL"), find_gpu(flags["gpu"], "--gpu")
     precision = flags["precision"] or model.quantization or ("bf16" if "bf16" in gpu.peak_flops else "fp16")
+    if flags["compression"]:
+        pruned = parse_compression(flags["compression"], "--compression")
+        model, precision = compressed(model, precision, pruned, "--compression")
     on_gpu(precision, gpu)
     framework = flags["framework"] or ("vllm" if model.kind == "decoder" else "onnxruntime")
     engine = Engine(
@@ -86,6 +115,7 @@ def _replica(flags: dict[str, Any]) -> Replica:
         max_num_batched_tokens=flags["max_num_batched_tokens"],
         max_model_len=flags["max_model_len"],
         gpu_memory_utilization=flags["gpu_memory_utilization"],
+        options=_techniques(flags),
     )
     return Replica(
         model,
@@ -97,6 +127,22 @@ def _replica(flags: dict[str, Any]) -> Replica:
         kv_cache_dtype=flags["kv_cache_dtype"],
         engine=resolve_engine(engine, model, gpu),
     )
+
+
+def _techniques(flags: dict[str, Any]) -> dict[str, object]:
+    """What goes beyond an engine's common core, as a scenario's ``engine`` section has it."""
+    own = {
+        "attention_backend": "attention_backend",
+        "activation_chunk_tokens": "activation_chunk_tokens",
+        "recompute": "activation_recomputation",
+    }
+    techniques: dict[str, object] = {name: flags[flag] for flag, name in own.items() if flags[flag] is not None}
+    names = {"lora_adapters": "num_adapters", "lora_rank": "rank"}
+    flags_of_lora = (*names, "max_loras", "max_lora_rank", "max_cpu_loras")
+    lora = {names.get(flag, flag): flags[flag] for flag in flags_of_lora if flags[flag] is not None}
+    if lora or flags["enable_lora"]:
+        techniques["lora"] = lora
+    return techniques
 
 
 def _shape(replica: Replica, batch: int, context: int) -> StepShape:
@@ -137,6 +183,8 @@ def _show(
     step: tuple[StepCost, str, str],
     rates: dict[str, float],
 ) -> None:
+    from calibrate.backends import backend_of
+
     cost, bottleneck, why = step
     gib = 1024.0**3
     memory = Table(
@@ -154,6 +202,11 @@ def _show(
     if replica.model.kind == "decoder":
         figures += [["num_gpu_blocks", plan.num_gpu_blocks], ["KV tokens", plan.num_kv_tokens]]
         figures += [["max_model_len", plan.max_model_len]]
+    asked = replica.engine.options.get("attention_backend")
+    rests_on = backend_of(replica.engine, replica.gpu).rests_on
+    backend_note = [f"Attention backend {asked}: {rests_on}"] if asked else []
+    if "lora" in replica.engine.options:
+        backend_note.append("LoRA adapters: bytes, FLOPs and launches counted; no measured run stands behind them")
     document = {
         "schema_version": 1,
         "model": replica.model.name,
@@ -171,9 +224,14 @@ def _show(
         "rates": rates,
         "bottleneck": {"name": bottleneck, "why": why},
         "profile": {"name": profile.name, "source": profile.source, "error": profile.error},
-        "notes": list(plan.notes),
+        "notes": [*plan.notes, *backend_note],
     }
-    notes = [f"Bottleneck: {bottleneck} ({why})", f"Profile: {profile.name} ({profile.source})", *plan.notes]
+    notes = [
+        f"Bottleneck: {bottleneck} ({why})",
+        f"Profile: {profile.name} ({profile.source})",
+        *backend_note,
+        *plan.notes,
+    ]
     emit(form, document, [memory, parts, Table("Rates", ["figure", "value"], figures)], notes)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import importlib.util
+import io
 import os
 import sys
 
@@ -90,31 +93,78 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every foreseen error becomes its message and exit code, never a traceback."""
+    _open_standard_streams()
+    code = _run()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = _output_lost(error)
+    sys.exit(code)
+
+
+READER_LEFT = 141  # 128 + SIGPIPE, as the shell has it for any program whose reader stops early
+
+
+def _run() -> int | str | None:
+    stdout = sys.stdout
     try:
         cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("stopped", err=True)
-        sys.exit(130)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _say("stopped")
+        return 130
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(2)
+        return 2
     except PlanError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except KeyboardInterrupt:
-        click.echo("stopped", err=True)
-        sys.exit(130)
+        _say(f"error: {error}")
+        return error.exit_code
+    except SystemExit as stop:  # rich leaves by this when a pipe's reader has gone; click also wraps standard output
+        gone = isinstance(stop.__context__, BrokenPipeError) or sys.stdout is not stdout
+        return _output_lost(BrokenPipeError(errno.EPIPE, "")) if gone else stop.code
+    except UnicodeEncodeError as error:  # bytes of an argument or a file name that are no text
+        _say(f"error: {error.object!r} is not text in UTF-8\n  try: a name without these bytes")
+        return 2
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT_ERRORS:
+            return _output_lost(error)
         if os.environ.get("PLAN_DEBUG"):
             raise
-        click.echo(
+        _say(
             f"error: this is a fault of ours: {type(error).__name__}: {error}\n"
-            "  try: run again with PLAN_DEBUG=1 for the traceback, and report it",
-            err=True,
+            "  try: run again with PLAN_DEBUG=1 for the traceback, and report it"
         )
-        sys.exit(4)
+        return 4
+    return 0
+
+
+_OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+
+
+def _output_lost(error: OSError) -> int:
+    """Nothing more can be printed: quiet if the reader stopped early (``| head``), else a word on why."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes nowhere
+    if error.errno == errno.EPIPE:
+        return READER_LEFT
+    _say(f"error: the answer cannot be written to standard output: {error.strerror}\n  try: another place for it")
+    return 2
+
+
+def _say(text: str) -> None:
+    """A last word on stderr, if anyone still listens there."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
+
+
+def _open_standard_streams() -> None:
+    """A stream that the caller closed (``>&-``) becomes one that goes nowhere; a sign that it cannot show, a ``?``."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115 - open while the program runs
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

@@ -34,6 +34,7 @@ def recommend(config: Path | None, certificate: Path | None, form: str, **flags:
     Example:
       plan recommend --model llama-3.1-8b --trace requests.csv --slo ttft_p95_s=1 --slo tpot_p95_s=0.05
     """
+    from app.runs import kept_or_warned
     from planner.problem import problem_from, read_problem
     from planner.recommend import recommend as answer_problem
 
@@ -46,7 +47,9 @@ def recommend(config: Path | None, certificate: Path | None, form: str, **flags:
         from planner.certificate import write_certificate
 
         write_certificate(proof, certificate)
-    answer["run"] = save(problem, answer)
+    answer["run"] = None
+    with kept_or_warned():
+        answer["run"] = save(problem, answer)
     emit(form, answer, tables(answer), notes(answer))
 
 

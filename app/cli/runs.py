@@ -54,13 +54,15 @@ def show(run: str, inputs_to: Path | None, form: str) -> None:
     """
     from app.cli.compare import leaves
     from app.runs import file_content, load_run
+    from catalogs.files import replacing
 
     found = load_run(run)
     if inputs_to is not None:
         inputs_to.mkdir(parents=True, exist_ok=True)
         for role, file in found.files.items():
             target = inputs_to / f"{role}-{Path(file['path']).name}"
-            target.write_bytes(file_content(file["sha256"]))
+            with replacing(target) as temporary:
+                temporary.write_bytes(file_content(file["sha256"]))
             click.echo(f"wrote {target}", err=True)
     document = {
         "schema_version": 1, "run": found.run_id, "kind": found.kind, "created_at": found.created_at,

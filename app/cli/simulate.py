@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,8 +135,7 @@ def keep_run(path: str, scenario: Scenario, overrides: Mapping[str, Any], answer
     """Keep the run for `plan runs`, `compare` and `explain`; a database that cannot be written is only a warning."""
     import hashlib
 
-    from app.runs import save_run
-    from catalogs.errors import MissingError
+    from app.runs import kept_or_warned, save_run
 
     inputs: dict[str, Any] = {"scenario": scenario.model_dump(mode="json", exclude_unset=True)}
     inputs["overrides"] = dict(overrides)
@@ -147,10 +146,8 @@ def keep_run(path: str, scenario: Scenario, overrides: Mapping[str, Any], answer
     elif trace is not None:
         with trace.open("rb") as file:
             inputs["trace_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
+    with kept_or_warned():
         save_run("simulate", inputs, answer, title=f"{answer['model']} on {_fleet_words(answer)}", files=files)
-    except (MissingError, OSError) as error:
-        click.echo(f"warning: the run is not kept: {error}", err=True)
 
 
 def _fleet_words(answer: Mapping[str, Any]) -> str:
@@ -186,11 +183,11 @@ def run_tables(answer: Mapping[str, Any]) -> list[Table]:
         ("KV blocks of a replica", engine["num_gpu_blocks"]),
         ("preemptions", engine["preemptions"]),
         ("prefix cache hit rate", engine["prefix_cache_hit_rate"]),
-        ("request time in queue / prefill / decode", _percents(shares["request"])),
+        (f"request time in {' / '.join(shares['request'])}".replace("_", " "), _percents(shares["request"])),
         ("engine time in steps / overhead / idle", _percents(shares["engine"])),
     ]
     tables.append(Table("Run", ["what", "value"], figures))
-    fleet = (
+    fleet: tuple[str, ...] = (
         "gpu",
         "count",
         "gpus_per_replica",
@@ -201,6 +198,9 @@ def run_tables(answer: Mapping[str, Any]) -> list[Table]:
         "mfu",
         "mbu",
     )
+    if "kv_transfer" in answer:
+        fleet = ("role", *fleet)
+        tables.append(transfer_table(answer["kv_transfer"], statistics))
     tables.append(
         Table("Fleet", [f.replace("_", " ") for f in fleet], [[x[f] for f in fleet] for x in answer["fleet"]])
     )
@@ -208,6 +208,17 @@ def run_tables(answer: Mapping[str, Any]) -> list[Table]:
         verdicts = list(_verdicts(answer["slo"]))
         tables.append(Table("SLO", ["promise", "limit", "simulated", "ok"], verdicts))
     return tables + (fleet_tables(answer) if "live_fleet" in answer else [])
+
+
+def transfer_table(moved: Mapping[str, Any], statistics: Sequence[str]) -> Table:
+    """KV transfers of a disaggregated fleet."""
+    rows: list[list[object]] = [
+        ["waiting for blocks and link, s", *[moved["wait_s"][s] for s in statistics]],
+        ["moving, s", *[moved["transfer_s"][s] for s in statistics]],
+        ["waiting for a seat, s", *[moved["seat_wait_s"][s] for s in statistics]],
+    ]
+    title = f"KV transfers: {moved['transfers']:,}, {moved['bytes'] / 1e9:,.1f} GB"
+    return Table(title, ["part", *statistics], rows)
 
 
 def _percents(shares: Mapping[str, float]) -> str:

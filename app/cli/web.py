@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from pathlib import Path
 
 import click
 
@@ -41,19 +40,16 @@ def web(host: str, port: int) -> None:
             err=True,
         )
     click.echo(f"the app: http://{'127.0.0.1' if host in LOOPBACK else host}:{port}", err=True)
-    script = Path(__file__).resolve().parent.parent / "web" / "main.py"
-    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(script), *server_flags(host, port)])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "app.web.serve", *server_flags(host, port)])
 
 
 def server_flags(host: str, port: int) -> list[str]:
     """Streamlit's settings: no telemetry, no browser opened, bounded uploads, the theme of the app."""
-    from app.charts import PALETTE
+    from app.web.style import theme_settings
 
     settings: dict[str, object] = {
         "server.address": host, "server.port": port, "server.headless": "true",
         "server.maxUploadSize": MAX_UPLOAD_MB, "server.fileWatcherType": "none", "browser.gatherUsageStats": "false",
-        "client.toolbarMode": "minimal", "client.showErrorDetails": "none",
-        "theme.light.primaryColor": PALETTE[0], "theme.dark.primaryColor": PALETTE[4],
-        "theme.font": "sans-serif",
+        "client.toolbarMode": "minimal", "client.showErrorDetails": "none", **theme_settings(),
     }  # fmt: skip
     return [f"--{key}={value}" for key, value in settings.items()]

@@ -8,22 +8,10 @@ from typing import Any
 import plotly.graph_objects as go
 
 from app.charts import MEANING_COLOURS, PURCHASE_COLOURS
-from app.web.style import LABELS, NEUTRAL, lay_out
+from app.web.answer_rows import kept_quality, latency_front, machines, promises, quality_front, roads, swings
+from app.web.style import NEUTRAL, lay_out
 
 PLAN, OTHER = MEANING_COLOURS["good"], NEUTRAL
-Rows = list[dict[str, Any]]
-
-
-def roads(answer: Mapping[str, Any]) -> Rows:
-    """The plan and what it was chosen over: label, USD an hour, and whether that is a bound rather than a cost."""
-    rows = [{"plan": "this plan", "usd_per_hour": answer["plan"]["usd_per_hour"], "at_least": False}]
-    for other in answer["alternatives"]:
-        if other.get("usd_per_hour") is not None and other.get("why_not") != "this is the plan":
-            label = str(other["label"])
-            short = "runner-up" if label.startswith("runner-up") else label.rpartition(" only")[0].rpartition(": ")[2]
-            rows.append({"plan": short or label, "usd_per_hour": other["usd_per_hour"],
-                         "at_least": bool(other.get("bound"))})  # fmt: skip
-    return rows
 
 
 def roads_figure(answer: Mapping[str, Any]) -> go.Figure:
@@ -53,26 +41,6 @@ def roads_figure(answer: Mapping[str, Any]) -> go.Figure:
     found.update_layout(hovermode="closest", barmode="overlay", margin={"l": 10, "r": 60, "t": 26, "b": 10})
     found.update_yaxes(categoryorder="array", categoryarray=[r["plan"] for r in rows])
     return found
-
-
-def promises(answer: Mapping[str, Any]) -> Rows:
-    """Each promise's simulated value, its 95 % interval and its spread over fresh draws, as shares of the limit."""
-    spread = (answer.get("confidence") or {}).get("spread") or {}
-    rows = []
-    for name, one in answer["slo"].items():
-        if one.get("simulated") is None:
-            continue
-        limit = one["limit"]
-        low, high = one.get("interval_95") or (None, None)
-        worst = spread.get(name) or (None, None)
-        rows.append({
-            "promise": name, "limit_s": limit, "simulated": one["simulated"] / limit,
-            "interval_low": None if low is None else low / limit,
-            "interval_high": None if high is None else high / limit,
-            "draws_low": None if worst[0] is None else worst[0] / limit,
-            "draws_high": None if worst[1] is None else worst[1] / limit,
-        })  # fmt: skip
-    return rows
 
 
 def promises_figure(answer: Mapping[str, Any]) -> go.Figure:
@@ -105,21 +73,6 @@ def promises_figure(answer: Mapping[str, Any]) -> go.Figure:
     return found
 
 
-def machines(answer: Mapping[str, Any]) -> Rows:
-    """Machines of each line in each planning period; empty where the plan has one period."""
-    lines = answer["plan"]["lines"]
-    num = max((len(line["instances"]) for line in lines), default=0)
-    if num < 2:
-        return []
-    names = list(answer.get("periods") or []) or [str(i) for i in range(num)]
-    found = []
-    for number, line in enumerate(lines, 1):
-        name = f"{line['instance_type']} {line['precision']} {LABELS.get(line['purchase'], line['purchase'])} #{number}"
-        for period, count in zip(names, line["instances"], strict=False):
-            found.append({"period": str(period), "line": name, "purchase": line["purchase"], "instances": count})
-    return found
-
-
 def machines_figure(answer: Mapping[str, Any]) -> go.Figure:
     """Stacked machines by period, coloured by purchase form."""
     rows = machines(answer)
@@ -136,39 +89,51 @@ def machines_figure(answer: Mapping[str, Any]) -> go.Figure:
     return found
 
 
-def latency_front(answer: Mapping[str, Any]) -> Rows:
-    """What a tighter or looser promise costs: every limit multiplied by a factor; empty where it was not asked."""
-    rows = (answer.get("pareto") or {}).get("cost_against_latency") or []
-    return [dict(r) for r in rows if r.get("usd_per_hour") is not None]
-
-
 def latency_front_figure(answer: Mapping[str, Any]) -> go.Figure:
     """The front with the chosen point, and the range that the profiles' own errors leave open at that point."""
     rows = latency_front(answer)
-    usd = answer["plan"]["usd_per_hour"]
-    ends = answer.get("cost_range") or {}
-    cheap, dear = (usd if ends.get(key) is None else ends[key] for key in ("cheap", "dear"))
     found = go.Figure()
     found.add_scatter(
         x=[r["slo_factor"] for r in rows], y=[r["usd_per_hour"] for r in rows], mode="lines+markers",
         name="cheapest plan", line={"color": OTHER, "shape": "linear"}, text=[r["plan"] for r in rows],
         hovertemplate="limits x %{x}: %{y:,.2f} USD per hour<br>%{text}<extra></extra>",
     )  # fmt: skip
-    found.add_scatter(
-        x=[1.0], y=[usd], mode="markers", name="this plan, and its range if step times are off",
-        marker={"size": 13, "color": PLAN, "symbol": "diamond"},
-        error_y={"type": "data", "symmetric": False, "array": [max(0.0, dear - usd)],
-                 "arrayminus": [max(0.0, usd - cheap)], "thickness": 2, "width": 8},
-    )  # fmt: skip
+    _add_chosen(found, 1.0, answer)
     lay_out(found, "latency limits, times those asked for", "USD per hour")
     found.update_layout(hovermode="closest")
     found.update_yaxes(rangemode="tozero")
     return found
 
 
-def swings(answer: Mapping[str, Any]) -> Rows:
-    """What moves the price most, widest first; empty where it was not asked."""
-    return [dict(r) for r in answer.get("tornado") or []]
+def quality_front_figure(answer: Mapping[str, Any]) -> go.Figure:
+    """Cost by the least score kept, with the chosen point and the range that the profiles' own errors leave open."""
+    rows = quality_front(answer)
+    found = go.Figure()
+    found.add_scatter(
+        x=[100 * r["min_score"] for r in rows], y=[r["usd_per_hour"] for r in rows], mode="lines+markers",
+        name="cheapest plan", line={"color": OTHER, "shape": "vh"}, text=[r["plan"] for r in rows],
+        hovertemplate="at least %{x:.1f} %: %{y:,.2f} USD per hour<br>%{text}<extra></extra>",
+    )  # fmt: skip
+    score = kept_quality(answer)
+    if score is not None:
+        _add_chosen(found, 100 * score, answer)
+    lay_out(found, "share of the unquantized model's score that is kept (%)", "USD per hour")
+    found.update_layout(hovermode="closest")
+    found.update_yaxes(rangemode="tozero")
+    return found
+
+
+def _add_chosen(found: go.Figure, x: float, answer: Mapping[str, Any]) -> None:
+    """This plan's point, with its cost if step times are off as the profiles may be."""
+    usd = answer["plan"]["usd_per_hour"]
+    ends = answer.get("cost_range") or {}
+    cheap, dear = (usd if ends.get(key) is None else ends[key] for key in ("cheap", "dear"))
+    found.add_scatter(
+        x=[x], y=[usd], mode="markers", name="this plan, and its range if step times are off",
+        marker={"size": 13, "color": PLAN, "symbol": "diamond"},
+        error_y={"type": "data", "symmetric": False, "array": [max(0.0, dear - usd)],
+                 "arrayminus": [max(0.0, usd - cheap)], "thickness": 2, "width": 8},
+    )  # fmt: skip
 
 
 def swings_figure(answer: Mapping[str, Any]) -> go.Figure:

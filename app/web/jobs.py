@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
+
+from catalogs.errors import PlanError
 
 Progress = Callable[[str, float], None]
 KEEP_FINISHED_S = 3600.0
@@ -23,12 +26,18 @@ class Job:
     """One piece of work of one visitor."""
 
     job_id: str
+    slot: str
     title: str
     future: Future[Any] | None = None
     text: str = "waiting for its turn"
     share: float = 0.0
     started_at_s: float = field(default_factory=time.monotonic)
     _stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the visitor stopped it; a part that reports no progress may still come to its end unseen."""
+        return self._stop.is_set()
 
     @property
     def done(self) -> bool:
@@ -60,19 +69,20 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
 
-    def start(self, title: str, work: Callable[[Progress], Any]) -> Job:
-        """Begin ``work(progress)``; its result or exception is in ``job.future``."""
-        job = Job(uuid.uuid4().hex, title)
+    def start(self, slot: str, title: str, work: Callable[[Progress], Any]) -> Job:
+        """Begin ``work(progress)`` for a page's slot; its result or exception is in ``job.future``."""
+        job = Job(uuid.uuid4().hex, slot, title)
         with self._lock:
             self._forget_old()
             self._jobs[job.job_id] = job
         job.future = self._pool.submit(_run, job, work)
         return job
 
-    def find(self, job_id: str | None) -> Job | None:
-        """The job of this id, while it is kept."""
+    def find(self, slot: str, job_id: str | None) -> Job | None:
+        """The slot's job of this id, while it is kept."""
         with self._lock:
-            return self._jobs.get(job_id or "")
+            job = self._jobs.get(job_id or "")
+        return job if job is not None and job.slot == slot else None
 
     def _forget_old(self) -> None:
         now = time.monotonic()
@@ -82,4 +92,10 @@ class Jobs:
 
 def _run(job: Job, work: Callable[[Progress], Any]) -> Any:
     job.report("starting", 0.0)
-    return work(job.report)
+    try:
+        return work(job.report)
+    except (PlanError, CancelledError):
+        raise
+    except Exception:
+        logging.getLogger(__name__).exception("%s failed", job.title)
+        raise

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import streamlit as st
 
+from app.web.style import style_sheet
+from app.web.workload_state import show_in_address
+
 VIEWS = Path(__file__).resolve().parent / "views"
 # file, title, icon; the order is the order of the menu
 MENU: tuple[tuple[str, str, str], ...] = (
@@ -39,10 +42,19 @@ def door() -> bool:
 
 
 st.set_page_config(page_title="GPU capacity planner", page_icon=str(VIEWS.parent / "icon.svg"), layout="wide")
+st.html(style_sheet())
 if door():
     pages = [
         st.Page(VIEWS / f"{file}.py", title=title, icon=icon, url_path=file, default=file == "start")
         for file, title, icon in MENU
         if (VIEWS / f"{file}.py").exists()
     ]
-    st.navigation(pages).run()
+    page = st.navigation(pages)
+    kept = f"view-{page.url_path}"
+    if not st.query_params and kept in st.session_state:  # back by the menu: the page as it was left
+        st.query_params.from_dict(st.session_state[kept])
+    try:
+        page.run()
+    finally:
+        show_in_address()
+        st.session_state[kept] = st.query_params.to_dict()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 
 from app.charts import Limit, Series
-from app.web.jobs import CancelledError, Job, Jobs
-from app.web.style import figure
+from app.web.jobs import Job, Jobs
+from app.web.style import THEME, figure, look
 from catalogs.errors import PlanError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+Rows: TypeAlias = "Sequence[Mapping[str, Any]] | pd.DataFrame"
 
 
 @st.cache_resource
@@ -28,19 +33,35 @@ def heading(title: str, lead: str) -> None:
     st.caption(lead)
 
 
-def command(text: str) -> None:
-    """The `plan` command that gives the same result."""
+def command(text: str, light: bool = False) -> None:
+    """The `plan` command that gives the same result; ``light``: without the highlighter, which is 1.5 MB of script."""
     with st.expander("The same as a command"):
-        st.code(text, language="bash")
+        if light:
+            st.html(f'<pre class="command">{escape(text)}</pre>')
+        else:
+            st.code(text, language="bash")
+
+
+def tabs(pages: Mapping[str, Callable[[], None]], key: str) -> str:
+    """Tabs of which only the open one is drawn, its errors in words; the URL restores it. Returns its name."""
+    names, wanted = list(pages), st.query_params.get("tab")
+    shown = st.tabs(names, default=wanted if wanted in names else names[0], key=key, on_change="rerun")
+    name, container = next(((n, t) for n, t in zip(names, shown, strict=True) if t.open), (names[0], shown[0]))
+    st.query_params["tab"] = name
+    with container:
+        try:
+            pages[name]()
+        except PlanError as problem:
+            error(problem)
+    return name
 
 
 def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str) -> None:
     """A table with its download; names come from users, so nothing in it is read as HTML or a formula."""
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-    st.dataframe(frame, hide_index=True, width="stretch", column_config=_wide_enough(frame))
-    out = io.StringIO()
-    frame.map(_no_formula).to_csv(out, index=False)
-    st.download_button(f"Download {name}.csv", out.getvalue(), f"{name}.csv", "text/csv", key=f"download-{name}")
+    frame = _frame(rows)
+    alternative = f"Table {name}: {', '.join(map(str, frame.columns))}; {len(frame)} rows."
+    st.dataframe(frame, hide_index=True, width="stretch", column_config=_columns(frame), alt=alternative)
+    download(f"{name}.csv", lambda: _csv(frame), f"download-{name}")
 
 
 def chart(
@@ -48,20 +69,40 @@ def chart(
     log_y: bool = False, limits: Sequence[Limit] = (),
 ) -> None:  # fmt: skip
     """A chart, its text alternative and the download of its points."""
-    frames = [pd.DataFrame({"series": s.name, x_label: list(s.x), y_label: list(s.y)}) for s in series]
-    points = pd.concat(frames) if frames else pd.DataFrame(columns=["series", x_label, y_label])
     found = figure(series, x_label, y_label, log_x=log_x, log_y=log_y, limits=limits)
-    drawing(name, alternative, found, points)
+    drawing(name, alternative, found, lambda: points_of(series, x_label, y_label))
 
 
-def drawing(name: str, alternative: str, found: go.Figure, points: pd.DataFrame) -> None:
+def points_of(series: Sequence[Series], x_label: str, y_label: str) -> pd.DataFrame:
+    """The points of some series as one table."""
+    import pandas as pd
+
+    frames = [pd.DataFrame({"series": s.name, x_label: list(s.x), y_label: list(s.y)}) for s in series]
+    return pd.concat(frames) if frames else pd.DataFrame(columns=["series", x_label, y_label])
+
+
+def drawing(name: str, alternative: str, found: go.Figure, points: Rows | Callable[[], Rows]) -> None:
     """A figure, its text alternative and the download of its points."""
-    st.plotly_chart(found, width="stretch", key=f"chart-{name}")
+    st.plotly_chart(found, width="stretch", key=f"chart-{name}", alt=_plain(alternative), config={"displaylogo": False})
     st.caption(alternative)
-    st.download_button(
-        "Download the points (CSV)", points.map(_no_formula).to_csv(index=False), f"{name}.csv", "text/csv",
-        key=f"points-{name}",
-    )  # fmt: skip
+    download(f"{name}.csv", lambda: _csv(_frame(points() if callable(points) else points)), f"points-{name}")
+
+
+def picture(name: str, alternative: str, svg: str, points: Rows | Callable[[], Rows]) -> None:
+    """A picture that needs no charting library: it is there at once. Its text alternative, its download."""
+    st.image(
+        svg.replace("<svg ", f'<svg color="{THEME[look()]["text"]}" ', 1), width="stretch", alt=_plain(alternative)
+    )
+    st.caption(alternative)
+    download(f"{name}.csv", lambda: _csv(_frame(points() if callable(points) else points)), f"points-{name}")
+
+
+def download(file_name: str, content: Callable[[], str], key: str, label: str = "") -> None:
+    """A quiet button under what it downloads; the file is made when it is asked for."""
+    kinds = {"csv": "text/csv", "json": "application/json", "yaml": "text/yaml", "svg": "image/svg+xml"}
+    mime = kinds.get(file_name.rpartition(".")[2], "text/plain")
+    st.download_button(label or file_name, content, file_name, mime, key=key, type="tertiary",
+                       icon=":material/download:", on_click="ignore", help=f"Download {words(file_name)}")  # fmt: skip
 
 
 def error(problem: BaseException) -> None:
@@ -77,29 +118,33 @@ def error(problem: BaseException) -> None:
 
 
 def begin(slot: str, title: str, work: Any) -> None:
-    """Start a job of this visitor under a name; an earlier one of that name is cancelled."""
-    before = jobs().find(st.session_state.get(f"job-{slot}"))
+    """Start a job of this visitor under a name; an earlier one of that name is cancelled. The URL finds it again."""
+    before = job_of(slot)
     if before is not None and not before.done:
         before.cancel()
-    st.session_state[f"job-{slot}"] = jobs().start(title, work).job_id
+    job_id = jobs().start(slot, title, work).job_id
+    st.session_state[f"job-{slot}"] = st.query_params["job"] = job_id
+
+
+def job_of(slot: str) -> Job | None:
+    """The visitor's job of this name, or the one that the URL names (its id cannot be guessed)."""
+    return jobs().find(slot, st.session_state.get(f"job-{slot}") or str(st.query_params.get("job", "")))
 
 
 def outcome(slot: str) -> Any | None:
     """The result of the visitor's job of this name; None while there is none. Progress and errors are shown."""
-    job = jobs().find(st.session_state.get(f"job-{slot}"))
+    job = job_of(slot)
     if job is None:
+        return None
+    st.session_state[f"job-{slot}"] = st.query_params["job"] = job.job_id
+    if job.stopped:
+        st.info("Stopped. Nothing was kept.")
         return None
     if not job.done:
         _progress(job, slot)
         return None
     assert job.future is not None
-    if job.future.cancelled():
-        st.info("Stopped. Nothing was kept.")
-        return None
     problem = job.future.exception()
-    if isinstance(problem, CancelledError):
-        st.info("Stopped. Nothing was kept.")
-        return None
     if problem is not None:
         error(problem)
         return None
@@ -109,11 +154,12 @@ def outcome(slot: str) -> Any | None:
 def _progress(job: Job, slot: str) -> None:
     @st.fragment(run_every=0.4)
     def watch() -> None:
-        if job.done:
+        if job.done or job.stopped:
             st.rerun()
         st.progress(job.share, text=f"{job.title}: {job.text}")
-        if st.button("Stop", key=f"stop-{slot}"):
+        if st.button("Stop", key=f"stop-{slot}", icon=":material/stop_circle:"):
             job.cancel()
+            st.rerun()
 
     watch()
 
@@ -125,12 +171,33 @@ def words(text: str) -> str:
     return text
 
 
-def _wide_enough(frame: pd.DataFrame) -> dict[str, Any]:
-    """Columns of long texts as wide as their longest, so that no name is cut; the table scrolls sideways."""
-    longest = {
-        str(name): int(frame[name].map(lambda v: len(v) if isinstance(v, str) else 0).max()) for name in frame.columns
-    } if len(frame) else {}  # fmt: skip
-    return {name: st.column_config.TextColumn(width=20 + 7 * num) for name, num in longest.items() if num > 40}
+def _plain(text: str) -> str:
+    """Text for a place that reads no Markdown."""
+    return text.replace("\\", "")
+
+
+def _frame(rows: Rows) -> pd.DataFrame:
+    import pandas as pd
+
+    return rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    return frame.map(_no_formula).to_csv(index=False)
+
+
+def _columns(frame: pd.DataFrame) -> dict[str, Any]:
+    """Long texts as wide as their longest, so that no name is cut; numbers to four figures, as elsewhere."""
+    found: dict[str, Any] = {}
+    for name in frame.columns:
+        column = frame[name]
+        longest = max((len(v) for v in column if isinstance(v, str)), default=0)
+        if longest > 40:
+            found[str(name)] = st.column_config.TextColumn(width=20 + 7 * longest)
+        elif column.dtype.kind == "f":
+            large = bool((column.abs() >= 1e4).any())
+            found[str(name)] = st.column_config.NumberColumn(format="localized" if large else "%.4g")
+    return found
 
 
 def _no_formula(value: object) -> object:

@@ -1,21 +1,63 @@
-"""One visual language: Plotly figures with the colours of `app.charts`, units on every axis, light and dark."""
+"""One visual language: the theme's colours, and Plotly figures with those of `app.charts`, for light and for dark."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import plotly.graph_objects as go
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
 from app.charts import MEANING_COLOURS, PALETTE, PURCHASE_COLOURS, Limit, Series
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 LABELS = {
     "on_demand": "on demand", "spot": "spot", "reserved_1yr": "reserved, 1 year", "reserved_3yr": "reserved, 3 years",
     "savings_plan": "Savings Plan", "capacity_block": "Capacity Block",
 }  # fmt: skip
+NEUTRAL = MEANING_COLOURS["ideal"]
+# `muted` is for captions and axes; the tests hold every text to 4.5:1 on its ground, every mark to 3:1
+THEME: Mapping[str, Mapping[str, str]] = {
+    "light": {"primary": "#0067a3", "background": "#ffffff", "panel": "#f4f5f6", "text": "#1f2328", "muted": "#59616a",
+              "border": "#d5d9de", "on_primary": "#ffffff"},
+    "dark": {"primary": "#5cb3e6", "background": "#15171a", "panel": "#1f2327", "text": "#e8eaed", "muted": "#a6adb5",
+             "border": "#3a4047", "on_primary": "#10141a"},
+}  # fmt: skip
+CSS = """<style>
+.stMainBlockContainer { padding: 2.6rem 2.5rem 4rem; max-width: 1240px; }
+h1 { font-size: 1.9rem !important; padding: 0 0 0.2rem !important; }
+h2 { font-size: 1.4rem !important; } h3 { font-size: 1.15rem !important; }
+@media (max-width: 640px) { .stMainBlockContainer { padding: 3.6rem 1rem 3rem; } }
+[data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p { opacity: 1; color: MUTED; }
+.command { font: 0.9rem ui-monospace, monospace; user-select: all; white-space: pre-wrap; margin: 0; }
+[data-testid="stMetricLabel"] p { color: MUTED; overflow: visible; white-space: normal; }
+[data-testid="stMetricValue"] { font-size: 1.7rem; font-variant-numeric: tabular-nums; }
+[data-testid="stMetricValue"] > div { white-space: normal; overflow: visible; }
+button[kind^="primary"], button[kind^="primary"] p, [data-tag], [data-tag] * { color: ON_GROUND !important; }
+:focus-visible { outline: 2px solid PRIMARY !important; outline-offset: 2px; }
+</style>"""
 
-NEUTRAL = "#858585"  # reads on white and on black
-_ON_BOTH = {"#555555": NEUTRAL, "#999999": NEUTRAL}
+
+def look() -> str:
+    """The visitor's theme: ``light`` or ``dark``."""
+    import streamlit as st
+
+    return "dark" if st.context.theme.type == "dark" else "light"
+
+
+def style_sheet() -> str:
+    """What the theme's settings cannot say, in the visitor's theme."""
+    theme = THEME[look()]
+    colours = {"MUTED": "muted", "PRIMARY": "primary", "ON_GROUND": "on_primary"}
+    return reduce(lambda css, name: css.replace(name, theme[colours[name]]), colours, CSS)
+
+
+def theme_settings() -> dict[str, str]:
+    """The theme as Streamlit's settings."""
+    names = {"primary": "primaryColor", "background": "backgroundColor", "panel": "secondaryBackgroundColor",
+             "text": "textColor", "border": "borderColor"}  # fmt: skip
+    found = {f"theme.{look}.{names[k]}": v for look, t in THEME.items() for k, v in t.items() if k in names}
+    return {**found, "theme.font": "sans-serif", "theme.showWidgetBorder": "true"}
 
 
 def colour_of(name: str, index: int = 0) -> str:
@@ -28,16 +70,17 @@ def figure(
     limits: Sequence[Limit] = (),
 ) -> go.Figure:  # fmt: skip
     """A Plotly figure of the same series that `app.charts.svg` draws."""
+    import plotly.graph_objects as go
+
     found = go.Figure()
     for i, one in enumerate(series):
         colour = one.colour or colour_of(one.name, i)
-        colour = _ON_BOTH.get(colour, colour)
         common: dict[str, Any] = {"x": list(one.x), "y": list(one.y), "name": LABELS.get(one.name, one.name)}
         if one.kind == "bar":
             common["x"] = list(one.labels) or common["x"]
             found.add_bar(**common, marker_color=colour)
         elif one.kind == "points":
-            found.add_scatter(**common, mode="markers", marker={"color": colour, "opacity": 0.7})
+            found.add_scatter(**common, mode="markers", marker={"color": colour, "size": 9})
         else:
             shape = "hv" if one.kind == "step" else "linear"
             stack = "one" if one.kind == "area" else None
@@ -45,7 +88,7 @@ def figure(
     for limit in limits:
         found.add_hline(
             limit.y, line_dash="dash", line_color=MEANING_COLOURS["limit"], annotation_text=limit.name,
-            annotation_position="top left",
+            annotation_position="top right",
         )  # fmt: skip
     lay_out(found, x_label, y_label)
     found.update_xaxes(type="log" if log_x else None)
@@ -57,15 +100,27 @@ def figure(
     return found
 
 
+def add_band(found: go.Figure, name: str, x: Sequence[float], low: Sequence[float], high: Sequence[float],
+             colour: str) -> None:  # fmt: skip
+    """A translucent band between two curves: what is not known, drawn."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    found.add_scatter(x=list(x), y=list(high), mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip")
+    found.add_scatter(
+        x=list(x), y=list(low), mode="lines", line={"width": 0}, fill="tonexty", name=name, hoverinfo="skip",
+        fillcolor=f"rgba({red},{green},{blue},0.25)",
+    )  # fmt: skip
+
+
 def lay_out(found: go.Figure, x_label: str, y_label: str, height: int = 320) -> None:
     """Margins, legend and axis titles, the same for every figure."""
+    muted = {"color": THEME[look()]["muted"]}
     found.update_layout(
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        margin={"l": 10, "r": 10, "t": 22, "b": 10},
         height=height,
         hovermode="x unified",
-        legend={"orientation": "h", "y": -0.3},
-        xaxis_title=x_label,
-        yaxis_title=y_label,
+        font={"size": 13},
+        legend={"orientation": "h", "y": -0.28, "font": muted},
     )
-    found.update_xaxes(automargin=True)
-    found.update_yaxes(automargin=True)
+    found.update_xaxes(automargin=True, title={"text": x_label, "font": muted}, tickfont=muted)
+    found.update_yaxes(automargin=True, title={"text": y_label, "font": muted}, tickfont=muted)
+    found.update_annotations(font=muted)

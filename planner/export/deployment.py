@@ -28,6 +28,7 @@ class Group:
     framework: str
     purchase: str
     instances: tuple[int, ...]  # one number a planning period
+    requests_per_s: tuple[float, ...] = ()  # what the line serves, one number a period; empty: not stated
     engine: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -40,6 +41,16 @@ class Group:
     def min_replicas(self) -> int:
         """Replicas in the quietest period."""
         return min(self.instances) * self.replicas_per_instance
+
+    @property
+    def requests_per_s_a_replica(self) -> float | None:
+        """The most that the plan asks of one replica in any period; None where it states no rate."""
+        rates = [
+            rate / (count * self.replicas_per_instance)
+            for rate, count in zip(self.requests_per_s, self.instances, strict=False)
+            if count
+        ]
+        return max(rates, default=0.0) or None
 
     @property
     def max_replicas(self) -> int:
@@ -57,7 +68,6 @@ class Deployment:
     groups: tuple[Group, ...]
     slo: Mapping[str, float]
     prices_as_of: str
-    rate_rps: float | None
 
     @property
     def label(self) -> str:
@@ -90,7 +100,6 @@ def deployment_of(inputs: Mapping[str, Any], answer: Mapping[str, Any]) -> Deplo
         groups=groups,
         slo={key: float(value["limit"]) for key, value in (answer.get("slo") or {}).items() if "limit" in value},
         prices_as_of=str(answer.get("prices_as_of") or "unknown"),
-        rate_rps=(answer.get("workload") or {}).get("rate_rps"),
     )
 
 
@@ -130,6 +139,7 @@ def documents(parts: Sequence[Mapping[str, Any]]) -> str:
 
 def _group(line: Mapping[str, Any]) -> Group:
     gpus_per_replica = int(line.get("gpus_per_replica") or 1)
+    engine = dict(line.get("engine") or {})
     instance = instances().get(str(line["instance_type"]))
     num_gpus = max(1, instance.num_gpus) if instance else gpus_per_replica
     return Group(
@@ -140,11 +150,12 @@ def _group(line: Mapping[str, Any]) -> Group:
         tensor_parallel_size=int(line.get("tensor_parallel_size") or 1),
         pipeline_parallel_size=int(line.get("pipeline_parallel_size") or 1),
         precision=str(line.get("precision") or "bf16"),
-        kv_cache_dtype=str(line.get("kv_cache_dtype") or "auto"),
+        kv_cache_dtype=str(engine.get("kv_cache_dtype") or "auto"),
         framework=str(line.get("framework") or "vllm"),
         purchase=str(line.get("purchase") or "on_demand"),
         instances=tuple(int(n) for n in line["instances"]),
-        engine=dict(line.get("engine") or {}),
+        requests_per_s=tuple(float(rate) for rate in line.get("requests_per_s") or ()),
+        engine=engine,
     )
 
 

@@ -24,6 +24,7 @@ SGLANG_QUANTIZATION: Mapping[str, str] = {
 }  # fmt: skip
 TGI_QUANTIZATION: Mapping[str, str] = {"fp8": "fp8", "int4-awq": "awq", "int4-gptq": "gptq"}
 NEEDS_CHECKPOINT = ("int4-awq", "int4-gptq", "int8", "gguf-q4_k_m")
+PORTS = {"vllm": 8000, "sglang": 30000, "tensorrt-llm": 8000, "tgi": 80}
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 Flags = list[tuple[str, object]]
@@ -35,8 +36,7 @@ def vllm_flags(group: Group) -> Flags:
     if group.pipeline_parallel_size > 1:
         flags.append(("--pipeline-parallel-size", group.pipeline_parallel_size))
     flags += _precision(group, VLLM_QUANTIZATION)
-    if group.kv_cache_dtype != "auto":
-        flags.append(("--kv-cache-dtype", group.kv_cache_dtype))
+    flags += _kv_cache(group, {"bf16": "bfloat16"})
     settings = (
         "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "gpu_memory_utilization",
     )  # fmt: skip
@@ -50,12 +50,11 @@ def vllm_flags(group: Group) -> Flags:
 
 def sglang_flags(group: Group) -> Flags:
     """SGLang's flags for one group."""
-    flags: Flags = [("--tp", group.tensor_parallel_size)]
+    flags: Flags = [("--tp-size", group.tensor_parallel_size)]
     if group.pipeline_parallel_size > 1:
         flags.append(("--pp-size", group.pipeline_parallel_size))
     flags += _precision(group, SGLANG_QUANTIZATION)
-    if group.kv_cache_dtype != "auto":
-        flags.append(("--kv-cache-dtype", "fp8_e5m2" if group.kv_cache_dtype == "fp8" else group.kv_cache_dtype))
+    flags += _kv_cache(group, {"fp8": "fp8_e5m2", "bf16": "bfloat16"})
     names = {
         "max_model_len": "--context-length", "max_num_seqs": "--max-running-requests",
         "max_num_batched_tokens": "--chunked-prefill-size", "gpu_memory_utilization": "--mem-fraction-static",
@@ -82,8 +81,8 @@ def tgi_flags(group: Group) -> Flags:
     """TGI's flags for one group."""
     flags: Flags = [("--num-shard", group.tensor_parallel_size)]
     flags += _precision(group, TGI_QUANTIZATION, quantization="--quantize")
-    if group.kv_cache_dtype not in ("auto", "bf16", "fp16"):
-        flags.append(("--kv-cache-dtype", "fp8_e4m3fn" if group.kv_cache_dtype == "fp8" else group.kv_cache_dtype))
+    if group.kv_cache_dtype != "bf16":  # it has no such value: the cache is of the model's type unless told otherwise
+        flags += _kv_cache(group, {"fp8": "fp8_e4m3fn"})
     names = {"max_num_batched_tokens": "--max-batch-prefill-tokens", "max_model_len": "--max-total-tokens"}
     flags += [(flag, group.engine[key]) for key, flag in names.items() if group.engine.get(key)]
     if group.engine.get("gpu_memory_utilization"):
@@ -107,6 +106,12 @@ def launch_words(deployment: Deployment, group: Group) -> list[str]:
     return words
 
 
+def served_words(deployment: Deployment, group: Group) -> list[str]:
+    """The command line of one replica that others on the network reach: two engines listen on loopback if not told."""
+    host = "--hostname" if group.framework == "tgi" else "--host"
+    return [*launch_words(deployment, group), host, "0.0.0.0", "--port", str(PORTS[group.framework])]
+
+
 def assumptions_of(deployment: Deployment) -> list[str]:
     """What a launch rests on that the plan cannot check."""
     found = [
@@ -128,6 +133,12 @@ def _precision(group: Group, known: Mapping[str, str], quantization: str = "--qu
     if dtype == "bf16" and "bf16" not in find_gpu(group.gpu).peak_flops:
         dtype = "fp16"  # as the engines refuse bf16 before compute capability 8.0
     return [("--dtype", DTYPES[dtype])] if dtype in DTYPES else []
+
+
+def _kv_cache(group: Group, names: Mapping[str, str]) -> Flags:
+    """The KV cache's type by the engine's own name; fp16 is the model's type there, which needs no flag."""
+    dtype = group.kv_cache_dtype
+    return [] if dtype in ("auto", "fp16") else [("--kv-cache-dtype", names.get(dtype, dtype))]
 
 
 def _commands(framework: str) -> Callable[[Deployment], str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.export.deployment import Deployment, Group, documents, header
-from planner.export.engines import assumptions_of, launch_words
+from planner.export.engines import PORTS, assumptions_of, served_words
 
 IMAGES = {
     "vllm": "vllm/vllm-openai:latest",
@@ -16,7 +16,6 @@ IMAGES = {
     "tensorrt-llm": "nvcr.io/nvidia/tensorrt-llm/release:latest",
     "tgi": "ghcr.io/huggingface/text-generation-inference:latest",
 }
-PORTS = {"vllm": 8000, "sglang": 30000, "tensorrt-llm": 8000, "tgi": 80}
 RUNNING = {
     "vllm": "vllm:num_requests_running",
     "sglang": "sglang:num_running_reqs",
@@ -37,7 +36,7 @@ def workload(deployment: Deployment, group: Group) -> list[dict[str, Any]]:
     container = {
         "name": "engine",
         "image": IMAGES[group.framework],
-        "command": launch_words(deployment, group),
+        "command": served_words(deployment, group),
         "ports": [{"name": "http", "containerPort": port}],
         "resources": {"limits": {"nvidia.com/gpu": group.gpus_per_replica}},
         "readinessProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 5, "failureThreshold": 3},

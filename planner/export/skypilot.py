@@ -6,8 +6,7 @@ import shlex
 from typing import Any
 
 from planner.export.deployment import Deployment, Group, documents, header
-from planner.export.engines import assumptions_of, launch_words
-from planner.export.kubernetes import PORTS
+from planner.export.engines import PORTS, assumptions_of, served_words
 
 SETUP = {
     "vllm": "pip install vllm",
@@ -21,40 +20,46 @@ ACCELERATORS = {"A100-40GB": "A100", "H100-SXM": "H100", "H100-PCIe": "H100", "R
 def skypilot(deployment: Deployment) -> str:
     """One SkyServe service a line of the plan."""
     services = [_service(deployment, group) for group in deployment.groups]
+    stated = all(g.requests_per_s_a_replica for g in deployment.groups)
     notes = [
         *assumptions_of(deployment),
-        "one service a line of the plan: put a load balancer in front that splits traffic by planned capacity",
-        "target_qps_per_replica is the plan's load a replica"
-        if deployment.rate_rps
-        else "the plan states no request rate: set target_qps_per_replica from `plan simulate`",
+        "one service a line of the plan, one document each: `sky serve up` takes a file for each, and a load balancer"
+        " in front splits traffic by planned capacity",
+        "target_qps_per_replica is the most that the plan asks of one replica"
+        if stated
+        else "the plan states no request rate, so replicas stay at the busiest period's number:"
+        " SkyServe scales by target_qps_per_replica alone",
     ]
     return header(deployment, notes) + documents(services)
 
 
-def _service(deployment: Deployment, group: Group) -> dict[str, Any]:
-    policy: dict[str, Any] = {"min_replicas": group.min_replicas, "max_replicas": max(1, group.max_replicas)}
-    total = sum(g.max_replicas for g in deployment.groups)
-    if policy["max_replicas"] > policy["min_replicas"] and deployment.rate_rps:
-        policy["target_qps_per_replica"] = round(deployment.rate_rps / max(1, total), 4)
+def _replica_policy(group: Group) -> dict[str, Any]:
+    """SkyServe refuses a span of replicas without a target to scale by, and a service that may not have one."""
+    most = max(1, group.max_replicas)
+    rate = group.requests_per_s_a_replica
+    policy: dict[str, Any] = {"min_replicas": group.min_replicas if rate else most, "max_replicas": most}
+    if rate and policy["min_replicas"] < most:
+        policy["target_qps_per_replica"] = round(rate, 4)
     if group.purchase == "spot":
-        policy["dynamic_ondemand_fallback"] = True
-        policy["base_ondemand_fallback_replicas"] = 0
-    port = PORTS[group.framework]
+        policy |= {"dynamic_ondemand_fallback": True, "base_ondemand_fallback_replicas": 0}
+    return policy
+
+
+def _service(deployment: Deployment, group: Group) -> dict[str, Any]:
     accelerator = ACCELERATORS.get(group.gpu, group.gpu)
-    words = [*launch_words(deployment, group), *(["--port", str(port)] if group.framework != "tgi" else [])]
     return {
         "name": f"{deployment.label}-{group.name}"[:63].rstrip("-"),
         "service": {
             "readiness_probe": {"path": "/health", "initial_delay_seconds": 1200},
-            "replica_policy": policy,
+            "replica_policy": _replica_policy(group),
         },
         "resources": {
             "infra": f"aws/{deployment.region}",
             "instance_type": group.instance_type,
             "accelerators": {accelerator: group.gpus_per_replica * group.replicas_per_instance},
             "use_spot": group.purchase == "spot",
-            "ports": port,
+            "ports": PORTS[group.framework],
         },
         "setup": SETUP[group.framework],
-        "run": shlex.join(words),
+        "run": shlex.join(served_words(deployment, group)),
     }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from calibrate.step import StepTable
+from simulator.disaggregation import Pools, simulate_disaggregated
 from simulator.engine import ReplicaSpec, simulate_replicas
 from simulator.workload import Requests
 
@@ -67,3 +68,17 @@ def test_requests_per_cpu_second() -> None:
     plain = time.process_time()
     simulate_replicas(workload(100, 6.0), [spec] * 4, fast=False)
     print(f"the plain reference: {100 / (time.process_time() - plain):,.0f} requests/s")
+
+
+def test_disaggregated_requests_per_cpu_second() -> None:
+    spec = ReplicaSpec(table(), 27_000, max_num_seqs=1024, max_num_batched_tokens=8192)
+    requests = workload(50_000, 24.0)
+    print()
+    for prefill, decode in ((2, 2), (8, 8)):
+        specs = ((spec,) * prefill, (spec,) * decode)
+        pools = Pools(*specs, (9e9,) * (prefill + decode), block_bytes=2.1e6, latency_s=4e-4)
+        simulate_disaggregated(workload(100, 24.0), pools)
+        start = time.process_time()
+        simulate_disaggregated(requests, pools, "least_loaded")
+        rate = len(requests) / (time.process_time() - start)
+        print(f"{prefill} prefill and {decode} decode replicas {rate:>22,.0f} requests/s")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from calibrate.importers.llmservingsim import import_profile
+from calibrate.kernel_tables import _between_edges, _surplus
 from calibrate.profiles import profile_from_dict, profile_to_dict
 from calibrate.step_time import step_table
 from catalogs.errors import InputError, MissingError
@@ -106,3 +107,21 @@ def test_missing_and_broken_tables_are_named(tmp_path: Path) -> None:
     (tmp_path / "tp1" / "attention.csv").unlink()
     with pytest.raises(MissingError, match=r"no .*attention\.csv"):
         import_profile(tmp_path)
+
+
+def test_skew_between_swept_points_follows_a_line_in_the_logarithm() -> None:
+    edges, alpha = _between_edges(np.array([4.0, 64.0, 1e12]), np.array([[0.0, 0.4, 0.9]]), 1)
+    assert edges.tolist() == pytest.approx([4.0, 8.0, 16.0, 32.0, 64.0])
+    assert alpha[0].tolist() == pytest.approx([0.0, 0.05, 0.15, 0.25, 0.35])
+    assert _between_edges(np.array([64.0]), np.array([0.4]), 0)[1].tolist() == [0.4]
+
+
+def test_only_a_share_of_mixed_attentions_surplus_is_paid() -> None:
+    attention = np.zeros((2, 2, 2, 2))  # chunk, history, decodes, context
+    attention[1, :, :, :] += 10.0
+    attention[:, :, 1, :] += 4.0
+    attention[1, :, 1, :] += 5.0
+    paid = _surplus(attention, 0.6)
+    assert paid[1, 0, 1, 0] == pytest.approx(10.0 + 4.0 + 0.6 * 5.0)
+    assert (paid[0] == attention[0]).all() and (paid[:, :, 0] == attention[:, :, 0]).all()
+    assert (_surplus(attention, 1.0) == attention).all()

@@ -22,6 +22,7 @@ def line(**changes: Any) -> dict[str, Any]:
     base = {
         "instance_type": "g6e.xlarge", "gpu": "L40S", "gpus_per_replica": 1, "tensor_parallel_size": 1,
         "precision": "fp8", "framework": "vllm", "purchase": "on_demand", "instances": [3, 4], "usd_per_hour": 7.0,
+        "requests_per_s": [9.0, 10.0],
         "engine": {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "enable_prefix_caching": True},
     }  # fmt: skip
     return {**base, **changes}
@@ -32,7 +33,6 @@ def deployment(*lines: dict[str, Any]) -> Deployment:
         "plan": {"lines": list(lines)},
         "slo": {"ttft_p95_s": {"limit": 1.0, "simulated": 0.5, "ok": True}},
         "prices_as_of": "2026-07-20",
-        "workload": {"rate_rps": 12.0},
     }
     return deployment_of({"model": "llama-3.1-8b", "region": "us-east-1"}, answer)
 
@@ -58,7 +58,7 @@ def test_vllm_command_carries_the_plans_settings() -> None:
 
 @pytest.mark.parametrize(
     ("target", "framework", "flag"),
-    [("sglang", "sglang", "--tp"), ("trtllm", "tensorrt-llm", "--tp_size"), ("tgi", "tgi", "--num-shard")],
+    [("sglang", "sglang", "--tp-size"), ("trtllm", "tensorrt-llm", "--tp_size"), ("tgi", "tgi", "--num-shard")],
 )
 def test_other_engines_get_their_own_flag_names(target: str, framework: str, flag: str) -> None:
     plan = deployment(line(framework=framework, tensor_parallel_size=4, gpus_per_replica=4))
@@ -109,7 +109,29 @@ def test_skyserve_services_say_spot_and_count_accelerators() -> None:
     services = list(yaml.safe_load_all(EXPORTERS["skypilot"](MIXED)))
     assert [s["resources"]["use_spot"] for s in services] == [False, True, False]
     assert services[2]["resources"]["accelerators"] == {"H100": 8}
-    assert services[1]["service"]["replica_policy"]["dynamic_ondemand_fallback"] is True
+    policies = [s["service"]["replica_policy"] for s in services]
+    assert policies[1]["dynamic_ondemand_fallback"] is True
+    assert policies[0] == {"min_replicas": 3, "max_replicas": 4, "target_qps_per_replica": 3.0}  # 9 on 3, 10 on 4
+    assert policies[2] == {"min_replicas": 2, "max_replicas": 2}
+
+
+def test_without_a_stated_rate_skyserve_keeps_the_busiest_periods_replicas() -> None:
+    (service,) = yaml.safe_load_all(EXPORTERS["skypilot"](deployment(line(requests_per_s=[]))))
+    assert service["service"]["replica_policy"] == {"min_replicas": 4, "max_replicas": 4}
+
+
+@pytest.mark.parametrize("framework", ["vllm", "sglang", "tensorrt-llm", "tgi"])
+@pytest.mark.parametrize("target", ["hpa", "skypilot"])
+def test_a_deployed_engine_listens_to_the_network(target: str, framework: str) -> None:
+    documents = list(yaml.safe_load_all(EXPORTERS[target](deployment(line(framework=framework)))))
+    if target == "hpa":
+        (container,) = next(d for d in documents if d["kind"] == "Deployment")["spec"]["template"]["spec"]["containers"]
+        words, port = container["command"], container["ports"][0]["containerPort"]
+    else:
+        words, port = shlex.split(documents[0]["run"]), documents[0]["resources"]["ports"]
+    host = words.index("--hostname" if framework == "tgi" else "--host")
+    assert words[host + 1] == "0.0.0.0"
+    assert words[words.index("--port") + 1] == str(port)
 
 
 def test_terraform_parses_and_keeps_the_on_demand_base() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from planner.cost import conditional_value_at_risk, newsvendor_commitment
+from planner.cost import committed_usd_per_year, conditional_value_at_risk, newsvendor_commitment
 from planner.fleet_model import FleetModel, Limits, Option, Quota, State, undominated
 from planner.milp import solve
 
@@ -79,6 +79,9 @@ def test_one_type_commits_the_newsvendor_quantile(seed):
     demand = (machines - 0.5).clip(0)[None, :, None]
     found = solve(FleetModel(options, demand, np.ones(24)), gap=1e-9)
     committed = newsvendor_commitment(machines, ratio, 1.0)
+    yearly = [committed_usd_per_year(machines, n, ratio, 1.0) for n in range(10)]
+    assert yearly[committed] == pytest.approx(min(yearly))
+    assert yearly[0] == pytest.approx(machines.mean() * 8760)
     need = np.ceil(demand.ravel())
     expected = committed * ratio + np.maximum(need - committed, 0).mean()
     assert found is not None

@@ -29,13 +29,13 @@ def test_invariants_1_to_7_hold_when_speculating(case: Case) -> None:
 
 @SEARCH
 @given(cases(swapping=True))
-def test_invariant_11_swap_space_is_accounted_for(case: Case) -> None:
+def test_invariant_12_swap_space_is_accounted_for(case: Case) -> None:
     simulate_replicas(case.requests, case.specs, case.router, case.seed, options=case.options, check=True)
 
 
 @SEARCH
 @given(cases(hashes=True, tiers=True))
-def test_invariant_12_tiers_hold_what_they_can(case: Case) -> None:
+def test_invariant_13_tiers_hold_what_they_can(case: Case) -> None:
     simulate_replicas(case.requests, case.specs, case.router, case.seed, options=case.options, check=True)
 
 

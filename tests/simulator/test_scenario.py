@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,3 +145,22 @@ def test_bad_buckets_are_refused(tmp_path: Path, rows: str) -> None:
     path.write_text("input_tokens,output_tokens,rate_rps\n" + rows)
     with pytest.raises(InputError, match=r"demand\.csv"):
         read_buckets(path)
+
+
+def test_a_lines_instance_says_over_which_links_its_gpus_exchange() -> None:
+    from calibrate.profiles import best_profile
+    from calibrate.step_time import KernelSums
+    from catalogs.load import find_gpu, find_model
+    from simulator.scenario import FleetLine
+
+    model = find_model("llama-3.1-8b")
+
+    def link(**line: Any) -> tuple[str, float]:
+        asked = FleetLine(tensor_parallel_size=4, **line)
+        replica = asked.replica(model, find_gpu(asked.gpu))
+        kernels = KernelSums(replica, best_profile(replica))
+        return kernels.link, kernels.link_bytes_per_s
+
+    assert link(gpu="A10G", instance="g5.12xlarge") == ("pcie", 31.5e9)
+    assert link(gpu="H100-SXM", instance="p5.48xlarge") == ("nvlink", 450e9)
+    assert link(gpu="L40S") == ("pcie", find_gpu("L40S").pcie_bytes_per_s)

@@ -68,6 +68,19 @@ def test_prefix_sharing_counts_blocks_seen_before(monkeypatch: pytest.MonkeyPatc
     assert sampled.summary()["num_hash_ids"] == pytest.approx(200_000, rel=0.05)
 
 
+def test_prefix_hits_by_window_add_up_to_those_of_the_whole() -> None:
+    hits = [[1, 2], [1, 3], [4], [1, 3]]
+    ids = np.array([i for row in hits for i in row])
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in hits])])
+    ones = np.ones(4, dtype=np.int64)
+    requests = Requests(np.array([0.0, 1.0, 5.0, 10.0]), ones, ones, offsets, ids)
+    found = trace_stats.prefix_hits_per_window(requests, 5)
+    assert found is not None
+    assert found[0].tolist() == [0.0, 4.0, 8.0]  # windows without blocks are left out
+    assert found[1].tolist() == [0.25, 0.0, 1.0]
+    assert trace_stats.prefix_hits_per_window(Requests(requests.arrival_s, ones, ones), 5) is None
+
+
 def test_the_published_figures_of_the_mooncake_trace() -> None:
     found = describe_file(shared_data("traces/mooncake_conversation.csv"))
     assert found["num_requests"] == 12031

@@ -18,10 +18,22 @@ import pytest
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-quic",
+    "--disable-component-update", "--disable-sync", "--disable-quic", "--force-color-profile=srgb",
 )  # fmt: skip
+# no placeholder is left, every chart has its axes, every picture its pixels
+DRAWN = """() => !document.querySelector('[data-testid=stSkeleton]')
+    && [...document.querySelectorAll('[data-testid=stPlotlyChart]')].every(c => c.querySelector('.main-svg'))
+    && [...document.querySelectorAll('[data-testid=stImage] img')].every(i => i.complete && i.naturalWidth > 0)"""
 SHOTS = Path(os.environ.get("PLAN_SCREENSHOTS", "out/screenshots"))
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def clean_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No password, and a run store of this test's own, not yet there."""
+    monkeypatch.setenv("PLAN_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("PLAN_WEB_PASSWORD", raising=False)
+    return tmp_path / "home"
 
 
 @pytest.fixture(scope="session")
@@ -96,9 +108,10 @@ class Visit:
         return self.page
 
     def settle(self) -> None:
-        """Wait until the script has run."""
-        self.page.wait_for_selector("h1", timeout=30_000)
+        """Wait until the script has run and all that it sent is drawn."""
+        self.page.wait_for_selector("h1", timeout=60_000)
         self.page.wait_for_selector("[data-testid='stApp'][data-test-script-state='notRunning']", timeout=60_000)
+        self.page.wait_for_function(DRAWN, timeout=60_000)
 
     def shot(self, name: str) -> None:
         """Keep a picture of the whole page."""

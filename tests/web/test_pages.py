@@ -5,22 +5,19 @@ from __future__ import annotations
 import gzip
 import io
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-testing = pytest.importorskip("streamlit.testing.v1", reason="the web app's packages are not installed")
+from app.runs import remove_run, save_run
+from tests.report.test_month import month
+from tests.web.visitor import MAIN, TRACE, answered, finish, go, press, said, testing, upload, visit
 
-from app.runs import remove_run, save_run  # noqa: E402
-from app.web import parts, reports, workload_state  # noqa: E402
-from tests.report.test_month import month  # noqa: E402
+from app.web import parts, reports, workload_state  # isort: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
-MAIN = Path(parts.__file__).parent / "main.py"
-TRACE = b"arrival_s,input_tokens,output_tokens\n" + b"".join(b"%d,100,20\n" % i for i in range(300))
 PAGES = sorted(p.stem for p in (MAIN.parent / "views").glob("*.py") if p.stem != "__init__")
 ANSWER: dict[str, Any] = {
     "plan": {
@@ -45,60 +42,23 @@ ANSWER: dict[str, Any] = {
         {"slo_factor": 0.5, "usd_per_hour": None, "plan": "no plan keeps it"},
         {"slo_factor": 1.0, "usd_per_hour": 7.4, "plan": "this"},
         {"slo_factor": 2.0, "usd_per_hour": 6.0, "plan": "less"},
-    ]},
+    ], "cost_against_quality": [{"min_score": 1.0, "usd_per_hour": 9.0, "plan": "wide"},
+                                {"min_score": 0.98, "usd_per_hour": 7.4, "plan": "this"}]},
     "cost_range": {"step_time_error": 0.1, "cheap": 7.0, "dear": None},
     "tornado": [{"what": "load", "change": "-20% to +20%", "low_usd_per_hour": 6.0, "high_usd_per_hour": None}],
 }  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("PLAN_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("PLAN_WEB_PASSWORD", raising=False)
-    yield tmp_path / "home"
-
-
-def visit(name: str = "start", /, **query: str) -> Any:
-    """A visitor on a page."""
-    found = testing.AppTest.from_file(str(MAIN), default_timeout=60)
-    found.query_params.update(query)
-    found.run()
-    return go(found, name, **query) if name != "start" else found
-
-
-def go(found: Any, name: str, /, **query: str) -> Any:
-    """The same visitor on another page."""
-    found.switch_page(f"views/{name}.py")
-    found.query_params.update(query)
-    found.run()
-    return found
-
-
-def said(found: Any) -> str:
-    """All that a page says in its notices; it must not have broken."""
-    assert not found.exception, [e.value for e in found.exception]
-    notices = [*found.error, *found.warning, *found.info, *found.success]
-    return "\n".join(str(n.value) for n in notices).replace("\\", "")
-
-
-def upload(found: Any, name: str, content: bytes) -> Any:
-    found.file_uploader[0].upload(name, content)
-    return found.run()
-
-
-def finish(found: Any, slot: str) -> Any:
-    """Wait for the visitor's job and show its outcome."""
-    job = parts.jobs().find(found.session_state[f"job-{slot}"])
-    assert job is not None and job.future is not None
-    job.future.exception(timeout=120)
-    return found.run()
+def home(clean_home: Path) -> Path:
+    return clean_home
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_page_opens_with_words_or_a_chart(name: str) -> None:
     found = visit(name)
     assert not found.error
-    assert found.get("plotly_chart") or found.info, said(found)
+    assert found.get("plotly_chart") or found.get("image") or found.info, said(found)
     assert said(found) is not None
 
 
@@ -154,7 +114,7 @@ def test_an_upload_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(workload_state, "MAX_UPLOAD_BYTES", 1000)
     found = upload(visit(), "trace.csv", TRACE)
     assert "larger than" in said(found)
-    assert "trace_path" not in found.session_state
+    assert "trace" not in found.session_state
 
 
 @pytest.mark.parametrize("tail", [b"1,100,20\n" * 1_000_000, b"1" * 9_000_000], ids=["rows", "one-line"])
@@ -164,7 +124,7 @@ def test_a_gzip_bomb_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatc
     assert len(bomb) < 100_000
     found = upload(visit(), "trace.csv.gz", bomb)
     assert "unpacks to more" in said(found)
-    assert "trace_path" not in found.session_state
+    assert "trace" not in found.session_state
 
 
 def test_a_million_rows_are_drawn_and_a_longer_trace_says_that_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +137,7 @@ def test_a_million_rows_are_drawn_and_a_longer_trace_says_that_it_is_cut(monkeyp
 
 def test_a_trace_that_vanished_between_two_clicks_is_said_and_the_demo_takes_its_place() -> None:
     found = upload(visit(), "mine.csv", TRACE)
-    Path(found.session_state["trace_path"]).unlink()
+    Path(found.session_state["trace"]["path"]).unlink()
     go(found, "workload")
     assert "no longer on this machine" in said(found)
     assert found.metric[0].value != "300"
@@ -214,7 +174,7 @@ def test_a_simulation_runs_outside_the_page_and_shows_its_verdict() -> None:
     found = upload(visit(), "mine.csv", TRACE)
     go(found, "simulate", gpu="L40S", count="1", precision="fp8")
     assert found.number_input[0].value == 1
-    found.button[0].click().run()
+    press(found, "Simulate")
     finish(found, "simulate")
     assert "The promise is kept." in said(found)
     assert len(found.get("plotly_chart")) == 4
@@ -223,7 +183,7 @@ def test_a_simulation_runs_outside_the_page_and_shows_its_verdict() -> None:
 def test_a_fleet_that_cannot_hold_the_model_is_said_with_a_way_out() -> None:
     found = upload(visit(), "mine.csv", TRACE)
     go(found, "simulate", model="llama-3.1-405b", gpu="L4")
-    found.button[0].click().run()
+    press(found, "Simulate")
     assert "Try:" in said(finish(found, "simulate"))
 
 
@@ -239,7 +199,7 @@ def test_work_survives_a_page_change_and_stops_when_asked() -> None:
         return ANSWER
 
     found = visit("recommend")
-    job = parts.jobs().start("Planning", work)
+    job = parts.jobs().start("recommend", "Planning", work)
     found.session_state["job-recommend"] = job.job_id
     go(found, "workload")
     go(found, "recommend")
@@ -264,32 +224,25 @@ def test_advice_is_a_waterfall_from_today_to_the_best() -> None:
         "steps": steps, "today_usd_per_hour": 8.0, "best_usd_per_hour": 5.0, "saving_share": 0.375, "unpriced": ["x"],
     }  # fmt: skip
     found = visit("advise", today="nonsense,g6e.xlarge:0:bf16:spot,g6.xlarge:7:fp8:spot")
-    found.session_state["job-advise"] = parts.jobs().start("Advising", lambda _: answer).job_id
-    finish(found, "advise")
+    answered(found, "advise", answer)
     assert "No price is known" in said(found)
     assert [m.value for m in found.metric] == ["8.00", "5.00", "38%"]
     assert len(found.get("plotly_chart")) == 1
 
 
-def answered(answer: dict[str, Any]) -> Any:
-    found = visit("recommend")
-    found.session_state["job-recommend"] = parts.jobs().start("Planning", lambda _: answer).job_id
-    return finish(found, "recommend")
-
-
 def test_an_answer_shows_costs_bounds_intervals_and_machines_by_period() -> None:
-    found = answered(ANSWER)
+    found = answered(visit("recommend"), "recommend", ANSWER)
     assert "Verified" in said(found)
     headers = [h.value for h in found.subheader]
-    assert headers[:6] == [
+    assert headers[:7] == [
         "Purchase list", "What the other roads cost", "How safe the promise is", "What a tighter promise costs",
-        "What moves the price most", "Machines by period",
+        "What quality costs", "What moves the price most", "Machines by period",
     ]  # fmt: skip
-    assert len(found.get("plotly_chart")) == 5
+    assert len(found.get("plotly_chart")) == 6
 
 
 def test_an_answer_that_could_not_be_kept_is_shown_all_the_same() -> None:
-    found = answered({**ANSWER, "not_kept": "the disk is full; free some"})
+    found = answered(visit("recommend"), "recommend", {**ANSWER, "not_kept": "the disk is full; free some"})
     assert "could not be kept" in said(found)
     assert found.metric[0].value == "7.40"
 
@@ -302,7 +255,7 @@ def test_a_lost_run_database_is_said_in_words(name: str, lost: str, home: Path) 
         (home / "runs.sqlite3").write_bytes(b"this is no database" * 500)
     else:
         home.write_text("")
-    found = visit(name)
+    found = visit(name, **({"tab": "The bill"} if name == "spend" else {}))
     assert "run file" in said(found)
     assert "PLAN_HOME" in said(found)
 
@@ -336,7 +289,7 @@ def test_a_profile_that_vanished_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_bill_becomes_a_report_on_both_pages() -> None:
     content = pd.DataFrame(month()).to_csv(index=False).encode()
     for name in ("export", "spend"):
-        found = visit(name)
+        found = visit(name, tab="Report" if name == "export" else "The bill")
         found.text_input(key="report-month").set_value("2026-10")
         upload(found, "bill.csv", content)
         assert "USD" in said(found) or "$" in said(found)
@@ -348,16 +301,16 @@ def test_a_bill_becomes_a_report_on_both_pages() -> None:
     [("bill.pdf", b"%PDF", "not a bill"), ("bill.csv", b"a,b\n1,2\n", "neither"), ("bill.csv.gz", b"no", "cannot")],
 )
 def test_a_broken_bill_is_said_in_words(name: str, content: bytes, words: str) -> None:
-    assert words in said(upload(visit("export"), name, content))
+    assert words in said(upload(visit("export", tab="Report"), name, content))
 
 
 def test_a_bill_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reports, "MAX_BILL_BYTES", 10)
-    assert "larger than" in said(upload(visit("spend"), "bill.csv", TRACE))
+    assert "larger than" in said(upload(visit("spend", tab="The bill"), "bill.csv", TRACE))
 
 
 def test_a_schedule_is_previewed_in_every_form_and_its_mistakes_stand_at_their_fields() -> None:
-    found = visit("export", cron="0 8 * * MON", timezone="Europe/Berlin")
+    found = visit("export", tab="Schedule", cron="0 8 * * MON", timezone="Europe/Berlin")
     runs_by = next(s for s in found.selectbox if s.label == "Runs by")
     shown = []
     for form in runs_by.options:
@@ -365,7 +318,7 @@ def test_a_schedule_is_previewed_in_every_form_and_its_mistakes_stand_at_their_f
         found.run()
         shown += [c.value for c in found.code]
     assert all(any(sign in text for text in shown) for sign in ("CRON_TZ=", "[Service]", "kind: CronJob", "checkout"))
-    bad = said(visit("export", cron="every monday", timezone="Mars", name="../x"))
+    bad = said(visit("export", tab="Schedule", cron="every monday", timezone="Mars", name="../x"))
     assert "not a cron expression" in bad
     assert "no such time zone" in bad
 
@@ -373,8 +326,8 @@ def test_a_schedule_is_previewed_in_every_form_and_its_mistakes_stand_at_their_f
 def test_the_password_stands_before_every_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAN_WEB_PASSWORD", "sesame")
     found = testing.AppTest.from_file(str(MAIN), default_timeout=60).run()
-    assert not found.get("plotly_chart")
+    assert not found.get("image")
     found.text_input[0].set_value("wrong").run()
     assert "not the password" in said(found)
     found.text_input[0].set_value("sesame").run()
-    assert found.get("plotly_chart")
+    assert found.get("image")

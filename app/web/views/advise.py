@@ -10,8 +10,9 @@ from pandas import DataFrame
 
 from app.cli.output import plain
 from app.web.answer_charts import steps_figure
-from app.web.parts import begin, command, drawing, error, heading, outcome, table, words
-from app.web.workload_state import trace_name, trace_path
+from app.web.fields import choice, keep, number
+from app.web.parts import begin, command, download, drawing, error, heading, outcome, table, words
+from app.web.workload_state import on_file, seed, trace_name, workload_section
 from catalogs.errors import InputError, PlanError
 from catalogs.load import instances, models
 
@@ -36,14 +37,13 @@ def today_of(text: str) -> list[dict[str, Any]]:
 
 def form() -> dict[str, Any] | None:
     """The settings, when the visitor asks."""
-    decoders = sorted(n for n, m in models().items() if m.kind == "decoder")
-    wanted = st.query_params.get("model", "llama-3.1-8b")
     started = today_of(st.query_params.get("today", FIRST)) or today_of(FIRST)
     with st.form("today"):
         a, b, c = st.columns(3)
-        model = a.selectbox("Model", decoders, index=decoders.index(wanted) if wanted in decoders else 0)
-        ttft = b.number_input("TTFT p95 (s)", 0.01, 600.0, 1.0, format="%.2f")
-        tpot = c.number_input("TPOT p95 (ms)", 1.0, 5000.0, 50.0, format="%.0f")
+        decoders = sorted(n for n, m in models().items() if m.kind == "decoder")
+        model = choice(a, "Model", decoders, "model", "llama-3.1-8b")
+        ttft = number(b, "TTFT p95 (s)", "ttft", 1.0, (0.01, 600.0), format="%.2f")
+        tpot = number(c, "TPOT p95 (ms)", "tpot_ms", 50.0, (1.0, 5000.0), format="%.0f")
         st.markdown("What runs today")
         edited = st.data_editor(
             DataFrame(started), num_rows="dynamic", width="stretch", hide_index=True, key="today-fleet",
@@ -60,12 +60,11 @@ def form() -> dict[str, Any] | None:
     if not fleet:
         raise InputError("no fleet is described", where="What runs today", remedy="one whole line at least")
     today = [{**line, "count": int(line["count"])} for line in fleet]
-    st.query_params.update(
-        {"model": model, "today": ",".join(":".join(str(line[key]) for key in KEYS) for line in today)}
-    )
+    lines = ",".join(":".join(str(line[key]) for key in KEYS) for line in today)
+    keep({"model": model, "ttft": ttft, "tpot_ms": tpot, "today": lines})
     return {
-        "model": model, "workload": {"trace": str(trace_path())},
-        "slo": {"ttft_p95_s": ttft, "tpot_p95_s": tpot / 1000.0}, "today": today,
+        "model": model, "workload": workload_section(), "slo": {"ttft_p95_s": ttft, "tpot_p95_s": tpot / 1000.0},
+        "today": today, "seed": seed(),
     }  # fmt: skip
 
 
@@ -94,7 +93,7 @@ def show(answer: dict[str, Any]) -> None:
     drawing("steps", "What each step saves an hour. A step that finds no plan stands in the table alone.",
             steps_figure(answer), DataFrame(rows))  # fmt: skip
     table(rows, "advice")
-    st.download_button("Download the advice (JSON)", json.dumps(answer, indent=1), "advice.json")
+    download("advice.json", lambda: json.dumps(answer, indent=1), "advice-json", "Download the advice (JSON)")
 
 
 st.caption(f"Workload: {trace_name()}.")
@@ -110,7 +109,6 @@ try:
         st.info("Say what runs today and ask. Each step is simulated, which takes some minutes the first time.")
     asked = st.session_state.get("advise-settings")
     if asked:
-        text = json.dumps({**asked, "workload": {"trace": trace_path().name}}, indent=1)
-        command(f"cat > plan.yaml <<'END'\n{text}\nEND\nplan advise -c plan.yaml")
+        command(on_file(asked, "plan.yaml", "plan advise -c plan.yaml"))
 except PlanError as problem:
     error(problem)

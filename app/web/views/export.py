@@ -7,15 +7,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import streamlit as st
+import streamlit.components.v1 as components
 
 from app.cli.export import TARGETS
 from app.runs import list_runs
-from app.web.parts import command, error, heading, words
+from app.web.parts import command, heading, tabs, words
 from app.web.reports import ask, downloads
-from catalogs.errors import PlanError
 
 LANGUAGES = {"skypilot": "yaml", "karpenter": "yaml", "keda": "yaml", "hpa": "yaml", "terraform": "hcl"}
 SCHEDULE_LANGUAGES = {"crontab": "bash", "systemd": "ini", "kubernetes": "yaml", "github": "yaml"}
+AS_SENT = "as it is sent"
 PREVIEWS = {"md": "markdown", "csv": "csv", "json": "json"}
 
 heading("Export and reports", "Launch commands and manifests for a plan; the report of a bill, once or on a schedule.")
@@ -69,8 +70,11 @@ def report() -> None:
         column.metric(what, value)
     st.info(words(built.report.recommendation))
     downloads(built)
-    form = str(st.segmented_control("Preview", list(PREVIEWS), default="md") or "md")
-    st.code(RENDERERS[form](built.report), language=PREVIEWS[form], wrap_lines=True, height=420)
+    form = str(st.segmented_control("Preview", [AS_SENT, *PREVIEWS], default=AS_SENT) or AS_SENT)
+    if form == AS_SENT:
+        components.html(RENDERERS["html"](built.report), height=640, scrolling=True)
+    else:
+        st.code(RENDERERS[form](built.report), language=PREVIEWS[form], wrap_lines=True, height=420)
     command(built.command)
 
 
@@ -135,9 +139,4 @@ def coming(found: Any, next_due: Any) -> list[datetime]:
     return moments[1:]
 
 
-for tab, draw in zip(st.tabs(["Deploy a plan", "Report", "Schedule"]), (deploy, report, schedule), strict=True):
-    with tab:
-        try:
-            draw()
-        except PlanError as problem:
-            error(problem)
+tabs({"Deploy a plan": deploy, "Report": report, "Schedule": schedule}, "tabs-export")

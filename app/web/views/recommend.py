@@ -3,88 +3,72 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 from pandas import DataFrame
 
 from app.cli.output import plain
+from app.runs import load_run
 from app.web.answer_charts import (
-    latency_front,
     latency_front_figure,
-    machines,
     machines_figure,
-    promises,
     promises_figure,
-    roads,
+    quality_front_figure,
     roads_figure,
-    swings,
     swings_figure,
 )
-from app.web.parts import begin, command, drawing, error, heading, outcome, table, words
-from app.web.workload_state import trace_name, trace_path
+from app.web.answer_rows import latency_front, machines, promises, quality_front, roads, swings
+from app.web.fields import choice, keep, number, several
+from app.web.parts import begin, command, download, drawing, error, heading, job_of, outcome, table, words
+from app.web.style import LABELS
+from app.web.workload_state import on_file, seed, trace_name, with_trace, workload_section
 from catalogs.errors import PlanError
 from catalogs.load import gpus, models, prices
 
 PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
 PRECISIONS = ("bf16", "fp8", "int8", "int4-awq", "int4-gptq")
+DRAWN = ("What moves the cost", "Cost against latency")  # tables that stand on the page as charts
 
 heading("Recommend", "The cheapest fleet that keeps the latency promise, verified by simulation before it is shown.")
 
 
-def asked(name: str, fallback: str) -> str:
-    """A setting from the URL."""
-    return str(st.query_params.get(name, fallback))
-
-
-def number(name: str, fallback: float, low: float, high: float) -> float:
-    """A number from the URL, within its range."""
-    try:
-        return min(high, max(low, float(asked(name, str(fallback)))))
-    except ValueError:
-        return fallback
-
-
-def several(name: str, fallback: str, known: Iterable[str]) -> list[str]:
-    """The choices of the URL that there are."""
-    known = set(known)
-    return [x for x in asked(name, fallback).split(",") if x in known]
-
-
 def form() -> dict[str, Any] | None:
     """The settings, when the visitor asks for a plan."""
-    names = sorted(n for n, m in models().items() if m.kind == "decoder")
-    regions = sorted({p.region for p in prices()})
-    wanted = asked("model", "llama-3.1-8b")
-    region = asked("region", "us-east-1")
     with st.form("limits"):
         a, b, c, d = st.columns(4)
-        model = a.selectbox("Model", names, index=names.index(wanted) if wanted in names else 0)
-        ttft = b.number_input("TTFT p95 (s)", 0.01, 600.0, number("ttft", 1.0, 0.01, 600.0), format="%.2f")
-        tpot = c.number_input("TPOT p95 (ms)", 1.0, 5000.0, number("tpot_ms", 50.0, 1.0, 5000.0), format="%.0f")
-        scale = d.number_input("Load, times the trace", 0.01, 1000.0, number("scale", 1.0, 0.01, 1000.0))
-        e, f, g = st.columns(3)
-        place = e.selectbox("Region", regions, index=regions.index(region) if region in regions else 0)
-        precision = f.multiselect("Precision", PRECISIONS, several("precision", "bf16,fp8", PRECISIONS))
-        purchase = g.multiselect("Purchase", PURCHASES, several("purchase", "on_demand", PURCHASES))
-        only = st.multiselect("GPUs (none chosen: all)", sorted(gpus()), several("gpus", "", gpus()))
+        names = sorted(n for n, m in models().items() if m.kind == "decoder")
+        model = choice(a, "Model", names, "model", "llama-3.1-8b")
+        ttft = number(b, "TTFT p95 (s)", "ttft", 1.0, (0.01, 600.0), format="%.2f")
+        tpot = number(c, "TPOT p95 (ms)", "tpot_ms", 50.0, (1.0, 5000.0), format="%.0f")
+        scale = number(d, "Load, times the trace", "scale", 1.0, (0.01, 1000.0))
+        e, f, g = st.columns([1, 2, 2])
+        region = choice(e, "Region", sorted({p.region for p in prices()}), "region", "us-east-1")
+        precision = several(f, "Precision", PRECISIONS, "precision", "bf16,fp8")
+        purchase = several(g, "Purchase", PURCHASES, "purchase", "on_demand", format_func=lambda x: LABELS.get(x, x))
+        h, i, j = st.columns([2, 1, 1])
+        only = several(h, "GPUs (none chosen: all)", sorted(gpus()), "gpus", "")
+        score = number(i, "Quality kept, at least (%)", "quality", 0.0, (0.0, 100.0), format="%.1f",
+                       help="Share of the unquantized model's score, where it was measured. 0: any.")  # fmt: skip
+        budget = number(j, "Budget (USD a month; 0: none)", "budget", 0.0, (0.0, 1e9), format="%.0f")
         if not st.form_submit_button("Find the cheapest fleet", type="primary"):
             return None
     if not precision or not purchase:
         st.warning("Choose at least one precision and one purchase form.")
         return None
-    st.query_params.update({
-        "model": model, "ttft": f"{ttft:g}", "tpot_ms": f"{tpot:g}", "scale": f"{scale:g}", "region": place,
-        "precision": ",".join(precision), "purchase": ",".join(purchase), "gpus": ",".join(only),
-    })  # fmt: skip
+    st.query_params.pop("run", None)
+    keep({"model": model, "ttft": ttft, "tpot_ms": tpot, "scale": scale, "region": region, "quality": score,
+          "precision": ",".join(precision), "purchase": ",".join(purchase), "gpus": ",".join(only),
+          "budget": budget})  # fmt: skip
     return {
         "model": model,
-        "workload": {"trace": str(trace_path()), "scale": scale},
+        "workload": {**workload_section(), "scale": scale},
         "slo": {"ttft_p95_s": ttft, "tpot_p95_s": tpot / 1000.0},
-        "region": place,
+        "region": region,
         "candidates": {"gpus": only or "all", "precision": precision, "purchase": purchase},
+        **({"quality": {"min_score": score / 100.0}} if score else {}),
+        **({"budget_usd_per_month": budget} if budget else {}),
+        "seed": seed(),
     }
 
 
@@ -121,13 +105,14 @@ def show(answer: dict[str, Any]) -> None:
     st.subheader("Purchase list")
     table([dict(zip(first.columns, row, strict=True)) for row in first.rows], "purchase-list")
     show_charts(answer)
-    for i, found in enumerate(rest):
+    for found in (one for one in rest if one.title not in DRAWN):
         st.subheader(words(found.title))
-        table([dict(zip(found.columns, row, strict=True)) for row in found.rows], f"plan-{i}")
+        name = found.title.lower().replace(" ", "-")
+        table([dict(zip(found.columns, row, strict=True)) for row in found.rows], name)
     with st.expander("What it rests on"):
         for note in notes(answer)[1:]:
             st.text(note)
-    st.download_button("Download the answer (JSON)", json.dumps(answer, indent=1), "plan.json")
+    download("plan.json", lambda: json.dumps(answer, indent=1), "plan-json", "Download the answer (JSON)")
     st.page_link("views/export.py", label="Deploy it", icon=":material/ios_share:")
 
 
@@ -154,6 +139,13 @@ def show_charts(answer: dict[str, Any]) -> None:
             "front", "The cheapest plan when every latency limit is multiplied." + ends,
             latency_front_figure(answer), DataFrame(latency_front(answer)),
         )  # fmt: skip
+    if len(quality_front(answer)) > 1:
+        st.subheader("What quality costs")
+        drawing(
+            "quality", "The cheapest plan that keeps at least so much of the unquantized model's score, as measured by "
+            "those whom the catalogue names; an unmeasured precision is in none of them.",
+            quality_front_figure(answer), DataFrame(quality_front(answer)),
+        )  # fmt: skip
     if swings(answer):
         st.subheader("What moves the price most")
         drawing("swings", "Cost when one thing changes and the plan is made anew.",
@@ -165,17 +157,39 @@ def show_charts(answer: dict[str, Any]) -> None:
 
 
 def as_command(settings: dict[str, Any]) -> str:
-    """The same question on the command line."""
+    """The same question on the command line: by flags where there is a trace, else as a plan file."""
+    if "trace" not in settings["workload"]:
+        return on_file(settings, "plan.yaml", "plan recommend -c plan.yaml")
     chosen = settings["candidates"]
-    words = [
-        "plan recommend", f"--model {settings['model']}", f"--trace {Path(settings['workload']['trace']).name}",
+    parts = [
+        "plan recommend", f"--model {settings['model']}", "--trace {trace}",
         f"--scale {settings['workload']['scale']:g}", *[f"--slo {k}={v:g}" for k, v in settings["slo"].items()],
         f"--region {settings['region']}", f"--precision {','.join(chosen['precision'])}",
         f"--purchase {','.join(chosen['purchase'])}",
     ]  # fmt: skip
     if chosen["gpus"] != "all":
-        words.append(f"--gpus '{','.join(chosen['gpus'])}'")
-    return " \\\n  ".join(words)
+        parts.append(f"--gpus '{','.join(chosen['gpus'])}'")
+    if "quality" in settings:
+        parts.append(f"--min-score {settings['quality']['min_score']:g}")
+    if "budget_usd_per_month" in settings:
+        parts.append(f"--budget {settings['budget_usd_per_month']:g}")
+    return with_trace(" \\\n  ".join(parts))
+
+
+def earlier() -> dict[str, Any] | None:
+    """The kept answer that the URL names."""
+    wanted = st.query_params.get("run")
+    if not wanted:
+        return None
+    try:
+        run = load_run(wanted)
+    except PlanError as problem:
+        error(problem)
+        return None
+    if run.kind != "recommend":
+        return None
+    st.caption(f"Run {run.run_id} of {run.created_at}, as it was kept.")
+    return {**run.answer, "run": run.run_id}
 
 
 st.caption(f"Workload: {trace_name()}.")
@@ -184,12 +198,17 @@ try:
     if settings is not None:
         st.session_state["recommend-settings"] = settings
         begin("recommend", "Planning", lambda progress: work(settings, progress))
-    answer = outcome("recommend")
+    asked_now = job_of("recommend") is not None
+    answer = outcome("recommend") if asked_now else earlier()
     if answer is not None:
         show(answer)
-    elif "job-recommend" not in st.session_state:
+        if answer.get("run"):
+            st.query_params["run"] = answer["run"]
+    elif not asked_now:
         st.info("Set the limits and ask. With the demo trace the first answer takes some seconds.")
     if "recommend-settings" in st.session_state:
         command(as_command(st.session_state["recommend-settings"]))
+    elif answer is not None and answer.get("run"):
+        command(f"plan explain {answer['run']}")
 except PlanError as problem:
     error(problem)

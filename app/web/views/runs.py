@@ -8,8 +8,9 @@ import streamlit as st
 
 from app.cli.compare import difference, leaves
 from app.cli.output import plain
-from app.runs import list_runs, load_run
-from app.web.parts import command, error, heading, table
+from app.runs import Run, list_runs, load_run
+from app.web.parts import command, download, error, heading, table, words
+from app.web.style import LABELS
 from catalogs.errors import PlanError
 
 heading("Runs and compare", "Every answer is kept with its inputs, so that it can be asked again.")
@@ -43,6 +44,25 @@ def chosen(key: str, fallback: int) -> str:
     return str(found)
 
 
+def side(run: Run) -> None:
+    """One run's main figures and what it buys or plays."""
+    answer = run.answer
+    if run.kind == "recommend" and "plan" in answer:
+        st.metric("USD an hour", f"{answer['plan']['usd_per_hour']:,.2f}")
+        for line in answer["plan"].get("lines", []):
+            counts = line["instances"]
+            span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+            st.markdown(words(f"{span} x {line['instance_type']} ({line['gpu']}, {line['precision']}, "
+                              f"{LABELS.get(line['purchase'], line['purchase'])})"))  # fmt: skip
+    elif "ttft_s" in answer:
+        st.metric("TTFT p95 (s)", f"{answer['ttft_s']['p95']:.3f}" if answer["ttft_s"]["p95"] is not None else "–")
+        st.metric("Output tokens a second", f"{answer['output_tokens_per_s']:,.0f}")
+    for name, one in (answer.get("slo") or {}).items():
+        if one.get("simulated") is not None:
+            kept = "kept" if one["ok"] else "missed"
+            st.caption(words(f"{name}: {one['simulated']:.3g} s of {one['limit']:g} s, {kept}"))
+
+
 left, right = st.columns(2)
 with left:
     first = chosen("a", 0)
@@ -56,9 +76,12 @@ except PlanError as problem:  # removed between two clicks
 if first == second:
     st.subheader(f"Run {first}")
     table([{"figure": k, "value": str(v)} for k, v in leaves(a.answer).items()], "answer")
-    st.download_button("Download the answer (JSON)", json.dumps(plain(a.answer), indent=1), f"{first}.json")
+    download(f"{first}.json", lambda: json.dumps(plain(a.answer), indent=1), "run-json", "Download the answer (JSON)")
     command(f"plan runs show {first}")
 else:
+    for column, run in ((left, a), (right, b)):
+        with column:
+            side(run)
     for title, x, y in (("Asked differently", a.inputs, b.inputs), ("Answered differently", a.answer, b.answer)):
         st.subheader(title)
         changed = difference(x, y)

@@ -1,4 +1,4 @@
-"""Simulate: one fleet under the visitor's workload; latencies against the SLO, batch and KV over time."""
+"""Simulate: one fleet under the visitor's workload; latencies against the SLO, the fleet over time, the losses."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
-from app.charts import Limit, Series
+from app.charts import MEANING_COLOURS, Series
 from app.cli.output import plain
-from app.web.parts import begin, chart, command, error, heading, outcome, table, words
-from app.web.workload_state import current, trace_name, trace_path
-from catalogs.errors import PlanError
-from catalogs.load import gpus, models
+from app.web.fleet_form import form
+from app.web.parts import begin, chart, command, download, drawing, error, heading, outcome, table, words
+from app.web.run_charts import (
+    METRICS,
+    SHARES,
+    breakdown,
+    breakdown_figure,
+    curves,
+    latency_figure,
+    losses,
+    over_time,
+    replicas,
+    replicas_figure,
+)
+from app.web.workload_state import MAX_REQUESTS, on_file, trace_name
+from catalogs.errors import InputError, PlanError
 
-PRECISIONS = ("bf16", "fp16", "fp8", "int8", "int4-awq", "int4-gptq")
-FRAMEWORKS = ("vllm", "sglang", "tensorrt-llm", "tgi")
-ROUTERS = ("round_robin", "least_loaded", "power_of_two", "least_kv", "random", "prefix_affinity", "session_affinity")
-METRICS = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
+MOST_SAMPLES = 300
 
 heading("Simulate", "What one fleet does to every request of the workload.")
 
@@ -31,120 +39,108 @@ class Shown:
     answer: dict[str, Any]
     latencies: dict[str, Any]
     series: dict[str, Any]
+    scenario: dict[str, Any]
 
 
-def pick(column: Any, label: str, options: tuple[str, ...] | list[str], key: str, fallback: str) -> str:
-    """A choice that the URL restores."""
-    wanted = st.query_params.get(key, fallback)
-    return str(column.selectbox(label, options, index=list(options).index(wanted) if wanted in options else 0))
-
-
-def whole(column: Any, label: str, key: str, fallback: int, high: int) -> int:
-    """A whole number that the URL restores."""
-    text = st.query_params.get(key, str(fallback))
-    value = min(high, max(1, int(text))) if text.isdecimal() and len(text) < 10 else fallback
-    return int(column.number_input(label, 1, high, value))
-
-
-def form() -> dict[str, Any] | None:
-    """The scenario, when the visitor asks."""
-    with st.form("fleet"):
-        a, b, c, d = st.columns(4)
-        decoders = sorted(n for n, m in models().items() if m.kind == "decoder")
-        model = pick(a, "Model", decoders, "model", "llama-3.1-8b")
-        gpu = pick(b, "GPU", sorted(gpus()), "gpu", "L40S")
-        count = whole(c, "Replicas", "count", 2, 512)
-        tp = int(pick(d, "Tensor parallel size", ("1", "2", "4", "8"), "tp", "1"))
-        e, f, g, h = st.columns(4)
-        precision = pick(e, "Precision", PRECISIONS, "precision", "bf16")
-        framework = pick(f, "Engine", FRAMEWORKS, "framework", "vllm")
-        router = pick(g, "Router", ROUTERS, "router", "round_robin")
-        ttft = h.number_input("TTFT p95 limit (s)", 0.01, 600.0, 1.0)
-        if not st.form_submit_button("Simulate", type="primary"):
-            return None
-    st.query_params.update({
-        "model": model, "gpu": gpu, "count": str(count), "tp": str(tp), "precision": precision,
-        "framework": framework, "router": router,
-    })  # fmt: skip
-    engine = {"framework": framework}
-    line = {"gpu": gpu, "count": count, "tensor_parallel_size": tp, "precision": precision, "engine": engine}
-    return {
-        "model": model, "workload": {"trace": str(trace_path())}, "fleet": [line], "router": router,
-        "slo": {"ttft_p95_s": ttft}, "seed": 0,
-    }  # fmt: skip
-
-
-def work(scenario: dict[str, Any], requests: Any, progress: Any) -> Shown:
-    """Play the scenario."""
+def work(scenario: dict[str, Any], progress: Any) -> Shown:
+    """Play the scenario and price it, as `plan simulate` does."""
+    from planner.fleet_cost import with_fleet_dollars
+    from planner.fleet_price import fleet_usd_per_hour, with_dollars
     from simulator.run import simulate
     from simulator.scenario import Scenario
+    from simulator.workload_spec import load_workload
 
-    progress("building the fleet", 0.1)
+    progress("reading the workload", 0.05)
     read = Scenario.model_validate(scenario)
+    usd_per_hour = None if read.is_live else fleet_usd_per_hour(read)
+    requests = load_workload(read.workload, read.seed)
+    if len(requests) > MAX_REQUESTS:
+        raise InputError(
+            f"the load has {len(requests):,} requests", where="Repeat the load for",
+            why=f"the app plays at most {MAX_REQUESTS:,}", remedy="fewer hours, or the command below in a terminal",
+        )  # fmt: skip
     span_s = float(requests.arrival_s[-1]) if len(requests) else 1.0
-    progress(f"simulating {len(requests):,} requests", 0.3)
-    result = simulate(read, requests, series_interval_s=max(span_s / 300.0, 0.5))
+    progress(f"simulating {len(requests):,} requests", 0.2)
+    result = simulate(read, requests, series_interval_s=max(span_s / MOST_SAMPLES, 0.5))
     progress("drawing", 0.9)
+    document = with_dollars(result.document, usd_per_hour)
+    if result.fleet is not None:
+        document = with_fleet_dollars(document, read, result.fleet.ledger)
     latencies = {name: result.latencies.of_metric(name) for name in METRICS}
-    return Shown(dict(plain(result.document)), latencies, dict(result.records.series))
+    return Shown(dict(plain(document)), latencies, dict(result.records.series), scenario)
 
 
-def show(shown: Shown, limit_s: float) -> None:
-    """The charts of a run."""
+def show(shown: Shown) -> None:
+    """The answer: figures, charts, tables, notes."""
     from app.cli.simulate import run_notes, run_tables
 
     answer = shown.answer
-    a, b, c, d = st.columns(4)
-    a.metric("TTFT p95 (s)", f"{answer['ttft_s']['p95']:.3f}")
-    b.metric("TPOT p95 (ms)", f"{1e3 * (answer['tpot_s']['p95'] or 0):.1f}")
+    a, b, c, d, e = st.columns(5)
+    a.metric("TTFT p95 (s)", f"{answer['ttft_s']['p95']:.3f}" if answer["ttft_s"]["p95"] is not None else "–")
+    b.metric("TPOT p95 (ms)", f"{1e3 * answer['tpot_s']['p95']:.1f}" if answer["tpot_s"]["p95"] is not None else "–")
     c.metric("Requests a second", f"{answer['requests_per_s']:.2f}")
     d.metric("Output tokens a second", f"{answer['output_tokens_per_s']:,.0f}")
+    e.metric("USD for the run", f"{answer['usd']:,.2f}" if answer["usd"] is not None else "–")
     kept = all(x["ok"] for x in answer["slo"].values())
     (st.success if kept else st.warning)("The promise is kept." if kept else "The promise is missed.")
-    share = np.linspace(0.0, 1.0, 201)
-    curves = []
-    for name, label in METRICS.items():
-        values = shown.latencies[name]
-        values = values[np.isfinite(values)]
-        if len(values):
-            curves.append(Series(label, np.maximum(1e-4, np.quantile(values, share)), share))
-    chart("cdf", f"Share of requests that are at least so fast; 95 % must have their first token within {limit_s:g} s.",
-          curves, "seconds", "share of requests", log_x=True, limits=[Limit("95 %", 0.95)])  # fmt: skip
-    t_s = shown.series.get("t_s")
-    if t_s is not None and len(t_s):
-        chart("batch", "Requests that run and wait, over all replicas.",
-              [Series("running", t_s, shown.series["num_running"]),
-               Series("waiting", t_s, shown.series["num_waiting"])], "time (s)", "requests")  # fmt: skip
-        chart("kv", "Share of the KV cache in use, mean over the replicas.",
-              [Series("KV in use", t_s, shown.series["kv_share"])], "time (s)", "share of blocks")  # fmt: skip
-    went = answer["time_breakdown"]["request"]
-    chart("time", "Where the requests' time went.",
-          [Series("share", range(1, len(went) + 1), list(went.values()), "bar", labels=list(went))], "",
-          "share of the time")  # fmt: skip
+    limits = ", ".join(f"{name} {one['limit']:g} s" for name, one in answer["slo"].items())
+    drawing(
+        "cdf", f"Share of requests that are at least so fast, and the promised limits ({limits}). The bars at 95 % are "
+        "the percentile's 95 % interval once the run has settled.", latency_figure(shown.latencies, answer),
+        lambda: [{"metric": METRICS[n], "share": s, "seconds": v} for n, values in curves(shown.latencies).items()
+                 for s, v in zip(SHARES, values, strict=True)],
+    )  # fmt: skip
+    show_course(shown)
+    drawing("time", "Where the requests' time went, and what the engines did meanwhile.", breakdown_figure(answer),
+            breakdown(answer))  # fmt: skip
     for i, found in enumerate(run_tables(answer)):
         st.subheader(words(found.title))
         table([dict(zip(found.columns, row, strict=True)) for row in found.rows], f"run-{i}")
-    for note in run_notes(answer):
-        st.text(note)
-    st.download_button("Download the answer (JSON)", json.dumps(answer, indent=1), "run.json")
+    with st.expander("What it rests on"):
+        for note in run_notes(answer):
+            st.text(note)
+    download("run.json", lambda: json.dumps(answer, indent=1), "run-json", "Download the answer (JSON)")
+
+
+def show_course(shown: Shown) -> None:
+    """The fleet over time."""
+    if "live_fleet" in shown.answer:
+        drawing("replicas", "Replicas by purchase form over time; marks are spot notices, losses and refusals.",
+                replicas_figure(shown.answer), replicas(shown.answer))  # fmt: skip
+        befell = losses(shown.answer)
+        if befell:
+            table(befell, "losses")
+        else:
+            st.caption("No machine was lost or refused.")
+    course = over_time(shown.answer, shown.series)
+    if not len(course.get("t_s", ())):
+        return
+    t_s = course["t_s"]
+    held = [Series("running", t_s, course["running"], colour=MEANING_COLOURS["measured"]),
+            Series("waiting", t_s, course["waiting"], colour=MEANING_COLOURS["bad"])]  # fmt: skip
+    chart("batch", "Requests that run and wait, over all replicas.", held, "time (s)", "requests")
+    use = [Series("KV cache in use", t_s, course["kv"], colour="#cc79a7")]
+    if "busy" in course:
+        use.append(Series("GPU busy", t_s, course["busy"], colour=MEANING_COLOURS["good"]))
+    chart("kv", "Share of the KV cache in use, mean over the replicas.", use, "time (s)", "share")
+    if "usd" in course:
+        chart("usd", "What the machines held cost.", [Series("cost", t_s, course["usd"], "step")], "time (s)",
+              "USD per hour")  # fmt: skip
 
 
 st.caption(f"Workload: {trace_name()}.")
 try:
     scenario = form()
     if scenario is not None:
-        requests = current()
-        st.session_state["simulate-limit"] = scenario["slo"]["ttft_p95_s"]
+        begin("simulate", "Simulating", lambda progress: work(scenario, progress))
         st.session_state["simulate-scenario"] = scenario
-        begin("simulate", "Simulating", lambda progress: work(scenario, requests, progress))
     shown = outcome("simulate")
     if shown is not None:
-        show(shown, st.session_state["simulate-limit"])
+        show(shown)
+        st.session_state["simulate-scenario"] = shown.scenario
     elif "job-simulate" not in st.session_state:
         st.info("Choose a fleet and simulate it under the workload.")
     if "simulate-scenario" in st.session_state:
-        asked = st.session_state["simulate-scenario"]
-        text = json.dumps({**asked, "workload": {"trace": trace_path().name}}, indent=1)
-        command(f"cat > scenario.yaml <<'END'\n{text}\nEND\nplan simulate scenario.yaml")
+        command(on_file(st.session_state["simulate-scenario"], "scenario.yaml", "plan simulate scenario.yaml"))
 except PlanError as problem:
     error(problem)

@@ -1,0 +1,114 @@
+"""What step times rest on, as figures: the roofline, where a step's time goes, errors, predicted against measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from app.charts import MEANING_COLOURS, PALETTE
+from app.web.style import NEUTRAL, lay_out
+
+if TYPE_CHECKING:
+    from calibrate.bottleneck import StepCost
+    from calibrate.validate import Comparison
+
+RESOURCE_COLOURS = {"compute": PALETTE[0], "memory bandwidth": PALETTE[1], "interconnect": PALETTE[3],
+                    "launch overhead": NEUTRAL}  # fmt: skip
+ERROR_COLOURS = {"unseen": MEANING_COLOURS["measured"], "fitted": MEANING_COLOURS["ideal"]}
+TERA = 1e12
+
+
+def kernels(cost: StepCost) -> list[dict[str, Any]]:
+    """The parts of a step with the point of each on the roofline (None for a part without arithmetic or traffic)."""
+    return [
+        {"part": p.name, "ms": 1e3 * p.seconds, "bound by": p.resource,
+         "FLOP per byte": p.flops / p.num_bytes if p.flops and p.num_bytes else None,
+         "TFLOP/s": p.flops / p.seconds / TERA if p.flops and p.num_bytes else None}
+        for p in cost.parts
+    ]  # fmt: skip
+
+
+def roofline_figure(cost: StepCost) -> go.Figure:
+    """The data sheet's roofline and each kernel of the step on it, named; the colour says what bounds it."""
+    x = np.geomspace(min(0.5, cost.intensity / 4), 4 * max(cost.ridge, cost.intensity), 60)
+    found = go.Figure()
+    found.add_scatter(x=x, y=np.minimum(cost.peak_flops, x * cost.bandwidth_bytes_per_s) / TERA, mode="lines",
+                      name="roofline (data sheet)", line={"color": MEANING_COLOURS["ideal"]})  # fmt: skip
+    rows = [r for r in kernels(cost) if r["TFLOP/s"]]
+    for resource in dict.fromkeys(r["bound by"] for r in rows):
+        chosen = [r for r in rows if r["bound by"] == resource]
+        found.add_scatter(
+            x=[r["FLOP per byte"] for r in chosen], y=[r["TFLOP/s"] for r in chosen], mode="markers+text",
+            text=[r["part"] for r in chosen], name=f"bound by {resource}", textposition=_beside(chosen, rows),
+            marker={"size": 11, "color": RESOURCE_COLOURS[resource]}, cliponaxis=False,
+            hovertemplate="%{text}: %{y:.3g} TFLOP/s at %{x:.3g} FLOP/byte<extra></extra>",
+        )  # fmt: skip
+    lay_out(found, "FLOP per byte of DRAM traffic", "TFLOP/s", height=380)
+    found.update_layout(hovermode="closest")
+    found.update_xaxes(type="log", dtick=1)
+    found.update_yaxes(type="log", dtick=1)
+    return found
+
+
+def _beside(chosen: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names below the roof, to the right and to the left in turn, so that kernels at one place can be read."""
+    order = sorted(rows, key=lambda r: r["FLOP per byte"])
+    places = {id(r): ("bottom left" if i % 2 else "bottom right") for i, r in enumerate(order)}
+    return [places[id(r)] for r in chosen]
+
+
+def step_figure(cost: StepCost) -> go.Figure:
+    """Where a step's time goes, a bar a part."""
+    rows = kernels(cost)[::-1]
+    found = go.Figure()
+    found.add_bar(
+        y=[r["part"] for r in rows], x=[r["ms"] for r in rows], orientation="h", text=[f"{r['ms']:.3g}" for r in rows],
+        textposition="outside", cliponaxis=False, marker_color=[RESOURCE_COLOURS[r["bound by"]] for r in rows],
+    )  # fmt: skip
+    lay_out(found, "ms of a step", "", height=90 + 30 * len(rows))
+    found.update_layout(hovermode="closest", margin={"l": 10, "r": 40, "t": 10, "b": 10})
+    return found
+
+
+def errors_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Errors from median to 90th percentile, a line a row; ``rows`` have name, median, p90 and fit."""
+    found = go.Figure()
+    for fit in dict.fromkeys(r["fit"] for r in rows):
+        chosen = [r for r in rows if r["fit"] == fit][::-1]
+        colour = ERROR_COLOURS.get(fit, NEUTRAL)
+        for i, row in enumerate(chosen):
+            found.add_scatter(x=[row["median"], row["p90"]], y=[row["name"]] * 2, mode="lines", opacity=0.5,
+                              line={"color": colour, "width": 8}, name=f"median to 90 %, {fit}", legendgroup=fit,
+                              showlegend=i == 0, hoverinfo="skip")  # fmt: skip
+        found.add_scatter(x=[r["median"] for r in chosen], y=[r["name"] for r in chosen], mode="markers",
+                          marker={"color": colour, "size": 9}, name=f"median, {fit}", legendgroup=fit)  # fmt: skip
+    lay_out(found, "relative error", "", height=130 + 24 * len(rows))
+    found.update_xaxes(type="log", tickformat=".2~%", dtick="D2")
+    found.update_yaxes(categoryorder="array", categoryarray=[r["name"] for r in rows][::-1])
+    found.update_layout(hovermode="closest", legend={"y": 1.0, "yanchor": "bottom"})
+    return found
+
+
+def compared_figure(compared: Sequence[Comparison], metric: str) -> go.Figure:
+    """Predicted against measured of one metric, a colour a group, with the line of equality and the 20 % about it."""
+    mine = [c for c in compared if c.metric == metric]
+    ends = [min(min(c.measured, c.predicted) for c in mine), max(max(c.measured, c.predicted) for c in mine)]
+    found = go.Figure()
+    for factor, dash, name in ((1.0, "solid", "equal"), (1.2, "dot", "20 % off"), (1 / 1.2, "dot", "")):
+        found.add_scatter(x=ends, y=[factor * v for v in ends], mode="lines", name=name, showlegend=bool(name),
+                          line={"color": NEUTRAL, "dash": dash, "width": 1}, hoverinfo="skip")  # fmt: skip
+    for i, group in enumerate(dict.fromkeys(c.group for c in mine)):
+        chosen = [c for c in mine if c.group == group]
+        found.add_scatter(
+            x=[c.measured for c in chosen], y=[c.predicted for c in chosen], mode="markers", name=group,
+            text=[c.name for c in chosen], marker={"color": PALETTE[i % len(PALETTE)], "size": 9},
+            hovertemplate="%{text}<br>measured %{x:.4g}, predicted %{y:.4g}<extra></extra>",
+        )  # fmt: skip
+    lay_out(found, f"measured {metric}", f"predicted {metric}", height=420)
+    found.update_layout(hovermode="closest")
+    found.update_xaxes(type="log")
+    found.update_yaxes(type="log")
+    return found

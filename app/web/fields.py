@@ -1,0 +1,87 @@
+"""Form fields that the URL restores; what the address asks for and cannot have is said beside the field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import streamlit as st
+
+NOT_THERE = "The address asks for {0}, which there is not."
+
+
+def asked(key: str) -> str | None:
+    """What the URL asks for; None: nothing."""
+    found = st.query_params.get(key)
+    return None if found is None else str(found)[:200]
+
+
+def choice(column: Any, label: str, options: Sequence[str], key: str, fallback: str, **settings: Any) -> str:
+    """One of some names."""
+    wanted = asked(key)
+    start = wanted if wanted is not None and wanted in options else fallback
+    found = column.selectbox(label, options, index=list(options).index(start) if start in options else 0,
+                             key=f"field-{key}", **settings)  # fmt: skip
+    if wanted is not None and wanted not in options:
+        _beside(column, NOT_THERE.format("another one"))
+    return str(found)
+
+
+def several(column: Any, label: str, options: Sequence[str], key: str, fallback: str, **settings: Any) -> list[str]:
+    """Some of some names; the URL separates them by commas."""
+    wanted = asked(key)
+    names = [x for x in (fallback if wanted is None else wanted).split(",") if x]
+    found = column.multiselect(label, options, [x for x in names if x in options], key=f"field-{key}", **settings)
+    if any(x not in options for x in names):
+        _beside(column, NOT_THERE.format("names"))
+    return [str(x) for x in found]
+
+
+def number(column: Any, label: str, key: str, fallback: float, bounds: tuple[float, float], **settings: Any) -> float:
+    """A number within its bounds."""
+    low, high = bounds
+    wanted = asked(key)
+    try:
+        value = fallback if wanted is None else float(wanted)
+    except ValueError:
+        value = math.nan
+    inside = low <= value <= high
+    start = value if inside else fallback if math.isnan(value) else min(high, max(low, value))
+    found = float(column.number_input(label, low, high, start, key=f"field-{key}", **settings))
+    if not inside:
+        _beside(column, f"The address asks for what is outside {low:g} to {high:g}.")
+    return found
+
+
+def whole(column: Any, label: str, key: str, fallback: int, bounds: tuple[int, int], **settings: Any) -> int:
+    """A whole number within its bounds."""
+    low, high = bounds
+    wanted = asked(key)
+    readable = wanted is None or (wanted.isascii() and wanted.removeprefix("-").isdecimal() and len(wanted) < 16)
+    value = fallback if wanted is None or not readable else int(wanted)
+    start = min(high, max(low, value))
+    found = int(column.number_input(label, low, high, start, step=1, key=f"field-{key}", **settings))
+    if not readable or not low <= value <= high:
+        _beside(column, f"The address asks for what is no whole number from {low:,} to {high:,}.")
+    return found
+
+
+def slider(column: Any, label: str, key: str, fallback: int, bounds: tuple[int, int], **settings: Any) -> int:
+    """A whole number to slide; the URL restores it within its bounds."""
+    low, high = bounds
+    wanted = asked(key) or ""
+    start = int(wanted) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 12 else fallback
+    start = min(high, max(low, start))
+    found = int(column.slider(label, low, high, start, key=f"field-{key}", **settings))
+    st.query_params[key] = str(found)
+    return found
+
+
+def keep(values: Mapping[str, object]) -> None:
+    """Write the view into the URL."""
+    st.query_params.update({key: f"{v:g}" if isinstance(v, float) else str(v) for key, v in values.items()})
+
+
+def _beside(column: Any, text: str) -> None:
+    column.caption(f":material/warning: {text}")

@@ -1,0 +1,172 @@
+"""Fleet lines with a role: from a scenario to the prefill and the decode pool, and what lies between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from catalogs.errors import InputError
+from catalogs.load import find_instance
+from catalogs.schema import Gpu
+from catalogs.yaml_source import Strict
+from simulator.disaggregation import Pools
+from simulator.records import Records
+from simulator.workload import Requests
+
+if TYPE_CHECKING:
+    from simulator.replicas import Line
+    from simulator.scenario import FleetLine, Scenario
+
+# Fitted on nine transfers of 20 MB to 4.5 GB that vLLM's Mooncake connector made over 8 RoCE links of 200 GB/s in all
+# (kvcache-ai.github.io/Mooncake, vLLM V1 support benchmark, Qwen3-8B; read 2026-11): within 9 % of each. RDMA only:
+# over TCP the same engine reaches half of that and less.
+LINK_EFFICIENCY = 0.71
+LATENCY_S = 0.0004
+WITHOUT_ROLES = ("tgi", "onnxruntime")  # no connector that hands KV to another server
+ROLES = ("tgi", "onnxruntime")  # no connector that hands KV to another server
+# Who samples the token that the client sees first. All of them answer from the decode server; SGLang and TensorRT-LLM
+# hand the sampled token over with the KV, vLLM computes the prompt's last token again.
+
+
+class DisaggregationSpec(Strict):
+    """What lies between prefill and decode replicas.
+
+    ``link``: the instances' network, or NVLink or PCIe where both pools share machines; ``link_bytes_per_s``, of a
+    replica and one direction, replaces it. ``first_token``: ``decode`` (vLLM) or ``prefill`` (DistServe, Splitwise).
+    """
+
+    link: Literal["network", "nvlink", "pcie"] = "network"
+    link_bytes_per_s: Annotated[float, Field(gt=0)] | None = None
+    link_efficiency: Annotated[float, Field(gt=0, le=1)] = LINK_EFFICIENCY
+    latency_s: Annotated[float, Field(ge=0, le=60)] = LATENCY_S
+    first_token: Literal["decode", "prefill"] = "decode"
+    decode_router: str = "least_loaded"
+
+
+def has_roles(scenario: Scenario) -> bool:
+    """Whether the fleet is split into prefill and decode replicas.
+
+    Raises:
+        InputError: some lines have a role and others have none, or a section stands without them.
+    """
+    roles = [line.role for line in scenario.fleet]
+    if "both" in roles and len(set(roles)) > 1:
+        number = roles.index("both")
+        raise InputError("a fleet line without a role beside lines with one", where=f"fleet.{number}.role",
+                         why="no router knows what to send it", remedy="role: prefill or role: decode")  # fmt: skip
+    split = roles[0] != "both"
+    if not split and scenario.disaggregation is not None:
+        raise InputError("disaggregation without roles", where="disaggregation",
+                         remedy="fleet lines with role: prefill and role: decode")  # fmt: skip
+    if split and scenario.is_live:
+        raise InputError(
+            "roles in a fleet that is scaled, fails or has a gateway", where="fleet",
+            why="prefill and decode pools are simulated with a fixed number of replicas",
+            remedy="a fixed fleet: leave out autoscaling, spot, failures, admission, caches and the like",
+        )  # fmt: skip
+    return split
+
+
+def by_role(lines: Sequence[Line]) -> list[Line]:
+    """Prefill lines first, else in their order."""
+    return sorted(lines, key=lambda line: line.role != "prefill")
+
+
+def build_pools(scenario: Scenario, lines: Sequence[Line]) -> Pools:
+    """Both pools of a scenario whose lines have roles.
+
+    Args:
+        lines: as ``by_role`` gives them.
+
+    Raises:
+        InputError: lines that cannot exchange KV, or a link whose speed is not known.
+    """
+    spec = scenario.disaggregation or DisaggregationSpec()
+    _check_exchange(lines)
+    links: list[float] = []
+    for line in lines:
+        links += [_link_bytes_per_s(spec, line, scenario.fleet)] * line.num_engines
+    receiver = next((line for line in reversed(lines)), lines[0])
+    parallel = receiver.replica.tensor_parallel_size
+    return Pools(
+        prefill=tuple(x.spec for x in lines if x.role == "prefill" for _ in range(x.num_engines)),
+        decode=tuple(x.spec for x in lines if x.role == "decode" for _ in range(x.num_engines)),
+        link_bytes_per_s=tuple(links),
+        block_bytes=receiver.memory.kv_bytes_per_token * parallel * receiver.spec.block_size,
+        latency_s=spec.latency_s,
+        first_token=spec.first_token,
+        decode_router=spec.decode_router,
+    )
+
+
+def _check_exchange(lines: Sequence[Line]) -> None:
+    for line in lines:
+        engine = line.replica.engine
+        if line.replica.model.kind != "decoder":
+            raise InputError(f"{line.replica.model.name} has no KV cache", where="fleet", why="roles hand over KV",
+                             remedy="lines without a role")  # fmt: skip
+        if engine.framework in WITHOUT_ROLES:
+            raise InputError(f"{engine.framework} has no prefill or decode role", where="fleet",
+                             why="it cannot hand KV over", remedy="vllm, sglang or tensorrt-llm")  # fmt: skip
+        if line.replica.pipeline_parallel_size > 1:
+            raise InputError("a role with pipeline_parallel_size above 1", where="fleet",
+                             why="KV that is spread over stages moves over several links at once",
+                             remedy="tensor_parallel_size")  # fmt: skip
+    for name, values in (
+        ("kv_cache_dtype", {line.replica.kv_cache_dtype for line in lines}),
+        ("framework", {line.replica.engine.framework for line in lines}),
+    ):
+        if len(values) > 1:
+            raise InputError(f"prefill and decode lines of different {name}: {', '.join(sorted(values))}",
+                             where="fleet",
+                             why="KV is copied as it is", remedy=f"one {name} in every line")  # fmt: skip
+
+
+def _link_bytes_per_s(spec: DisaggregationSpec, line: Line, fleet: Sequence[FleetLine]) -> float:
+    """One engine's link, one direction, at the share of its data sheet that KV transfers reach."""
+    if spec.link_bytes_per_s is not None:
+        return spec.link_bytes_per_s
+    gpu, parallel = line.replica.gpu, line.replica.tensor_parallel_size
+    if spec.link != "network":
+        return spec.link_efficiency * parallel * _own_link(gpu, spec.link)
+    place = f"fleet.{line.number}"
+    name = fleet[line.number].instance
+    if name is None:
+        raise InputError(
+            "the link between prefill and decode replicas is not known", where=f"{place}.instance",
+            why="the time of a KV transfer follows from it",
+            remedy="an `instance` whose network the catalogue has, or `disaggregation: {link_bytes_per_s: ...}`",
+        )  # fmt: skip
+    instance = find_instance(name, where=f"{place}.instance")
+    if instance.network_bytes_per_s is None:
+        raise InputError(f"the network of {instance.name} is not in the catalogue", where=f"{place}.instance",
+                         remedy="disaggregation: {link_bytes_per_s: ...}")  # fmt: skip
+    return spec.link_efficiency * instance.network_bytes_per_s * min(1.0, parallel / instance.num_gpus)
+
+
+def _own_link(gpu: Gpu, link: str) -> float:
+    if link == "nvlink" and gpu.nvlink_bytes_per_s is None:
+        raise InputError(f"{gpu.name} has no NVLink", where="disaggregation.link", remedy="pcie or network")
+    return (gpu.nvlink_bytes_per_s or 0.0) if link == "nvlink" else gpu.pcie_bytes_per_s
+
+
+def transfer_document(requests: Requests, records: Records) -> dict[str, object]:
+    """KV transfers of a run: how many, how much, how long they waited and took, and how busy the links were."""
+    from simulator.metrics import summary
+
+    way = records.handover
+    assert way is not None
+    took = way.end_s - way.start_s
+    span_s = max(float(records.end_s - records.arrival_s.min()), 1e-9)
+    return {
+        "transfers": int((~np.isnan(took)).sum()),
+        "bytes": float(way.num_bytes.sum()),
+        "wait_s": summary(way.start_s - way.prefill_end_s),  # for blocks and for the link
+        "transfer_s": summary(took),
+        "seat_wait_s": summary(way.decode_scheduled_s - way.end_s),
+        "bytes_per_s": float(way.num_bytes.sum()) / span_s,
+        "prompt_tokens_per_transfer": float(requests.input_tokens[~np.isnan(took)].mean()) if len(took) else None,
+    }

@@ -1,0 +1,186 @@
+"""Every reader of the program with real forms of what it reads: what the fuzzers damage and the bombs are thrown at."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sqlite3
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from app.report.schedule import Schedule
+from calibrate.benchmark_results import read_results
+from calibrate.dcgm import read_counters
+from calibrate.importers.aiconfigurator import read_frames
+from calibrate.importers.llmservingsim import import_profile
+from calibrate.measurements import read_measurements
+from calibrate.profilers import read_trace as read_profiler_trace
+from calibrate.profiles import load_profile
+from calibrate.prometheus_text import parse, scrape
+from catalogs.hf_config import read_config
+from catalogs.load import find_gpu
+from catalogs.yaml_source import read_model
+from planner.bill_readers import read_bill
+from planner.capacity_table import read_capacity_table, read_demand
+from planner.certificate import verify_certificate
+from planner.fleet_cost import read_price_paths
+from planner.market import user_prices
+from planner.problem import read_problem
+from simulator.scenario import read_scenario
+from simulator.spot_trace import read_availability
+from simulator.sweep import read_sweep
+from simulator.trace_stats import describe_file
+from simulator.traces import read_lengths, read_trace
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One reader: the name of its file, real contents of it, and how it is read.
+
+    ``prepare`` lays the files that must stand beside it.
+    """
+
+    file: str
+    seeds: tuple[bytes, ...]
+    read: Callable[[Path], Any]
+    prepare: Callable[[Path], None] = lambda folder: None
+
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 1000, "max_position_embeddings": 2048,
+    "torch_dtype": "bfloat16", "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128},
+}  # fmt: skip
+BENCH = {"request_throughput": 1.0, "mean_ttft_ms": 10.0, "median_tpot_ms": 5.0, "max_concurrency": 4, "completed": 9}
+AIPERF = {"time_to_first_token": {"avg": 10, "unit": "ms"}, "request_latency": {"avg": 99, "unit": "ms"}}
+GUIDELLM = {"benchmarks": [{"config": {"strategy": {"streams": 2}}, "metrics": {"requests_per_second": {"mean": 1}}}]}
+PROFILE = {"schema_version": 1, "name": "p", "kind": "kernels", "gpu": "L4", "source": "s", "as_of": "2026-01-01"}
+FOCUS = (
+    b"BilledCost,EffectiveCost,ChargeCategory,ChargePeriodStart,BillingCurrency,x_UsageType,Tags\n"
+    b'1,1,Usage,2026-10-01T00:00:00Z,USD,BoxUsage:g5.xlarge,"{""plan-model"": ""m""}"\n'
+)
+CUR = (
+    b"line_item_usage_start_date,line_item_line_item_type,line_item_unblended_cost,line_item_usage_type\n"
+    b"2026-10-01T00:00:00Z,Usage,1.5,BoxUsage:g5.xlarge\n"
+)
+TRACE = b"arrival_s,input_tokens,output_tokens,hash_ids\n0,10,5,1 2\n1.5,20,1,1 3\n"
+AZURE = b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:01:00.5,9,3\n2023-11-16 18:01:01.5,7,2\n"
+BURSTGPT = (
+    b"Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,Conversation log\n"
+)
+MOONCAKE = b'{"timestamp": 0, "input_length": 900, "output_length": 5, "hash_ids": [1, 2]}\n'
+SHAREGPT = b'[{"conversations": [{"from": "human", "value": "hello there"}, {"from": "gpt", "value": "hi"}]}]'
+PLAN = b"model: llama-3.1-8b\nworkload: {trace: t.csv, scale: 2}\nslo: {ttft_p95_s: 1.0}\ncandidates: {gpus: [L4]}\n"
+SCENARIO = (
+    b"model: llama-3.1-8b\nworkload:\n  arrivals: {process: poisson, rate_rps: 1, num_requests: 5}\n"
+    b"  input_tokens: {distribution: fixed, value: 9}\n  output_tokens: {distribution: fixed, value: 2}\n"
+    b"fleet:\n  - {gpu: L4, count: 1}\n"
+)
+SWEEP = b"scenario:\n" + b"".join(b"  " + line + b"\n" for line in SCENARIO.splitlines()) + b"grid: {seed: [1, 2]}\n"
+SCHEDULE = b"name: n\ncron: '0 8 * * MON'\nreport: {bill: b.csv}\nsend:\n  - {kind: file, path: x}\n"
+METRICS = (
+    b'# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{model="m"} 3\nvllm:kv_cache_usage_perc 0.5\n'
+)
+DCGM = (
+    b'DCGM_FI_DEV_GPU_UTIL{gpu="0",modelName="NVIDIA L4",Hostname="n"} 99\n'
+    b'DCGM_FI_PROF_DRAM_ACTIVE{gpu="0",modelName="NVIDIA L4",Hostname="n"} 0.8\n'
+)
+CHROME = {
+    "schemaVersion": 1,
+    "traceEvents": [{"ph": "X", "cat": "kernel", "name": "gemm", "ts": 1, "dur": 5, "pid": 0, "tid": 0}],
+}
+CAPACITY = b"gpu,precision,input_tokens,output_tokens,max_rps,usd_per_hour\nL4,bf16,100,100,2,0.8\n"
+CERTIFICATE = {"kind": "gpu-capacity-plan certificate", "version": 1, "proof": {}, "sha256": ""}
+DENSE = b"layer,tokens,time_us\nqkv_proj,1,3\nqkv_proj,64,99\n"
+MEASURED = (
+    b'{"kind": "header", "schema_version": 1, "device": "cpu", "gpu": "cpu"}\n{"kind": "gemm", "m": 1, "time_s": 1}\n'
+)
+
+
+def _parquet(text: bytes) -> bytes:
+    out = io.BytesIO()
+    pd.read_csv(io.BytesIO(text)).to_parquet(out)
+    return out.getvalue()
+
+
+def _nsight() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t.sqlite"
+        db = sqlite3.connect(path)
+        db.executescript(
+            "CREATE TABLE META_DATA_EXPORT (name TEXT, value TEXT);"
+            "INSERT INTO META_DATA_EXPORT VALUES ('EXPORT_SCHEMA_VERSION', '3.11.0');"
+            "CREATE TABLE StringIds (id INTEGER, value TEXT); INSERT INTO StringIds VALUES (1, 'gemm');"
+            "CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (demangledName INTEGER, start INTEGER, end INTEGER);"
+            "INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (1, 0, 1000);"
+        )
+        db.close()
+        return path.read_bytes()
+
+
+def _beside_llmservingsim(folder: Path) -> None:
+    (folder / "tp1").mkdir(exist_ok=True)
+    (folder / "meta.yaml").write_text("gpu: NVIDIA RTX PRO 6000\nhardware: RTXPRO6000\nmodel: m\nvariant: bf16\n")
+    (folder / "tp1" / "per_sequence.csv").write_text("layer,sequences,time_us\nlm_head,1,10\nlm_head,8,10\n")
+    (folder / "tp1" / "attention.csv").write_text(
+        "prefill_chunk,kv_prefill,n_decode,kv_decode,time_us\n0,0,1,16,2\n16,0,0,0,2\n16,0,1,16,3\n"
+    )
+
+
+def _kernel_rows() -> bytes:
+    rows = ["device,gemm_dtype,m,n,k,latency"]
+    rows += [f"NVIDIA L4,bfloat16,{m},{n},512,{0.01 + m * n / 1e7}" for m in (1, 64) for n in (512, 4096)]
+    return "\n".join(rows).encode()
+
+
+def _dump(document: Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+READERS: dict[str, Reader] = {
+    "trace.csv": Reader("t.csv", (TRACE, AZURE, BURSTGPT), read_trace),
+    "trace.jsonl": Reader("t.jsonl", (MOONCAKE,), read_trace),
+    "trace.json": Reader("t.json", (SHAREGPT,), read_trace),
+    "trace.parquet": Reader("t.parquet", (_parquet(TRACE), b"PAR1" + bytes(64) + b"PAR1"), read_trace),
+    "trace.gz": Reader("t.csv.gz", (gzip.compress(TRACE), b"\x1f\x8b\x08" + bytes(30)), read_trace),
+    "trace lengths": Reader("t.csv", (TRACE, AZURE), read_lengths),
+    "trace stats": Reader("t.csv", (AZURE, TRACE), describe_file),
+    "plan.yaml": Reader("plan.yaml", (PLAN,), lambda p: read_problem(p, {})),
+    "scenario.yaml": Reader("s.yaml", (SCENARIO,), read_scenario),
+    "sweep.yaml": Reader("w.yaml", (SWEEP,), read_sweep),
+    "schedule.yaml": Reader("w.yaml", (SCHEDULE,), lambda p: read_model(p, Schedule)),
+    "profile.json": Reader("p.json", (_dump(PROFILE),), load_profile),
+    "config.json": Reader("config.json", (_dump(CONFIG),), read_config),
+    "benchmark.json": Reader("r.json", (_dump(BENCH), _dump(AIPERF), _dump(GUIDELLM)), read_results),
+    "benchmark.yaml": Reader("r.yaml", (_dump(GUIDELLM),), read_results),
+    "bill.csv": Reader("bill.csv", (FOCUS, CUR), read_bill),
+    "bill.csv.gz": Reader("bill.csv.gz", (gzip.compress(FOCUS),), read_bill),
+    "bill.parquet": Reader("bill.parquet", (_parquet(FOCUS), b"PAR1" + bytes(64) + b"PAR1"), read_bill),
+    "metrics": Reader("m.prom", (METRICS,), lambda p: scrape(p.read_text(errors="replace"))),
+    "dcgm": Reader("m.prom", (DCGM,), lambda p: read_counters(parse(p.read_text(errors="replace")))),
+    "measurements.jsonl": Reader("m.jsonl", (MEASURED,), read_measurements),
+    "chrome trace": Reader("trace.json", (_dump(CHROME), gzip.compress(_dump(CHROME))), read_profiler_trace),
+    "nsight": Reader("t.sqlite", (_nsight(),), read_profiler_trace),
+    "capacity table": Reader("c.csv", (CAPACITY,), read_capacity_table),
+    "demand": Reader("d.csv", (b"input_tokens,output_tokens,rate_rps\n100,100,3\n",), read_demand),
+    "price paths": Reader("p.csv", (b"start_s,zone,usd_per_hour\n0,a,1\n9,a,2\n",), read_price_paths),
+    "own prices": Reader("p.csv", (b"instance_type,region,purchase,usd_per_hour\ng6.xlarge,,spot,1\n",), user_prices),
+    "certificate": Reader("c.json", (_dump(CERTIFICATE),), verify_certificate),
+    "availability": Reader(
+        "a.json", (_dump({"metadata": {"gap_seconds": 60}, "data": [1, 0, 1]}),), lambda p: read_availability(p, 100.0)
+    ),
+    "kernel table.csv": Reader(
+        "gemm_perf.csv", (_kernel_rows(),), lambda p: read_frames(p.parent, find_gpu("L4"))
+    ),
+    "kernel table.parquet": Reader(
+        "gemm_perf.parquet", (_parquet(_kernel_rows()),),
+        lambda p: read_frames(p.parent, find_gpu("L4")),
+    ),
+    "step table": Reader("tp1/dense.csv", (DENSE,), lambda p: import_profile(p.parents[1]), _beside_llmservingsim),
+}  # fmt: skip

@@ -1,0 +1,240 @@
+"""Prefill/decode disaggregation: the compiled planes equal the plain ones, and conserve requests and blocks."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from catalogs.errors import InputError
+from simulator.disaggregation import Pools, simulate_disaggregated
+from simulator.engine import ROUTERS, ReplicaSpec, simulate_replicas
+from simulator.records import COMPLETED, Records
+from simulator.run import simulate
+from simulator.scenario import Scenario
+from simulator.workload import Requests
+from tests.simulator.engine_cases import requests, step_table
+from tests.simulator.test_engine_equals_reference import assert_equal
+
+SEARCH = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run through two pools."""
+
+    requests: Requests
+    pools: Pools
+    router: str
+    seed: int
+
+
+@st.composite
+def cases(draw: st.DrawFn, hashes: bool = False) -> Case:
+    """Up to 60 requests on up to three prefill and three decode replicas, often short of blocks and links."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    block_size = draw(st.sampled_from([1, 4, 16]))
+
+    def pool(num: int) -> tuple[ReplicaSpec, ...]:
+        specs = []
+        for _ in range(num):
+            seats = draw(st.sampled_from([1, 3, 8, 16]))
+            specs.append(
+                ReplicaSpec(
+                    step_table(rng, skew=draw(st.booleans())),
+                    num_gpu_blocks=draw(st.integers(70, 300)) // block_size + 2,
+                    block_size=block_size,
+                    max_num_seqs=seats,
+                    max_num_batched_tokens=draw(st.sampled_from([seats, seats + 7, 64])),
+                    max_model_len=draw(st.sampled_from([80, 1000])),
+                    enable_prefix_caching=draw(st.booleans()),
+                    enable_chunked_prefill=draw(st.sampled_from([True, True, False])),
+                    policy=draw(st.sampled_from(["continuous", "continuous", "prefill_first"])),
+                    reserve_output_tokens=draw(st.sampled_from([0, 0, 0, 30])),
+                    async_scheduling=draw(st.booleans()),
+                )
+            )
+        return tuple(specs)
+
+    prefill, decode = pool(draw(st.integers(1, 3))), pool(draw(st.integers(1, 3)))
+    links = rng.uniform(1.0, 100.0, len(prefill) + len(decode))
+    pools = Pools(
+        prefill, decode, tuple(links.tolist()), block_bytes=block_size * draw(st.sampled_from([0.1, 3.0])),
+        latency_s=draw(st.sampled_from([0.0, 0.3])), first_token=draw(st.sampled_from(["decode", "prefill"])),
+        decode_router=draw(st.sampled_from(sorted(ROUTERS))),
+    )  # fmt: skip
+    closed = draw(st.sampled_from([None, None, 1, 4, 20]))
+    made = requests(rng, draw(st.integers(1, 60)), draw(st.sampled_from([0.02, 0.2, 2.0])), closed, hashes)
+    return Case(made, pools, draw(st.sampled_from(sorted(ROUTERS))), draw(st.integers(0, 9)))
+
+
+def both(case: Case) -> tuple[Records, Records]:
+    fast, plain = (
+        simulate_disaggregated(case.requests, case.pools, case.router, case.seed, fast=fast) for fast in (True, False)
+    )
+    return fast, plain
+
+
+def assert_handovers_equal(fast: Records, plain: Records) -> None:
+    assert fast.handover is not None and plain.handover is not None
+    for field in fields(fast.handover):
+        one, two = getattr(fast.handover, field.name), getattr(plain.handover, field.name)
+        np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-9, err_msg=field.name)
+
+
+@SEARCH
+@given(cases())
+def test_compiled_equals_plain(case: Case) -> None:
+    fast, plain = both(case)
+    assert_equal(fast, plain)
+    assert_handovers_equal(fast, plain)
+
+
+@SEARCH
+@given(cases(hashes=True))
+def test_compiled_equals_plain_with_shared_prefixes(case: Case) -> None:
+    fast, plain = both(case)
+    assert_equal(fast, plain)
+    assert_handovers_equal(fast, plain)
+
+
+@SEARCH
+@given(cases(hashes=True))
+def test_requests_and_blocks_are_conserved_at_any_instant(case: Case) -> None:
+    records = simulate_disaggregated(case.requests, case.pools, case.router, case.seed, check=True)
+    served = case.requests.output_tokens > 0
+    assert (records.status[served] != 2).all()  # none is lost or left
+    again = simulate_disaggregated(case.requests, case.pools, case.router, case.seed)
+    assert records.finish_s.tobytes() == again.finish_s.tobytes()
+
+
+def alone(output_tokens: int = 5) -> tuple[Requests, ReplicaSpec]:
+    rng = np.random.default_rng(3)
+    spec = ReplicaSpec(step_table(rng), 100, block_size=4, async_scheduling=False)
+    return Requests(np.zeros(1), np.array([20]), np.array([output_tokens])), spec
+
+
+def test_one_request_by_hand() -> None:
+    """Prompt, then transfer of its five blocks, then its last token again and four decode steps."""
+    made, spec = alone()
+    table = spec.step_table
+    spec = replace(spec, step_table=table._replace(request_overhead_s=0.0, output_overhead_s=0.0, prompt_token_s=0.0))
+    pools = Pools((spec,), (spec,), (10.0, 5.0), block_bytes=2.0, latency_s=0.25)
+    records = simulate_disaggregated(made, pools)
+    whole = simulate_replicas(made, [spec])
+    way = records.handover
+    assert way is not None
+    assert way.prefill_end_s[0] == pytest.approx(whole.first_token_s[0])  # computed as in one place
+    assert way.end_s[0] - way.start_s[0] == pytest.approx(0.25 + 5 * 2.0 / 5.0)  # 20 tokens, 5 blocks, slower link
+    assert way.num_bytes[0] == 10.0
+    # after the first token all goes as in one place
+    assert records.finish_s[0] - records.first_token_s[0] == pytest.approx(whole.finish_s[0] - whole.first_token_s[0])
+    first = simulate_disaggregated(made, replace(pools, first_token="prefill"))
+    assert first.first_token_s[0] == pytest.approx(whole.first_token_s[0])
+
+
+def test_a_link_carries_one_transfer_at_a_time() -> None:
+    rng = np.random.default_rng(5)
+    spec = ReplicaSpec(step_table(rng), 4000, block_size=4, max_num_batched_tokens=2048, enable_prefix_caching=False)
+    made = Requests(np.zeros(8), np.full(8, 40), np.full(8, 3))
+    slow = simulate_disaggregated(made, Pools((spec,), (spec, spec), (1.0, 9.0, 9.0), block_bytes=3.0)).handover
+    assert slow is not None
+    order = np.argsort(slow.start_s)
+    assert (slow.start_s[order][1:] >= slow.end_s[order][:-1] - 1e-9).all()
+    assert slow.end_s - slow.start_s == pytest.approx(np.full(8, 30.0))
+
+
+def test_blocks_stay_with_the_prefill_replica_until_they_are_fetched() -> None:
+    """A prefill replica with room for one prompt starts the second only when the first has been fetched."""
+    rng = np.random.default_rng(7)
+    spec = ReplicaSpec(step_table(rng), 12, block_size=4, enable_prefix_caching=False)
+    made = Requests(np.zeros(2), np.full(2, 40), np.full(2, 3))
+    records = simulate_disaggregated(made, Pools((spec,), (replace(spec, num_gpu_blocks=90),), (1.0, 1.0), 5.0))
+    assert records.handover is not None
+    assert records.scheduled_s[1] >= records.handover.end_s[0]
+    assert (records.status == COMPLETED).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"decode": ()}, "no decode replica"),
+        ({"first_token": "both"}, "first_token"),
+        ({"link_bytes_per_s": (1.0, 0.0)}, "link_bytes_per_s"),
+        ({"latency_s": -1.0}, "latency_s"),
+    ],
+)
+def test_refusals(change: dict[str, object], says: str) -> None:
+    _, spec = alone()
+    with pytest.raises(InputError, match=says):
+        replace(Pools((spec,), (spec,), (1.0, 1.0), 1.0), **change)  # type: ignore[arg-type]
+
+
+def test_pools_that_do_not_fit_together_are_refused() -> None:
+    _, spec = alone()
+    with pytest.raises(InputError, match="block_size"):
+        Pools((spec,), (replace(spec, block_size=8),), (1.0, 1.0), 1.0)
+    with pytest.raises(InputError, match="continuously"):
+        Pools((replace(spec, policy="static"),), (spec,), (1.0, 1.0), 1.0)
+
+
+SCENARIO = {
+    "model": "llama-3.1-8b",
+    "workload": {
+        "arrivals": {"process": "poisson", "rate_rps": 8, "num_requests": 60},
+        "input_tokens": {"distribution": "fixed", "value": 1000},
+        "output_tokens": {"distribution": "fixed", "value": 20},
+    },
+    "fleet": [{"gpu": "L40S", "role": "prefill"}, {"gpu": "L40S", "role": "decode"}],
+    "disaggregation": {"link_bytes_per_s": 1e9, "latency_s": 0.0},
+}
+
+
+def scenario(**changes: object) -> Scenario:
+    return Scenario.model_validate(copy.deepcopy(SCENARIO) | changes)
+
+
+def test_a_scenario_reports_both_pools_and_what_moved() -> None:
+    result = simulate(scenario())
+    document, way = result.document, result.records.handover
+    assert way is not None
+    prefill, decode = document["fleet"]
+    assert (prefill["role"], decode["role"]) == ("prefill", "decode")
+    assert prefill["decodes_per_iteration"] == 0 and decode["decodes_per_iteration"] > 0
+    # 32 layers x 8 KV heads x 128 x K and V x 2 bytes a token; 1000 tokens are 63 blocks of 16
+    assert document["kv_transfer"]["bytes"] == 60 * 63 * 16 * 32 * 8 * 128 * 2 * 2
+    assert document["kv_transfer"]["transfer_s"]["mean"] == pytest.approx(63 * 16 * 131072 / 1e9)
+    assert sum(document["time_breakdown"]["request"].values()) == pytest.approx(1.0)
+    # over a link without limits it costs a second computation of one token
+    free = simulate(scenario(disaggregation={"link_bytes_per_s": 1e18, "latency_s": 0.0})).document
+    assert free["kv_transfer"]["transfer_s"]["mean"] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"fleet": [{"gpu": "L40S", "role": "prefill"}, {"gpu": "L40S"}]}, "without a role"),
+        ({"fleet": [{"gpu": "L40S"}]}, "without roles"),
+        ({"fleet": [{"gpu": "L40S", "role": "prefill"}]}, "no decode replica"),
+        ({"disaggregation": {"link": "nvlink"}}, "no NVLink"),
+        ({"disaggregation": None}, "link between"),
+        ({"failures": {"crash_mtbf_h": 1.0}}, "scaled"),
+        ({"disaggregation": {"link_bytes_per_s": 1e9, "decode_router": "nearest"}}, "router"),
+        (
+            {"fleet": [{"gpu": "L40S", "role": r, "engine": {"framework": "tgi"}} for r in ("prefill", "decode")]},
+            "tgi has no",
+        ),
+        (
+            {"fleet": [{"gpu": "L40S", "role": "prefill", "kv_cache_dtype": "fp8"}, {"gpu": "L40S", "role": "decode"}]},
+            "kv_cache_dtype",
+        ),
+    ],
+)
+def test_scenarios_that_cannot_be(changes: dict[str, object], says: str) -> None:
+    with pytest.raises((InputError, ValidationError), match=says):
+        simulate(scenario(**changes))
