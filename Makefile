@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: calibrate-gpu help demo test check bench test-slow profiles validation docs clean
+.PHONY: calibrate-gpu help demo test check bench fuzz test-browser test-exports test-lowest test-slow profiles validation docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(BIN)/plan: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,19 @@ check: $(VENV)/.tests ## style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The runtime dependencies at the lowest versions that pyproject.toml allows; the test tools at today's.
+LOWEST := $(VENV)-lowest
+QUICK := tests/catalogs tests/app/test_cli.py tests/app/test_estimate.py tests/app/test_runs.py tests/simulator/test_run.py \
+    tests/simulator/test_sweep.py tests/simulator/test_traces.py tests/simulator/test_engine_against_theory.py \
+    tests/planner/test_bill.py tests/planner/test_export.py tests/planner/test_milp_against_brute_force.py tests/report
+test-lowest: $(VENV)/.tests ## the quick tests with the lowest allowed version of every dependency
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct pyproject.toml -o $(LOWEST)/lowest.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python -r $(LOWEST)/lowest.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python -e ".[dev]" -c $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pytest -p no:cacheprovider $(QUICK)
+
 bench: $(VENV)/.tests ## speed and memory, printed
 	$(BIN)/pytest -m bench -s
 
@@ -41,6 +54,12 @@ test-browser: $(VENV)/.tests ## the web app in a real Chromium
 
 test-exports: $(VENV)/.tests ## exports read by SkyPilot, Karpenter, KEDA and the engines, fetched first
 	$(BIN)/pytest -m exports tests/exports
+
+SECONDS ?= 600
+READERS ?=
+fuzz: $(VENV)/.tests ## every reader under a coverage-guided fuzzer (SECONDS=600 for all together, READERS=...)
+	$(BIN)/pip install --quiet --disable-pip-version-check "atheris>=3"
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(READERS)
 
 test-slow: $(VENV)/.tests ## the long studies
 	$(BIN)/pytest -m slow -s
@@ -70,4 +89,4 @@ profiles: $(BIN)/plan ## rebuild the shipped profiles from published tables (DAT
 	$(BIN)/python -m calibrate.shipping $(DATA)
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache

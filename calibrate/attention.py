@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate import residual
+from calibrate import residual, trees
 from calibrate.roofline import peak_flops
 from catalogs.schema import Gpu
 
@@ -84,6 +84,27 @@ def decode_axes(heads: Heads, batch: FloatArray, context: FloatArray) -> dict[st
     }
 
 
+def decode_features(gpu: Gpu, heads: Heads, batch: FloatArray, context: FloatArray) -> dict[str, FloatArray]:
+    """What the trees ask about decode: sizes in log2, blocks of keys, waves of (sequence, KV head)."""
+    keys, group = _keys(heads, context), heads.num_heads / heads.num_kv_heads
+    blocks = batch * heads.num_kv_heads
+    moved = blocks * keys * heads.kv_width * heads.kv_bytes
+    asked = {
+        "batch": batch, "keys": keys, "context": context, "group": group, "head_dim": heads.value_dim,
+        "num_heads": heads.num_heads, "num_kv_heads": heads.num_kv_heads, "blocks": blocks,
+        "group*blocks": group * blocks, "blocks*keys": blocks * keys, "moved_l2": moved / gpu.l2_bytes,
+        "scores": batch * heads.num_heads * keys,
+    }  # fmt: skip
+    found = {name: np.log2(value) for name, value in asked.items()}
+    waves = blocks / gpu.num_sms
+    found |= {"waves": waves, "idle": np.ceil(waves) / waves}
+    for size in (64, 128, 256):
+        splits = np.ceil(keys / size)
+        found |= {f"splits_{size}": splits, f"split_waves_{size}": np.log2(splits * waves)}
+    shape = np.broadcast_shapes(np.shape(batch), np.shape(context))
+    return {name: np.broadcast_to(value, shape) for name, value in found.items()}
+
+
 def decode_time_s(
     fit: Mapping[str, Any], gpu: Gpu, heads: Heads, batch: FloatArray, context: FloatArray, cold: bool = True
 ) -> FloatArray:
@@ -91,6 +112,8 @@ def decode_time_s(
     n, keys = np.maximum(batch, 1.0), np.maximum(context, 1.0)
     time = decode_physics_s(fit, gpu, heads, n, keys, cold)
     time = time * np.exp(residual.evaluate_all(fit.get("residual"), (decode_axes(heads, n, keys),)))
+    if "trees" in fit:
+        time = time * np.exp(trees.evaluate(fit["trees"], decode_features(gpu, heads, n, keys)))
     return np.asarray(np.where(np.asarray(batch) > 0, time, 0.0))
 
 
@@ -129,6 +152,26 @@ def prefill_axes(heads: Heads, tokens: FloatArray, mean_context: FloatArray) -> 
     }
 
 
+def prefill_features(gpu: Gpu, heads: Heads, tokens: FloatArray, mean_context: FloatArray) -> dict[str, FloatArray]:
+    """What the trees ask about prefill: sizes in log2, waves of query blocks by head and by group of heads."""
+    keys, group = _keys(heads, mean_context), heads.num_heads / heads.num_kv_heads
+    asked = {
+        "tokens": tokens, "keys": keys, "group": group, "head_dim": heads.value_dim, "num_heads": heads.num_heads,
+        "num_kv_heads": heads.num_kv_heads, "rows": tokens * heads.num_heads, "scores": tokens * heads.num_heads * keys,
+        "tokens/keys": tokens / keys,
+    }  # fmt: skip
+    if heads.window is not None:
+        asked["window"] = np.minimum(heads.window, 2.0**20)
+    found = {name: np.log2(value) for name, value in asked.items()}
+    for size in (64.0, QUERY_BLOCK):
+        waves = np.ceil(tokens / size) * heads.num_heads / gpu.num_sms
+        found |= {f"waves_{size:g}": np.log2(waves), f"idle_{size:g}": np.ceil(waves) / waves}
+        waves = np.ceil(tokens * group / size) * heads.num_kv_heads / gpu.num_sms
+        found |= {f"group_waves_{size:g}": np.log2(waves), f"group_idle_{size:g}": np.ceil(waves) / waves}
+    shape = np.broadcast_shapes(np.shape(tokens), np.shape(mean_context))
+    return {name: np.broadcast_to(value, shape) for name, value in found.items()}
+
+
 def prefill_time_s(
     fit: Mapping[str, Any], gpu: Gpu, heads: Heads, tokens: FloatArray, mean_context: FloatArray
 ) -> FloatArray:
@@ -136,6 +179,8 @@ def prefill_time_s(
     c, keys = np.maximum(tokens, 1.0), np.maximum(mean_context, 0.5)
     time = prefill_physics_s(fit, gpu, heads, c, keys)
     time = time * np.exp(residual.evaluate_all(fit.get("residual"), (prefill_axes(heads, c, keys),)))
+    if "trees" in fit:
+        time = time * np.exp(trees.evaluate(fit["trees"], prefill_features(gpu, heads, c, keys)))
     flops = 2.0 * c * _keys(heads, keys) * heads.num_heads * (heads.head_dim + heads.value_dim)
     time = np.maximum(time, flops / peak_flops(gpu, "bf16"))
     return np.asarray(np.where(np.asarray(tokens) > 0, time, 0.0))

@@ -103,6 +103,17 @@ def backend_of(engine: Engine, gpu: Gpu) -> Backend:
     return backend
 
 
+def demand_own_backend(engine: Engine, gpu: Gpu, what: str) -> None:
+    """Refuse a backend of other kernels where times were measured with one backend only, that of ``what``.
+
+    Raises:
+        InputError: the engine asks for another.
+    """
+    if backend_of(engine, gpu).variant:
+        raise InputError(f"an attention_backend besides that of {what}", where="engine.attention_backend",
+                         why="its times were measured with one backend", remedy="auto")  # fmt: skip
+
+
 def prefill_factor(backend: Backend, gpu: Gpu) -> float:
     """Prefill time over that of the backend's kernel tables."""
     return backend.hopper_slowdown if 9.0 <= gpu.compute_capability < 10.0 else 1.0

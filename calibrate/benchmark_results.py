@@ -13,7 +13,7 @@ from typing import Any
 
 from calibrate.serving_points import ServingPoint, statistics
 from catalogs.errors import InputError
-from catalogs.files import read_text
+from catalogs.files import parse_json, read_text
 from catalogs.units import MILLISECONDS_PER_SECOND
 
 Reader = Callable[[Any, str], list[ServingPoint]]
@@ -45,11 +45,14 @@ def _documents(path: Path) -> list[dict[str, Any]]:
     if path.suffix in (".yaml", ".yml"):
         import yaml
 
-        found = yaml.safe_load(text)
+        try:
+            found = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise InputError(f"not YAML: {str(error)[:200]}", where=str(path), remedy=f"one of: {FORMS}") from None
         documents = found if isinstance(found, list) else [found]
     else:
         try:
-            found = json.loads(text)
+            found = parse_json(text)
             documents = found if isinstance(found, list) else [found]
         except json.JSONDecodeError:
             documents = [_line(path, i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
@@ -60,7 +63,7 @@ def _documents(path: Path) -> list[dict[str, Any]]:
 
 def _line(path: Path, number: int, line: str) -> Any:
     try:
-        return json.loads(line)
+        return parse_json(line)
     except json.JSONDecodeError as error:
         raise InputError(f"not JSON: {error.msg}", where=f"{path}:{number}", remedy=f"one of: {FORMS}") from None
 

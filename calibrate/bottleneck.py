@@ -20,7 +20,8 @@ from calibrate.precisions import kv_cache_bytes, kv_cache_type, on_gpu
 from calibrate.profiles import Profile
 from calibrate.roofline import gemm_bytes, gemm_flops, peak_flops
 from calibrate.step import StepShape
-from calibrate.step_time import KernelSums, recomputation_factors, step_table
+from calibrate.step_time import KernelSums, step_table
+from calibrate.techniques import recomputation_factors
 from catalogs.schema import Replica
 
 _LINEAR_NAMES = {"compute": "linear layers", "launch overhead": "small linear layers"}

@@ -18,13 +18,14 @@ from calibrate.precisions import precision
 from catalogs.errors import InputError
 from catalogs.schema import Model
 
-METHODS = ("unstructured", "2:4", "layers", "width")
+METHODS = ("unstructured", "2of4", "layers", "width")
+UNQUOTED = {"2:4": "2of4", "124": "2of4"}  # YAML 1.1 reads a bare 2:4 as a number of base 60
 WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_kv_heads")
 
 
 @dataclass(frozen=True)
 class Compression:
-    """How a model was pruned.
+    """How a model was pruned; ``2:4`` is another name of ``2of4``.
 
     Attributes:
         method: one of ``METHODS``.
@@ -42,6 +43,9 @@ class Compression:
     num_attention_heads: int | None = None
     num_kv_heads: int | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", UNQUOTED.get(str(self.method), self.method))
+
 
 def compressed(model: Model, precision_name: str, spec: Compression, where: str = "") -> tuple[Model, str]:
     """The network and the storage format that a pruned model has.
@@ -57,7 +61,7 @@ def compressed(model: Model, precision_name: str, spec: Compression, where: str 
     _only_its_own(spec, where)
     if spec.method == "unstructured":
         return model, _unstructured(precision_name, spec, where)
-    if spec.method == "2:4":
+    if spec.method == "2of4":
         if model.moe is not None:
             raise InputError(f"2:4 sparsity on {model.name}", where=where,
                              why="engines have no 2:4 kernels for experts", remedy="a dense model")  # fmt: skip

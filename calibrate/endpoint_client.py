@@ -15,6 +15,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from catalogs.errors import InputError
+from catalogs.files import parse_json
 
 Api = Literal["completions", "chat"]
 MAX_RETRY_WAIT_S = 5.0
@@ -189,7 +190,7 @@ async def _follow(server: Server, prompt: str | list[int], output_tokens: int, s
 
 def _take(data: bytes, stream: _Stream) -> None:
     try:
-        event = json.loads(data)
+        event = parse_json(data)
     except ValueError:
         raise ServerError(f"the stream holds what is not JSON: {data[:60]!r}") from None
     if not isinstance(event, dict):
@@ -294,7 +295,7 @@ async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 async def _error_text(pieces: AsyncIterator[bytes]) -> str:
     text = b"".join([piece async for piece in pieces]).decode(errors="replace").strip()
     try:
-        found = json.loads(text)
+        found = parse_json(text)
         error = found.get("error", found) if isinstance(found, dict) else found
         text = str(error.get("message", error) if isinstance(error, dict) else error)
     except ValueError:

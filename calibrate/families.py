@@ -29,8 +29,10 @@ class Family:
     Attributes:
         columns: shape columns. split: columns whose values are held out together.
         start: parameter -> (start, lowest, highest), in the parameter's unit.
+        host_bound: whether its benchmarks may wait for their host. fixed: parameters that are not fitted.
         physics: (fit, gpu, form, frame) -> seconds. axes: frame -> coordinates of the corrections, one dict each.
         knots: the corrections' knots, one dict each. smoothness: of the corrections, one each.
+        features: frame -> what trees ask, (rows,) each; None: the family keeps to smooth corrections.
     """
 
     columns: tuple[str, ...]
@@ -41,6 +43,9 @@ class Family:
     knots: Sequence[Mapping[str, Sequence[float]]]
     smoothness: Sequence[float | Mapping[str, float]]
     ridge: float = 0.05
+    host_bound: bool = False
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    features: Callable[[Fit, Gpu, Precision, pd.DataFrame], Mapping[str, FloatArray]] | None = None
     units: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -61,8 +66,9 @@ _GEMM_START = {
     **{f"tile_{a}x{b}": (e, 1e-3, 3.0) for (a, b), e in zip(gemm.TILES, _TILE_START, strict=True)},
     "sm_bytes_per_flop": (0.02, 0.002, 10.0),
     "eff_bandwidth": (0.8, 0.2, 1.0),
-    "l2_bytes_per_flop": (0.008, 0.001, 10.0),
-    "l2_copies": (3.0, 0.5, 30.0),
+    "l2_bytes_per_flop": (0.008, 0.005, 10.0),
+    "joules_per_flop": (7e-13, 1e-14, 1e-11),
+    "l2_copies": (6.0, 5.5, 6.5),  # AIConfigurator's benchmark runs six copies in turn
     "launch_s": (3e-6, 1e-7, 3e-5),
     "wave_s": (5e-7, 1e-8, 1e-5),
     "split_s": (2e-6, 1e-8, 1e-4),
@@ -81,6 +87,10 @@ def _gemm_physics(fit: Fit, gpu: Gpu, form: Precision, frame: pd.DataFrame) -> F
 
 def _gemm_axes(gpu: Gpu, frame: pd.DataFrame) -> Sequence[Mapping[str, FloatArray]]:
     return gemm.axes(gpu, column(frame, "m"), column(frame, "n"), column(frame, "k"))
+
+
+def _gemm_features(fit: Fit, gpu: Gpu, form: Precision, frame: pd.DataFrame) -> Mapping[str, FloatArray]:
+    return gemm.features(fit, gpu, form, column(frame, "m"), column(frame, "n"), column(frame, "k"))
 
 
 # --- attention ------------------------------------------------------------------------------------------------------
@@ -122,26 +132,37 @@ def _decode_axes(gpu: Gpu, frame: pd.DataFrame) -> Sequence[Mapping[str, FloatAr
     return (attention.decode_axes(heads_of(frame), column(frame, "batch"), column(frame, "context_tokens")),)
 
 
+def _prefill_features(fit: Fit, gpu: Gpu, form: Precision, frame: pd.DataFrame) -> Mapping[str, FloatArray]:
+    return attention.prefill_features(gpu, heads_of(frame), *prefill_work(frame))
+
+
+def _decode_features(fit: Fit, gpu: Gpu, form: Precision, frame: pd.DataFrame) -> Mapping[str, FloatArray]:
+    return attention.decode_features(gpu, heads_of(frame), column(frame, "batch"), column(frame, "context_tokens"))
+
+
 _ATTENTION_COLUMNS = (
     "batch", "query_tokens", "context_tokens", "num_heads", "num_kv_heads", "head_dim", "window", "kv_bytes",
 )  # fmt: skip
 
 
 # --- experts --------------------------------------------------------------------------------------------------------
-def experts_of(frame: pd.DataFrame) -> tuple[moe.Experts, FloatArray, FloatArray]:
-    """(experts on one GPU, rows, experts hit): tokens dealt evenly, or by a power law (``skew``) on one GPU."""
+def experts_of(frame: pd.DataFrame) -> tuple[moe.Experts, moe.Load]:
+    """Experts on one GPU and their load: tokens dealt evenly, or by a power law (``skew``) on one GPU."""
     num, ep, skew = column(frame, "num_experts"), column(frame, "ep"), column(frame, "skew")
     tokens, per_token = column(frame, "tokens"), column(frame, "per_token")
     experts = moe.Experts(
-        num, num / ep, per_token, column(frame, "hidden"), np.maximum(column(frame, "inter") / column(frame, "tp"), 1)
-    )
+        num, num / ep, per_token, column(frame, "hidden"), np.maximum(column(frame, "inter") / column(frame, "tp"), 1),
+        column(frame, "num_matrices"),
+    )  # fmt: skip
     rows = np.maximum(tokens * per_token / ep, 1.0)
     hit = np.minimum(num / ep, rows)
     kinds = np.stack([num, per_token, skew], axis=1)
     for count, each, power in np.unique(kinds[skew > 0], axis=0):
         chosen = (num == count) & (per_token == each) & (skew == power)
-        hit[chosen] = expected_experts_hit(tokens[chosen], int(count), int(each), float(power))
-    return experts, rows, np.where(skew > 0, np.minimum(hit, rows), hit)
+        numbers, which = np.unique(tokens[chosen], return_inverse=True)
+        hit[chosen] = expected_experts_hit(numbers, int(count), int(each), float(power))[which]
+    hit = np.where(skew > 0, np.minimum(hit, rows), hit)
+    return experts, moe.Load(rows, hit, np.maximum(tokens * per_token, rows))
 
 
 def _experts_physics(fit: Fit, gpu: Gpu, form: Precision, frame: pd.DataFrame) -> FloatArray:
@@ -150,6 +171,10 @@ def _experts_physics(fit: Fit, gpu: Gpu, form: Precision, frame: pd.DataFrame) -
 
 def _experts_axes(gpu: Gpu, frame: pd.DataFrame) -> Sequence[Mapping[str, FloatArray]]:
     return (moe.experts_axes(*experts_of(frame)),)
+
+
+def _experts_features(fit: Fit, gpu: Gpu, form: Precision, frame: pd.DataFrame) -> Mapping[str, FloatArray]:
+    return moe.experts_features(gpu, form, *experts_of(frame))
 
 
 # --- exchanges ------------------------------------------------------------------------------------------------------
@@ -188,6 +213,7 @@ FAMILIES: dict[str, Family] = {
     "gemm": Family(
         columns=("m", "n", "k"), split=("n", "k"), start=_GEMM_START, physics=_gemm_physics, axes=_gemm_axes,
         knots=({"m": _GEMM_M, "n": _GEMM_NK, "k": _GEMM_NK}, {"waves": _WAVES, "k": _GEMM_K}), smoothness=(0.1, 0.3),
+        features=_gemm_features, host_bound=True, fixed={"latency_clock_hz": 2e9},
     ),
     "prefill_attention": Family(
         columns=_ATTENTION_COLUMNS, split=("num_heads", "num_kv_heads", "head_dim"),
@@ -195,7 +221,7 @@ FAMILIES: dict[str, Family] = {
             "eff_flops": (0.65, 0.05, 1.0), "eff_sm_flops": (0.3, 0.02, 2.0), "eff_bandwidth": (0.6, 0.05, 1.0),
             "key_overhead": (100.0, 0.1, 2000.0), "launch_s": (1.2e-5, 1e-6, 5e-5), "sharpness": _CORNER,
         },
-        physics=_prefill_physics, axes=_prefill_axes,
+        physics=_prefill_physics, axes=_prefill_axes, features=_prefill_features,
         knots=({
             "rows": [1, 16, 64, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 262144, 1048576, 4194304],
             "keys": [0.5, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192],
@@ -210,7 +236,7 @@ FAMILIES: dict[str, Family] = {
             "l2_bytes_per_flop": (0.008, 0.001, 10.0), "l2_sharpness": (6.0, 1.0, 40.0),
             "launch_s": (1.2e-5, 1e-6, 5e-5), "block_s": (3e-6, 1e-8, 3e-5), "sharpness": (2.0, 1.0, 8.0),
         },
-        physics=_decode_physics, axes=_decode_axes,
+        physics=_decode_physics, axes=_decode_axes, features=_decode_features,
         knots=({
             "blocks": [1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384],
             "keys": [1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072],
@@ -219,14 +245,15 @@ FAMILIES: dict[str, Family] = {
         smoothness=({"blocks": 0.03, "keys": 0.03, "group": 0.015, "head_dim": 0.003},), ridge=0.02,
     ),
     "moe": Family(
-        columns=("tokens", "hidden", "inter", "per_token", "num_experts", "tp", "ep", "skew"),
+        columns=("tokens", "hidden", "inter", "per_token", "num_experts", "tp", "ep", "skew", "num_matrices"),
         split=("hidden", "inter", "per_token", "num_experts", "tp"),
         start={
-            "eff_sm_flops": (0.5, 0.01, 1.0), "eff_bandwidth": (0.7, 0.05, 1.0), "row_bytes": (8.0, 0.5, 100.0),
+            "eff_sm_flops": (0.5, 0.01, 1.0), "eff_bandwidth": (0.7, 0.05, 1.0), "row_bytes": (4.0, 0.05, 100.0),
+            "pair_bytes": (4.0, 0.01, 100.0), "block_depth": (100.0, 0.1, 5000.0),
             "launch_s": (2e-5, 1e-6, 3e-4), "l2_bytes_per_flop": (0.008, 0.001, 10.0), "l2_copies": (2.0, 0.5, 30.0),
             "sharpness": _CORNER,
         },
-        physics=_experts_physics, axes=_experts_axes,
+        physics=_experts_physics, axes=_experts_axes, features=_experts_features,
         knots=({
             "rows_per_expert": [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 32768],
             "experts_hit": [1, 2, 4, 8, 16, 32, 64, 128, 256, 512],

@@ -1,4 +1,4 @@
-"""Fits a kernel family to timed kernels: physics first, a correction where it lowers the error on held-out shapes.
+"""Fits a kernel family to timed kernels: physics first, corrections where they lower the error on held-out shapes.
 
 Physics parameters minimise a soft-L1 loss of log time with a weak pull towards their start values, within bounds. The
 correction is kept only if it lowers the median error of the shapes that neither saw; the split is by a fixed hash.
@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calibrate import residual
+from calibrate import residual, trees
 from calibrate.families import FAMILIES, Family, column, variant_form
 from calibrate.precisions import PRECISIONS, Precision
-from calibrate.roofline import peak_flops
+from calibrate.roofline import clock_hz, peak_flops
 from catalogs.schema import Gpu
 
 FloatArray = NDArray[np.float64]
@@ -26,6 +26,9 @@ HELD_OUT_SHARE = 5  # one group of shapes in five
 LOSS_WIDTH = 0.08
 MAX_ROWS = 6000
 MIN_ROWS_FOR_CORRECTION = 30
+HOST_BOUND_S = 2e-5  # no linear layer of a few values takes as long on a GPU: the table shows its benchmark's host
+MANY_ROWS, MANY_TREES = 20_000, 400  # whole tables of linear layers
+MIN_ROWS_FOR_TREES = 1500  # fewer: a smooth correction
 
 
 def held_out(frame: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.bool_]:
@@ -60,19 +63,22 @@ def fit_physics(
 
     rows = [(gpu, frame.sample(min(MAX_ROWS // len(parts), len(frame)), random_state=0)) for gpu, frame in parts]
     measured = np.concatenate([np.log(column(frame, "time_s")) for _, frame in rows])
-    names = list(family.start)
-    start, low, high = (np.log([family.start[name][i] for name in names]) for i in range(3))
+    starts, least_s = dict(family.start), float(np.exp(measured.min()))
+    if family.host_bound and least_s > HOST_BOUND_S and all(clock_hz(gpu) for gpu, _ in parts):
+        starts["host_s"] = (1.2 * least_s, least_s, 3.0 * least_s)
+    names = list(starts)
+    start, low, high = (np.log([starts[name][i] for name in names]) for i in range(3))
     for name in ("sm_bytes_per_flop", "l2_bytes_per_flop"):  # of a CPU, whose peak is low for its bandwidth
         if name in names:
             index, devices = names.index(name), [gpu for gpu, _ in parts]
             ratios = [gpu.memory_bandwidth_bytes_per_s / peak_flops(gpu, "bf16") for gpu in devices]
             start[index] = max(start[index], np.log(4.0 * np.median(ratios)))
     if near is not None:
-        start = np.clip(np.log([near.get(name, family.start[name][0]) for name in names]), low, high)
+        start = np.clip(np.log([near.get(name, starts[name][0]) for name in names]), low, high)
     pull = (0.05 if near is None else 0.3) * np.sqrt(len(measured) / 4000.0)
 
     def misfit(x: FloatArray) -> FloatArray:
-        fit = dict(zip(names, np.exp(x), strict=True))
+        fit = {**family.fixed, **dict(zip(names, np.exp(x), strict=True))}
         modelled = np.concatenate([np.log(family.physics(fit, gpu, form, frame)) for gpu, frame in rows])
         return np.concatenate([modelled - measured, pull * (x - start)])
 
@@ -85,7 +91,8 @@ def fit_physics(
         diff_step=[1e-3],
         max_nfev=40,
     )
-    return {name: float(f"{value:.4g}") for name, value in zip(names, np.exp(found.x), strict=True)}
+    fitted = {name: float(f"{value:.4g}") for name, value in zip(names, np.exp(found.x), strict=True)}
+    return {**family.fixed, **fitted}
 
 
 def _trimmed(knots: Mapping[str, Sequence[float]], values: Mapping[str, FloatArray]) -> dict[str, list[float]]:
@@ -129,10 +136,25 @@ def fit_corrections(
     return found
 
 
+def with_corrections(family: Family, form: Precision, parts: Sequence[Part], fit: Mapping[str, Any]) -> dict[str, Any]:
+    """The fit with what physics leaves over: trees where there are many rows, else a smooth correction."""
+    num_rows = sum(len(frame) for _, frame in parts)
+    if family.features is None or num_rows < MIN_ROWS_FOR_TREES:
+        return {**fit, "residual": fit_corrections(family, form, parts, fit)}
+    asked = [family.features(fit, gpu, form, frame) for gpu, frame in parts]
+    together = {name: np.concatenate([each[name] for each in asked]) for name in asked[0]}
+    left = np.concatenate([np.log(column(d, "time_s") / family.physics(fit, gpu, form, d)) for gpu, d in parts])
+    groups = np.concatenate([np.asarray(_keys(d[list(family.split)].astype(float).round(6))) for _, d in parts])
+    num_trees = MANY_TREES if num_rows > MANY_ROWS else trees.NUM_TREES
+    return {**fit, "trees": trees.fit_trees(together, left, groups, num_trees)}
+
+
 def predict(family: Family, gpu: Gpu, form: Precision, frame: pd.DataFrame, fit: Mapping[str, Any]) -> FloatArray:
     """Seconds of each row, as the benchmark ran it."""
-    time = family.physics(fit, gpu, form, frame)
-    return np.asarray(time * np.exp(residual.evaluate_all(fit.get("residual"), family.axes(gpu, frame))))
+    correction = residual.evaluate_all(fit.get("residual"), family.axes(gpu, frame))
+    if "trees" in fit and family.features is not None:
+        correction = correction + trees.evaluate(fit["trees"], family.features(fit, gpu, form, frame))
+    return np.asarray(family.physics(fit, gpu, form, frame) * np.exp(correction))
 
 
 def accuracy(predicted: FloatArray, measured: FloatArray) -> dict[str, Any]:
@@ -165,17 +187,17 @@ def fit_family(name: str, variant: str, gpu: Gpu, frame: pd.DataFrame) -> tuple[
     if not unseen.any() or unseen.all():
         unseen = np.zeros(len(frame), dtype=bool)
     seen, test = frame[~unseen], frame[unseen]
-    fit: dict[str, Any] = fit_physics(family, form, [(gpu, seen)])
+    fit: dict[str, Any] = {**fit_physics(family, form, [(gpu, seen)]), "valid_range": valid_range(family, seen)}
     if len(test) == 0:
         error = accuracy(predict(family, gpu, form, seen, fit), column(seen, "time_s"))
         return fit, {**error, "basis": "points of the fit itself: too few groups of shapes to hold one out"}
     best = accuracy(predict(family, gpu, form, test, fit), column(test, "time_s"))
     if len(seen) >= MIN_ROWS_FOR_CORRECTION:
-        corrected = {**fit, "residual": fit_corrections(family, form, [(gpu, seen)], fit)}
+        corrected = with_corrections(family, form, [(gpu, seen)], fit)
         error = accuracy(predict(family, gpu, form, test, corrected), column(test, "time_s"))
         if error["median"] < best["median"]:
             fit, best = corrected, error
-    return {**fit, "valid_range": valid_range(family, seen)}, {**best, "basis": "held-out shapes"}
+    return fit, {**best, "basis": "held-out shapes"}
 
 
 def fit_frames(gpu: Gpu, frames: Frames) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:

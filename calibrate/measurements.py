@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalogs.errors import InputError
-from catalogs.files import read_text
+from catalogs.files import parse_json, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,7 +208,7 @@ def _record(path: Path, index: int, line: str, last: bool) -> dict[str, Any] | N
     if not line.strip():
         return None
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except json.JSONDecodeError as error:
         if last:
             return None

@@ -17,7 +17,7 @@ from calibrate.backends import attention_workspace_bytes, backend_of
 from calibrate.lora import lora_bytes, lora_of
 from calibrate.options import number_option, recomputation_of
 from calibrate.precisions import check_sparse_kernels, kv_cache_type, precision, support
-from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes
+from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes, split
 from catalogs.errors import InputError
 from catalogs.load import gpus, resolve_engine
 from catalogs.schema import Engine, Model, Replica
@@ -274,6 +274,7 @@ def _peak(replica: Replica) -> tuple[Activations, str]:
         workspace = attention_workspace_bytes(backend, model, tokens, longest, tp)
         what += f", scores of {longest:,} keys kept" if backend.score_bytes else ""
     again = recomputation_of(engine)
+    model = replace(model, num_layers=split(model.num_layers, replica.pipeline_parallel_size))  # of one stage
     what += "" if again is None else f", kept with {again} recomputation"
     return activation_peak(model, tokens, seqs, tp, chunk_tokens, checkpoint, workspace, again), what
 

@@ -1,7 +1,8 @@
 """Time of a layer's routed experts: two grouped GEMMs over the experts that the step's tokens reach.
 
 Rows are padded to blocks of an expert's own; blocks run in waves over the multiprocessors; the weights of each expert
-that is hit are read once.
+that is hit are read once. Where experts are spread over GPUs, each still passes over all (token, expert) pairs of the
+group: it sorts them, and its activation and sum run over their rows (vLLM's ``fused_moe``).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate import residual
+from calibrate import residual, trees
 from calibrate.precisions import Precision
 from calibrate.roofline import peak_flops
 from calibrate.work import expected_experts_hit
@@ -41,31 +42,45 @@ class Experts:
     num_matrices: Any = 3
 
 
+@dataclass(frozen=True)
+class Load:
+    """What a step sends to the experts of one GPU (arrays).
+
+    Attributes:
+        rows: (token, expert) pairs on this GPU. hit: distinct experts that they reach.
+        pairs: (token, expert) pairs over all GPUs of the group.
+    """
+
+    rows: FloatArray
+    hit: FloatArray
+    pairs: FloatArray
+
+
 def experts_physics_s(
     fit: Mapping[str, Any],
     gpu: Gpu,
     form: Precision,
     experts: Experts,
-    rows: FloatArray,
-    hit: FloatArray,
+    load: Load,
     cold: bool = False,
 ) -> FloatArray:
-    """Seconds before the correction.
+    """Seconds before the corrections.
 
     Args:
-        fit: launch_s: floor; eff_sm_flops: share of a multiprocessor's peak; eff_bandwidth: share of DRAM's;
-            row_bytes: traffic a row and hidden value (gathering, scaling, summing);
+        fit: launch_s: floor; eff_sm_flops: share of a multiprocessor's peak; block_depth: depth of k that starting and
+            ending a block costs; eff_bandwidth: share of DRAM's; row_bytes: traffic a row and value (gathering,
+            scaling); pair_bytes: traffic a pair of the whole group and value (activation, summing);
             l2_bytes_per_flop, l2_copies: as of a GEMM; sharpness: of the corner.
-        rows: (token, expert) pairs on this GPU. hit: distinct experts that they reach.
     """
+    rows, hit = load.rows, load.hit
     per_expert = rows / hit
     block = np.clip(2.0 ** np.ceil(np.log2(np.maximum(per_expert, 1.0))), 16.0, 128.0)
     row_blocks = hit * np.ceil(per_expert / block)
     sm_flops = fit["eff_sm_flops"] * peak_flops(gpu, form.compute) / gpu.num_sms
     compute = np.zeros(np.shape(row_blocks))
     for width, depth in (((experts.num_matrices - 1) * experts.inter, experts.hidden), (experts.hidden, experts.inter)):
-        waves = np.maximum(row_blocks * width / BLOCK_COLUMNS / gpu.num_sms, 1.0)
-        compute = compute + waves * 2.0 * block * BLOCK_COLUMNS * depth / sm_flops
+        waves = np.maximum(row_blocks * np.ceil(width / BLOCK_COLUMNS) / gpu.num_sms, 1.0)
+        compute = compute + waves * 2.0 * block * BLOCK_COLUMNS * (depth + fit.get("block_depth", 0.0)) / sm_flops
     bandwidth = gpu.memory_bandwidth_bytes_per_s
     weights = hit * experts.num_matrices * experts.hidden * experts.inter * form.weight_bytes
     traffic = weights / (fit["eff_bandwidth"] * bandwidth)
@@ -73,28 +88,49 @@ def experts_physics_s(
         hit_l2 = 1.0 / (1.0 + (weights * fit["l2_copies"] / gpu.l2_bytes) ** 4)
         near = weights / (fit["l2_bytes_per_flop"] * peak_flops(gpu, "bf16"))
         traffic = traffic * (1.0 - hit_l2) + np.minimum(traffic, near) * hit_l2
-    moved = fit["row_bytes"] * rows * experts.hidden / bandwidth
+    moved = fit["row_bytes"] * rows * (experts.hidden + experts.inter)
+    moved = moved + fit.get("pair_bytes", 0.0) * load.pairs * (experts.hidden + experts.num_matrices * experts.inter)
     q = fit["sharpness"]
-    return np.asarray(fit["launch_s"] + moved + (compute**q + traffic**q) ** (1.0 / q))
+    return np.asarray(fit["launch_s"] + moved / bandwidth + (compute**q + traffic**q) ** (1.0 / q))
 
 
-def experts_axes(experts: Experts, rows: FloatArray, hit: FloatArray) -> dict[str, FloatArray]:
-    """What the correction depends on."""
+def experts_axes(experts: Experts, load: Load) -> dict[str, FloatArray]:
+    """What the smooth correction depends on."""
     return {
-        "rows_per_expert": np.asarray(rows / hit, dtype=np.float64),
-        "experts_hit": np.asarray(hit, dtype=np.float64),
+        "rows_per_expert": np.asarray(load.rows / load.hit, dtype=np.float64),
+        "experts_hit": np.asarray(load.hit, dtype=np.float64),
         "inter": np.asarray(experts.inter, dtype=np.float64),
         "hidden": np.asarray(experts.hidden, dtype=np.float64),
     }
 
 
-def experts_time_of_s(
-    fit: Mapping[str, Any], gpu: Gpu, form: Precision, experts: Experts, rows: FloatArray, hit: FloatArray
-) -> FloatArray:
-    """Seconds of ``rows`` that reach ``hit`` experts, weights read from DRAM; never above the GPU's peak."""
-    time = experts_physics_s(fit, gpu, form, experts, rows, hit, cold=True)
-    time = time * np.exp(residual.evaluate_all(fit.get("residual"), (experts_axes(experts, rows, hit),)))
-    flops = 2.0 * rows * experts.num_matrices * experts.hidden * experts.inter
+def experts_features(gpu: Gpu, form: Precision, experts: Experts, load: Load) -> dict[str, FloatArray]:
+    """What the trees ask about a layer's experts and their load, sizes in log2."""
+    rows, hit, pairs = load.rows, load.hit, load.pairs
+    weights = hit * experts.num_matrices * experts.hidden * experts.inter
+    flops = 2.0 * rows / hit * weights / peak_flops(gpu, form.compute)
+    traffic = weights * form.weight_bytes / gpu.memory_bandwidth_bytes_per_s
+    asked = {
+        "rows_per_expert": rows / hit, "experts_hit": hit, "inter": experts.inter, "hidden": experts.hidden,
+        "num_local": experts.num_local, "num_experts": experts.num_experts, "rows": rows, "pairs": pairs,
+        "pairs/rows": pairs / rows, "tokens": pairs / experts.per_token, "pairs*hidden": pairs * experts.hidden,
+        "weights_l2": weights * form.weight_bytes / gpu.l2_bytes, "intensity": flops / traffic,
+        "share_hit": hit / experts.num_local,
+    }  # fmt: skip
+    for size in (16, 64, 128):
+        blocks = hit * np.ceil(rows / hit / size) / gpu.num_sms
+        asked[f"up_waves_{size}"] = blocks * np.ceil((experts.num_matrices - 1) * experts.inter / BLOCK_COLUMNS)
+        asked[f"down_waves_{size}"] = blocks * np.ceil(experts.hidden / BLOCK_COLUMNS)
+    return {name: np.broadcast_to(np.log2(value), np.shape(rows)) for name, value in asked.items()}
+
+
+def experts_time_of_s(fit: Mapping[str, Any], gpu: Gpu, form: Precision, experts: Experts, load: Load) -> FloatArray:
+    """Seconds of a load, weights read from DRAM; never above the GPU's peak."""
+    correction = residual.evaluate_all(fit.get("residual"), (experts_axes(experts, load),))
+    if "trees" in fit:
+        correction = correction + trees.evaluate(fit["trees"], experts_features(gpu, form, experts, load))
+    time = experts_physics_s(fit, gpu, form, experts, load, cold=True) * np.exp(correction)
+    flops = 2.0 * load.rows * experts.num_matrices * experts.hidden * experts.inter
     return np.asarray(np.maximum(time, flops / peak_flops(gpu, form.compute)))
 
 
@@ -111,7 +147,8 @@ def experts_time_s(
     tokens = np.maximum(tokens, 1.0)
     hit = np.maximum(expected_experts_hit(tokens, experts.num_experts, experts.per_token, skew) * share, 1.0)
     rows = np.maximum(tokens * experts.per_token * share * busiest_share(experts, skew, tokens), hit)
-    return np.maximum.accumulate(experts_time_of_s(fit, gpu, form, experts, rows, hit))
+    load = Load(rows, hit, np.maximum(tokens * experts.per_token, rows))
+    return np.maximum.accumulate(experts_time_of_s(fit, gpu, form, experts, load))
 
 
 def busiest_share(experts: Experts, skew: float, tokens: FloatArray) -> FloatArray:

@@ -6,8 +6,6 @@ takes, and how long the device waits between kernels, tell what a step is bound 
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -19,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from catalogs.errors import InputError
+from catalogs.files import gunzipped, parse_json
 
 MICRO, NANO = 1e-6, 1e-9
+MAX_BYTES = 4 * 1024**3  # of a compressed trace, unpacked
 CHROME_SCHEMA = 1  # of PyTorch's profiler (Kineto)
 NSIGHT_SCHEMAS = (2, 3)  # major versions of the SQLite export
 
@@ -102,8 +102,8 @@ def read_trace(path: str | Path) -> Trace:
 def _chrome(path: Path) -> Trace:
     try:
         raw = path.read_bytes()
-        document = json.loads(gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw)
-    except (OSError, ValueError, EOFError) as error:
+        document = parse_json(gunzipped(raw, MAX_BYTES) if raw.startswith(b"\x1f\x8b") else raw)
+    except (OSError, ValueError) as error:
         raise InputError(
             f"not a trace: {str(error)[:100]}",
             where=str(path),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from catalogs.errors import InputError, MissingError
+from catalogs.files import parse_json
 from catalogs.names import normalise
 from catalogs.schema import Replica
 
@@ -187,7 +188,7 @@ def load_profile(path_or_name: str | Path, where: str = "") -> Profile:
     if not path.exists():
         raise MissingError(f"no file {path}", where=where, remedy="plan calibrate list shows the shipped profiles")
     try:
-        document = json.loads(path.read_text())
+        document = parse_json(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}", where=where) from error
     if not isinstance(document, dict):

@@ -19,6 +19,21 @@ def peak_flops(gpu: Gpu, dtype: str) -> float:
     return gpu.peak_flops["fp32"]
 
 
+# Compute capabilities with 64 FP32 lanes a multiprocessor; later ones have 128.
+FP32_LANES_OF_64 = (7.0, 7.2, 7.5, 8.0)
+
+
+def clock_hz(gpu: Gpu) -> float | None:
+    """Boost clock that the data sheet's FP32 peak implies (two FLOPs a lane and cycle); None: no data sheet.
+
+    Lanes a multiprocessor: CUDA C++ Programming Guide, arithmetic instructions by compute capability.
+    """
+    if gpu.compute_capability < 7.0 or gpu.tdp_w <= 0.0:
+        return None
+    lanes = 64.0 if gpu.compute_capability in FP32_LANES_OF_64 else 128.0
+    return gpu.peak_flops["fp32"] / (2.0 * lanes * gpu.num_sms)
+
+
 def floor_s(gpu: Gpu, dtype: str, flops: FloatArray | float, num_bytes: FloatArray | float) -> FloatArray:
     """Least seconds for ``flops`` and for ``num_bytes`` of DRAM traffic (Williams et al. 2009, the roofline)."""
     compute = np.asarray(flops, dtype=np.float64) / peak_flops(gpu, dtype)

@@ -24,22 +24,23 @@ SHARED = (
     ("all_reduce", "nvlink"), ("all_reduce", "pcie"), ("all_gather", "nvlink"), ("all_gather", "pcie"),
     ("all_to_all", "nvlink"), ("all_to_all", "pcie"),
 )  # fmt: skip
+ByGpu = Mapping[str, Mapping[str, Any]]  # GPU left out -> its error
 Measured = Mapping[str, tuple[Gpu, Frames]]  # GPU name -> its data sheet and kernels
 
 
-def _fit(name: str, variant: str, parts: list[Part], corrected: bool) -> dict[str, Any]:
+def _fit(name: str, variant: str, parts: list[Part], corrected: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(physics alone, physics with a smooth correction); the same twice for families that are not corrected."""
     family, form = FAMILIES[name], form_of(name, variant)
     rows = [(gpu, frame.sample(min(ROWS_A_GPU, len(frame)), random_state=0)) for gpu, frame in parts]
     fit: dict[str, Any] = fit_physics(family, form, rows)
-    if corrected:
-        fit["residual"] = fit_corrections(family, form, rows, fit)[:1]
-    return fit
+    return fit, {**fit, "residual": fit_corrections(family, form, rows, fit)[:1]} if corrected else fit
 
 
 def fit_shared(measured: Measured) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """(families, errors) fitted on all GPUs together; the errors are of GPUs left out.
 
-    An error holds ``by_gpu`` (GPU left out -> median and p90) and the median of those.
+    The correction is kept where it lowers the error of the GPU that is predicted worst: what one generation's library
+    does seldom holds for another's. An error holds ``by_gpu`` (GPU left out -> median and p90) and the median of those.
     """
     families: dict[str, dict[str, Any]] = {}
     errors: dict[str, dict[str, Any]] = {}
@@ -48,29 +49,38 @@ def fit_shared(measured: Measured) -> tuple[dict[str, dict[str, Any]], dict[str,
         if not parts:
             continue
         corrected = name == "gemm"  # elsewhere kernels differ between generations too much for one to carry over
-        by_gpu = _left_out(name, variant, parts, corrected) if len(parts) > 2 else {}
-        families.setdefault(name, {})[variant] = _fit(name, variant, list(parts.values()), corrected)
         error: dict[str, Any] = {"basis": "one GPU's tables; never checked on another"}
-        if by_gpu:
-            worst = max(e["worst"] for e in by_gpu.values())
+        keep = corrected
+        if len(parts) > 2:
+            plain, with_correction = _left_out(name, variant, parts, corrected)
+            keep = corrected and _worst(with_correction) < _worst(plain)
+            by_gpu = with_correction if keep else plain
             p90 = float(np.median([e["p90"] for e in by_gpu.values()]))
             error = {"basis": "GPUs left out, predicted from their data sheets", "median": round(_middle(by_gpu), 4)}
-            error |= {"p90": round(p90, 4), "worst": worst, "by_gpu": by_gpu}
+            error |= {"p90": round(p90, 4), "worst": max(e["worst"] for e in by_gpu.values()), "by_gpu": by_gpu}
+        families.setdefault(name, {})[variant] = _fit(name, variant, list(parts.values()), keep)[1]
         errors.setdefault(name, {})[variant] = error
     return families, errors
 
 
-def _middle(by_gpu: Mapping[str, Mapping[str, Any]]) -> float:
+def _middle(by_gpu: ByGpu) -> float:
     return float(np.median([e["median"] for e in by_gpu.values()]))
 
 
-def _left_out(name: str, variant: str, parts: Mapping[str, Part], corrected: bool) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def _worst(by_gpu: ByGpu) -> float:
+    return max(float(e["median"]) for e in by_gpu.values())
+
+
+def _left_out(name: str, variant: str, parts: Mapping[str, Part], corrected: bool) -> tuple[ByGpu, ByGpu]:
+    """Errors of each GPU as the others predict it: (by physics alone, with the correction)."""
+    plain: dict[str, dict[str, Any]] = {}
+    with_correction: dict[str, dict[str, Any]] = {}
     for gpu, (sheet, frame) in parts.items():
-        fit = _fit(name, variant, [p for other, p in parts.items() if other != gpu], corrected)
-        predicted = predict(FAMILIES[name], sheet, form_of(name, variant), frame, fit)
-        found[gpu] = accuracy(predicted, column(frame, "time_s"))
-    return found
+        fits = _fit(name, variant, [p for other, p in parts.items() if other != gpu], corrected)
+        for fit, found in zip(fits, (plain, with_correction), strict=True):
+            predicted = predict(FAMILIES[name], sheet, form_of(name, variant), frame, fit)
+            found[gpu] = accuracy(predicted, column(frame, "time_s"))
+    return plain, with_correction
 
 
 def cross_error(name: str, variant: str, fit: Mapping[str, Any], target: Part) -> dict[str, Any]:

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 
 from calibrate import static_batches, work
 from calibrate.attention import Heads, decode_time_s, prefill_time_s
-from calibrate.backends import backend_of, eager_decode_extra_s, prefill_factor
-from calibrate.collectives import all_gather_time_s, all_reduce_time_s, all_to_all_time_s, send_time_s
-from calibrate.gemm import gemm_time_s, quantize_time_s
-from calibrate.lora import load_s, lora_of, lora_step_s
+from calibrate.backends import backend_of, demand_own_backend, eager_decode_extra_s, prefill_factor
+from calibrate.collectives import all_gather_time_s, all_reduce_time_s, send_time_s
+from calibrate.expert_exchange import exchange_family, exchange_time_s
+from calibrate.gemm import gemm_time_s, quantize_time_s, widened_gemm_time_s
 from calibrate.moe import Experts, busiest_share, experts_time_s
-from calibrate.options import number_option, recomputation_of
+from calibrate.options import number_option
 from calibrate.precisions import Precision, kv_cache_bytes, kv_cache_type, on_gpu, precision
 from calibrate.profiles import Profile
 from calibrate.step import StepShape, StepTable, StepTimeModel
+from calibrate.techniques import with_adapters, with_recomputation
 from catalogs.errors import InputError
-from catalogs.names import resolve
 from catalogs.schema import Replica
 
 FloatArray = NDArray[np.float64]
@@ -47,7 +47,6 @@ FUSED_QUANTIZATION = dict.fromkeys(("vllm", "tensorrt-llm"), ("qkv", "gate_up", 
 LEAST_WITHOUT_ROUNDING = 0.3  # share of a GEMM's time
 KERNELS_BETWEEN_GEMMS = 5  # a layer's two add-norms, rotary, activation, cache write
 SAMPLING_KERNELS = 12  # final norm, logits in fp32, greedy sampling and its bookkeeping: 25 us in vLLM 0.19
-ALL2ALL = ("allgather_reducescatter", "pplx", "deepep_high_throughput", "deepep_low_latency")
 # 2:4 GEMMs over dense ones at many tokens, of a nominal 2: 1.22 for FP8 on H100, CUTLASS against cuBLAS (HPC-AI, "2:4
 # semi-structured sparsity with 1.27x inference speedup", 2025). Elsewhere and in other formats assumed the same.
 SPARSE_SPEEDUP = 1.22
@@ -105,32 +104,24 @@ class KernelSums:
         return self.replica.interconnect_bytes_per_s or gpu.nvlink_bytes_per_s or gpu.pcie_bytes_per_s
 
     def gemm_s(self, gemm: work.Gemm, tokens: FloatArray) -> FloatArray:
-        """One linear layer."""
+        """One linear layer, for each number of tokens (ascending)."""
         keep_wide = not gemm.quantized or self.form.experts_only
         form = self.half if keep_wide else self.form
         if gemm.name == "lm_head" and self.form.embeddings_too:
             form = self.form
         fit = self.profile.family("gemm", *VARIANTS.get(form.gemm, (form.gemm,)))
         if form.gemm == "int4_wo_slow" and form.gemm not in self.profile.families.get("gemm", {}):
-            return self._widened_gemm_s(gemm, form, tokens)
+            half = on_gpu("fp16", self.replica.gpu)
+            fit = self.profile.family("gemm", *VARIANTS.get(half.gemm, (half.gemm,)))
+            return widened_gemm_time_s(fit, self.replica.gpu, half, tokens, gemm.n, gemm.k, form.weight_bytes)
         k = float(gemm.k)
         if form.sparse:  # as a dense GEMM of less depth, which still reads all stored weights
             form, k = replace(form, weight_bytes=form.weight_bytes * SPARSE_SPEEDUP), gemm.k / SPARSE_SPEEDUP
         time = gemm_time_s(fit, self.replica.gpu, form, tokens, gemm.n, k)
         if form.gemm == "fp8" and gemm.name in FUSED_QUANTIZATION.get(self.replica.engine.framework, ()):
             rounding = quantize_time_s(fit, self.replica.gpu, tokens, gemm.k)
-            time = np.maximum(time - rounding, LEAST_WITHOUT_ROUNDING * time)
+            time = np.maximum.accumulate(np.maximum(time - rounding, LEAST_WITHOUT_ROUNDING * time))
         return time
-
-    def _widened_gemm_s(self, gemm: work.Gemm, form: Precision, tokens: FloatArray) -> FloatArray:
-        """A linear layer by slow weight-only kernels: the weights are widened to memory, then multiplied in 16 bit.
-
-        What AWQ's kernels of vLLM do from 256 tokens on and bitsandbytes' from 2; assumed for fewer, an upper bound.
-        """
-        half = on_gpu("fp16", self.replica.gpu)
-        fit = self.profile.family("gemm", *VARIANTS.get(half.gemm, (half.gemm,)))
-        widening_s = gemm.n * gemm.k * (form.weight_bytes + 2.0) / self.replica.gpu.memory_bandwidth_bytes_per_s
-        return gemm_time_s(fit, self.replica.gpu, half, tokens, gemm.n, gemm.k) + widening_s
 
     def positionwise_s(self, tokens: FloatArray) -> FloatArray:
         """All work that depends on the number of tokens alone: GEMMs, norms, experts, exchanges."""
@@ -176,31 +167,12 @@ class KernelSums:
         fit = self.profile.family("moe", *EXPERT_VARIANTS.get(self.form.gemm, (self.form.gemm,)))
         time = experts_time_s(fit, replica.gpu, self.form, experts, together, self.skew)
         if ep > 1 and dp > 1:
-            time = time + self._expert_exchange_s(experts, tokens)
+            fit = self.profile.family(exchange_family(replica.engine), self.link)
+            busiest = busiest_share(experts, self.skew, together)
+            time = time + exchange_time_s(
+                fit, replica, self.link_bytes_per_s, experts, tokens, busiest, self.form.activation_bytes
+            )
         return time * work.num_moe_layers(model) / model.num_layers
-
-    def _expert_exchange_s(self, experts: Experts, tokens: FloatArray) -> FloatArray:
-        """Tokens to the GPUs of their experts and back, between data-parallel ranks.
-
-        ``all2all_backend`` of the engine's options, vLLM's names: ``allgather_reducescatter`` (its default) gives every
-        rank the tokens of all; the others send a token once to each GPU that has one of its experts, in the width of
-        the experts' activations, and bring 16-bit results back. The busiest GPU's link sets the time.
-        """
-        replica, hidden = self.replica, self.replica.model.hidden_size
-        ranks = replica.data_parallel_size * replica.tensor_parallel_size
-        asked = str(replica.engine.options.get("all2all_backend", ALL2ALL[0]))
-        backend = resolve(asked, ALL2ALL, "all2all_backend", "engine.options")
-        if backend == ALL2ALL[0]:
-            fit = self.profile.family("all_gather", self.link)
-            together = tokens * replica.data_parallel_size
-            return 2.0 * all_gather_time_s(fit, self.link_bytes_per_s, ranks, together * hidden * 2.0)
-        fit = self.profile.family("all_to_all", self.link)
-        spread = busiest_share(experts, self.skew, tokens * replica.data_parallel_size)
-        copies = ranks * (1.0 - (1.0 - 1.0 / ranks) ** experts.per_token)  # distinct GPUs that a token reaches
-        sent = tokens / replica.tensor_parallel_size * copies * hidden * spread
-        return all_to_all_time_s(fit, self.link_bytes_per_s, ranks, sent * self.form.activation_bytes) + (
-            all_to_all_time_s(fit, self.link_bytes_per_s, ranks, sent * 2.0)
-        )
 
     def _all_reduce_s(self, tokens: FloatArray) -> FloatArray:
         tp = self.replica.tensor_parallel_size
@@ -253,11 +225,7 @@ class KernelSums:
     def prefill_s(self, tokens: FloatArray, mean_context: FloatArray) -> FloatArray:
         """Prefill attention of all layers."""
         if self.replica.model.kind != "decoder":
-            if backend_of(self.replica.engine, self.replica.gpu).variant:
-                raise InputError(
-                    f"attention_backend for {self.replica.model.name}", where="engine.attention_backend",
-                    why="times of encoders rest on measured batches, whose backend is not known", remedy="auto",
-                )  # fmt: skip
+            demand_own_backend(self.replica.engine, self.replica.gpu, self.replica.model.name)
             fit = self.profile.families.get("static_batch")
             return static_batches.attention_s(self.replica, tokens, mean_context, fit)
         total = np.zeros(np.broadcast_shapes(np.shape(tokens), np.shape(mean_context)))
@@ -396,11 +364,7 @@ def _kernel_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs:
 def _llmservingsim_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
     from calibrate import kernel_tables
 
-    if backend_of(replica.engine, replica.gpu).variant:
-        raise InputError(
-            f"profile {profile.name} times one attention backend, that of its tables", where="engine.attention_backend",
-            remedy="attention_backend auto, or a profile of fitted kernels",
-        )  # fmt: skip
+    demand_own_backend(replica.engine, replica.gpu, f"profile {profile.name}")
     return kernel_tables.step_table(replica, profile, max_tokens, max_seqs)
 
 
@@ -430,36 +394,4 @@ def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: in
         raise InputError(f"profile {profile.name} is of unknown kind {profile.kind!r}", remedy="update this program")
     if replica.model.kind == "vision":
         replica = replace(replica, kv_cache_dtype="auto")
-    return _with_adapters(replica, _with_recomputation(replica, builder(replica, profile, max_tokens, max_seqs)))
-
-
-def recomputation_factors(replica: Replica) -> tuple[float, float]:
-    """How often the token-wise work and the attention of a step are computed."""
-    again = recomputation_of(replica.engine)
-    layers_twice = again == "full" or number_option(replica.engine, "activation_checkpoint_layers", 1, low=1) > 1
-    return 2.0 if layers_twice else 1.0, 2.0 if layers_twice or again == "selective" else 1.0
-
-
-def _with_recomputation(replica: Replica, table: StepTable) -> StepTable:
-    """The table of a replica that keeps a step's activations and computes some of them a second time."""
-    layers, attention = recomputation_factors(replica)
-    return table._replace(
-        decode_tokens_s=layers * table.decode_tokens_s,
-        mixed_tokens_s=layers * table.mixed_tokens_s,
-        attention_s=attention * table.attention_s,
-    )
-
-
-def _with_adapters(replica: Replica, table: StepTable) -> StepTable:
-    """The table of a replica that serves LoRA adapters."""
-    if lora_of(replica.engine) is None:
-        return table
-    if replica.model.kind != "decoder":
-        raise InputError(f"LoRA adapters on {replica.model.name}", where="engine.lora",
-                         why="engines serve them beside decoders", remedy="leave out lora")  # fmt: skip
-    more = lora_step_s(replica, np.arange(max(len(table.decode_tokens_s), len(table.mixed_tokens_s)), dtype=np.float64))
-    return table._replace(
-        decode_tokens_s=table.decode_tokens_s + more[: len(table.decode_tokens_s)],
-        mixed_tokens_s=table.mixed_tokens_s + more[: len(table.mixed_tokens_s)],
-        request_overhead_s=table.request_overhead_s + load_s(replica),
-    )
+    return with_adapters(replica, with_recomputation(replica, builder(replica, profile, max_tokens, max_seqs)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from catalogs.aws_prices import items
 from catalogs.aws_session import Access
 from catalogs.errors import InputError, MissingError
+from catalogs.files import parse_json
 from catalogs.price_store import Fact
 from catalogs.units import MIB
 
@@ -112,7 +112,7 @@ def spot_advisor(source: str, regions: Sequence[str], instances: Sequence[str], 
     """
     text = _read_url(source, timeout_s) if source.startswith(("http://", "https://")) else _read_file(source)
     try:
-        by_region = json.loads(text)["spot_advisor"]
+        by_region = parse_json(text)["spot_advisor"]
         facts = [
             Fact("spot_advisor", region, name,
                  {"saving": entry["s"] / 100, "interruption": INTERRUPTION_LABELS[entry["r"]]},

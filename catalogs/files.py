@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from catalogs.errors import InputError
 
@@ -50,6 +53,30 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """``json.loads``, where nesting too deep for the interpreter is a ``json.JSONDecodeError`` as any other fault."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise json.JSONDecodeError("nested too deeply", "", 0) from None
+
+
+def gunzipped(raw: bytes, most: int) -> bytes:
+    """The content of a gzip file in memory.
+
+    Raises:
+        ValueError: not gzip, cut off, or of more than ``most`` bytes: a few kilobytes may claim gigabytes.
+    """
+    unpack = zlib.decompressobj(wbits=31)
+    try:
+        content = unpack.decompress(raw, most)
+    except zlib.error as error:
+        raise ValueError(f"is not a whole gzip file: {error}") from error
+    if not unpack.eof:
+        raise ValueError("unpacks to more than can be read" if unpack.unconsumed_tail else "is cut off")
+    return content
 
 
 def _umask() -> int:

@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 
 from catalogs.errors import InputError, MissingError
+from catalogs.files import parse_json
 from catalogs.schema import Mla, Model, ModelKind, Moe
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -53,7 +54,7 @@ def read_config(path: Path) -> Model:
     if not path.is_file():
         raise MissingError("no such model config", where=str(path), remedy="give the path of a config.json")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(f"not JSON: {error}", where=f"{path}{line}") from None
@@ -128,7 +129,7 @@ def _beside(path: Path) -> str | None:
     if not file.is_file():
         return None
     try:
-        algorithm = str(json.loads(file.read_text(encoding="utf-8"))["quantization"]["quant_algo"]).lower()
+        algorithm = str(parse_json(file.read_text(encoding="utf-8"))["quantization"]["quant_algo"]).lower()
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"cannot read the quantization: {error!r}", where=str(file)) from None
     known = {"fp8": "fp8", "nvfp4": "nvfp4", "w4a16_awq": "int4-awq", "w8a8_sq_per_channel": "int8", "mxfp4": "mxfp4"}

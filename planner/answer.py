@@ -26,7 +26,7 @@ class Line:
         option: what is bought.
         candidate: what it runs.
         counts: (T,) machines in each period, in the expected scenario (the first).
-        rate_rps: (T, S) what it serves.
+        rate_rps: (T, S) what it serves, on average over the states of the spot zones.
     """
 
     option: Option
@@ -40,12 +40,13 @@ def purchase_lines(model: FleetModel, solution: Solution, candidates: Mapping[st
     """The lines with at least one machine, dearest first; counts and routing are those of the first scenario."""
     lines = []
     weight = model.weight
+    chance = np.array([s.probability for s in model.states])
     for j, option in enumerate(model.options):
         committed = solution.committed[j] * model.active[j]
         counts = np.round(committed + solution.held[j, 0]).astype(np.int64)
         if not counts.any():
             continue
-        served = solution.routed[j, 0, :, 0, :] * model.demand[0]
+        served = np.einsum("k,tks->ts", chance, solution.routed[j, 0]) * model.demand[0]
         usd = float((counts * weight).sum() * option.usd_per_hour)
         if option.kind == "spot":
             usd *= sum(s.probability * s.spot_up for s in model.states)

@@ -6,8 +6,10 @@ Column meanings: AWS Data Exports "CUR 2.0 table dictionary" and the FOCUS speci
 from __future__ import annotations
 
 import ast
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from catalogs.load import instances
 from planner.bill import COLUMNS, Bill, amortise_capacity_blocks
 
 PIECE_ROWS = 200_000
+MAX_LINE_BYTES = 2**20
 GPU_TYPE = re.compile(r"\b((?:p|g|gr)\d[a-z0-9-]*\.(?:metal(?:-\d+xl)?|\d*x?large|xlarge))\b")
 
 FOCUS_COLUMNS = (
@@ -143,8 +146,11 @@ def _column_names(path: Path) -> list[str]:
             import pyarrow.parquet as pq
 
             return list(pq.read_schema(path).names)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            if b"\n" not in (head := file.read(MAX_LINE_BYTES)) and len(head) == MAX_LINE_BYTES:
+                raise InputError("its first line never ends: this is no bill", where=str(path))
         return list(pd.read_csv(path, nrows=0).columns)
-    except (OSError, ValueError) as error:  # pandas' and Arrow's parse errors are ValueErrors
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' and Arrow's parse errors are ValueErrors
         raise InputError(
             f"cannot read the bill: {error}", where=str(path), remedy="a .csv, .csv.gz or .parquet"
         ) from error
@@ -157,11 +163,11 @@ def _pieces(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
 
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=PIECE_ROWS, columns=columns):
-                    yield batch.to_pandas()
+                    yield batch.to_pandas(ignore_metadata=True)  # which is free text of whoever wrote the file
         else:
             with pd.read_csv(path, usecols=columns, chunksize=PIECE_ROWS, dtype=object) as reader:
                 yield from reader
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read the bill: {error}", where=str(path)) from error
 
 
@@ -281,7 +287,7 @@ def _numbers(rows: pd.DataFrame, name: str) -> pd.Series[float]:
 def _times(rows: pd.DataFrame, name: str) -> pd.Series[Any]:
     if name not in rows:
         return pd.Series(pd.NaT, rows.index, dtype="datetime64[ns, UTC]")
-    return pd.to_datetime(rows[name], utc=True, format="ISO8601")
+    return pd.to_datetime(rows[name], utc=True, format="ISO8601").astype("datetime64[ns, UTC]")
 
 
 def _maps(rows: pd.DataFrame, name: str) -> list[Mapping[str, Any]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from calibrate.memory import memory_plan
 from calibrate.precisions import precision, support
 from catalogs.errors import InputError
 from catalogs.load import engine_defaults
 from catalogs.schema import Engine, Gpu, Instance, Model, Replica
-from planner.problem import Problem
+from planner.problem import Candidates, Problem
 
+ENGINE_CORE = frozenset(f.name for f in fields(Engine)) - {"framework", "options"}
 SMALL_BUDGET = 2048  # vLLM's own default on most GPUs
 
 
@@ -100,7 +102,6 @@ def enumerate_candidates(problem: Problem, model: Model) -> tuple[list[Candidate
 def _replicas(problem: Problem, model: Model, gpu: Gpu, instance: Instance) -> Iterator[tuple[Replica, str]]:
     chosen = problem.candidates
     sizes = chosen.tensor_parallel_size or [1, 2, 4, 8]
-    seat_choices: list[int | None] = [*chosen.max_num_seqs] if chosen.max_num_seqs else [None]
     for tp, name, framework, kv in itertools.product(
         [n for n in sizes if n <= instance.num_gpus],
         chosen.precision or default_precisions(model, gpu),
@@ -108,16 +109,32 @@ def _replicas(problem: Problem, model: Model, gpu: Gpu, instance: Instance) -> I
         chosen.kv_cache_dtype,
     ):
         link = instance.interconnect_bytes_per_s if tp > 1 else None
-        for seats, tokens in itertools.product(seat_choices, chosen.max_num_batched_tokens or _budgets(framework, gpu)):
-            engine = Engine(framework=framework, max_num_seqs=seats, max_num_batched_tokens=tokens)
+        for settings in _engine_settings(chosen, framework, gpu):
             words = [f"kv {kv}"] if kv != "auto" else []
-            words += [f"max_num_seqs {seats}"] if seats else []
-            words += [f"max_num_batched_tokens {tokens}"] if tokens else []
+            words += [f"{key} {str(value).lower()}" for key, value in settings.items() if value is not None]
             replica = Replica(
                 model, gpu, tensor_parallel_size=tp, precision=precision(name, "candidates.precision").name,
-                kv_cache_dtype=kv, engine=engine, interconnect_bytes_per_s=link,
+                kv_cache_dtype=kv, engine=_engine(framework, settings), interconnect_bytes_per_s=link,
             )  # fmt: skip
             yield replica, " ".join(words)
+
+
+def _engine_settings(chosen: Candidates, framework: str, gpu: Gpu) -> Iterator[dict[str, Any]]:
+    """Every combination of the engine settings to try; None: the framework's default."""
+    choices: dict[str, Sequence[Any]] = {
+        "max_num_seqs": chosen.max_num_seqs or [None],
+        "max_num_batched_tokens": chosen.max_num_batched_tokens or _budgets(framework, gpu),
+        **chosen.engine,
+    }
+    for values in itertools.product(*choices.values()):
+        yield dict(zip(choices, values, strict=True))
+
+
+def _engine(framework: str, settings: Mapping[str, Any]) -> Engine:
+    """Settings of the common core as such, all others as options by their flag."""
+    core = {k: v for k, v in settings.items() if k in ENGINE_CORE}
+    options = {k: v for k, v in settings.items() if k not in ENGINE_CORE and v is not None}
+    return Engine(framework=framework, options=options, **core)
 
 
 def _budgets(framework: str, gpu: Gpu) -> list[int | None]:

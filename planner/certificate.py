@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catalogs.errors import GateError, InputError, MissingError
+from catalogs.files import parse_json
 from planner.fleet_model import FleetModel
 from planner.milp import Solution, build
 from planner.program import Program, optimizer
@@ -190,7 +191,7 @@ def verify_certificate(path: Path) -> dict[str, Any]:
         InputError: not readable as a certificate. GateError: it was changed, or it does not prove what it claims.
     """
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read as a certificate: {error}", where=str(path)) from error
     if not isinstance(body, dict) or body.get("kind") != "gpu-capacity-plan certificate":

@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,18 +139,19 @@ class _State:
         """Solve some periods, from the calmest to the busiest, with every option that could pay."""
         order = np.argsort([c.model.demand.sum() for c in self.cells], kind="stable")
         ids = sorted({int(order[i]) for i in np.linspace(0, len(order) - 1, SAMPLE).round().astype(int)})
+        for plan in self.pool.map(lambda i: self._under(i, commitments, self._paying(i)), ids):
+            if plan is not None:
+                self.used.update(int(j) for j in plan.ids[plan.held > 0])
+
+    def _paying(self, i: int) -> list[int]:
+        """Options of which one machine adds less to a period's bound than the smallest machine costs."""
+        if len(self.model.options) <= FEW_OPTIONS:
+            return list(range(len(self.model.options)))
+        o, t = self.cells[i].where
         free = ~self.model.is_kind("committed")
         cheapest = float(self.model.usd_per_hour[free].min(initial=np.inf))
         slack = max(self.tolerance_usd, min(cheapest, self.lower))
-
-        def solve(i: int) -> Plan | None:
-            o, t = self.cells[i].where
-            pays = np.flatnonzero(free & (self.relaxed.reduced[:, o, t] <= slack))
-            return self._under(i, commitments, pays)
-
-        for plan in self.pool.map(solve, ids):
-            if plan is not None:
-                self.used.update(int(j) for j in plan.ids[plan.held > 0])
+        return [int(j) for j in np.flatnonzero(free & (self.relaxed.reduced[:, o, t] <= slack))]
 
     def _under(self, i: int, commitments: FloatArray, ids: Iterable[int]) -> Plan | None:
         cell = self.cells[i]
@@ -161,16 +162,17 @@ class _State:
         return cell.under(commitments, {*ids, *basis}, self.tolerance_usd, expected)
 
     def evaluate(self, commitments: FloatArray, most: int | None = None) -> None:
-        """Every period beside these commitments, each with at most so many of the options that the sample used."""
+        """Every period beside these commitments, each with the options that the sample used most, or all that pay."""
         key = commitments.tobytes() + bytes(str(most), "ascii")
         if key in self.tried or _over_quota(self.model, commitments):
             return
         self.tried.add(key)
-        if most is None and len(self.model.options) <= FEW_OPTIONS:
-            ids: Sequence[int] = range(len(self.model.options))
-        else:
-            ids = [j for j, _ in self.used.most_common(most)]
-        plans = list(self.pool.map(lambda i: self._under(i, commitments, ids), range(len(self.cells))))
+        short = [j for j, _ in self.used.most_common(most)]
+
+        def solve(i: int) -> Plan | None:
+            return self._under(i, commitments, short if most is not None else {*short, *self._paying(i)})
+
+        plans = list(self.pool.map(solve, range(len(self.cells))))
         found = [p for p in plans if p is not None]
         if len(found) < len(plans):
             return
@@ -264,7 +266,7 @@ class _State:
             if found.x is None:
                 return
             chosen[use] = np.round(found.x[plans:])
-        self.evaluate(chosen)
+        self.evaluate(chosen, 2 * SHORT_LIST if len(self.model.options) > FEW_OPTIONS else None)
 
     def solution(self) -> Solution | None:
         """The best plan, put together from its periods."""

@@ -46,10 +46,11 @@ def explain_lines(answer: Mapping[str, Any], model: str) -> list[dict[str, Any]]
     Raises:
         InputError: the plan names what the catalogue does not know (a capacity table's own GPU).
     """
-    return [_explain_line(line, answer, model) for line in answer["plan"]["lines"]]
+    return [explain_line(line, answer, model) for line in answer["plan"]["lines"]]
 
 
-def _explain_line(line: Mapping[str, Any], answer: Mapping[str, Any], model: str) -> dict[str, Any]:
+def explain_line(line: Mapping[str, Any], answer: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """As ``explain_lines``, for one line."""
     replica = replica_of(line, model)
     profile = best_profile(replica)
     memory = memory_plan(replica, profile)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from catalogs.errors import InputError, MissingError
+from catalogs.files import read_text
 from catalogs.load import find_region, price_of
 from catalogs.units import MILLION, SECONDS_PER_HOUR
 from planner.fleet_price import DEFAULT_REGION
@@ -74,7 +77,7 @@ def read_price_paths(path: str | Path) -> dict[str, PricePath]:
     if not file.exists():
         raise MissingError(f"no price file {file}", where="spot.prices", remedy="a CSV of start_s,zone,usd_per_hour")
     found: dict[str, tuple[list[float], list[float]]] = {}
-    with file.open(encoding="utf-8", newline="") as lines:
+    with io.StringIO(read_text(file, "a price file"), newline="") as lines:
         reader = csv.DictReader(lines)
         if set(reader.fieldnames or ()) != {"start_s", "zone", "usd_per_hour"}:
             header = ",".join(reader.fieldnames or ())
@@ -85,7 +88,7 @@ def read_price_paths(path: str | Path) -> dict[str, PricePath]:
             except (TypeError, ValueError):
                 raise InputError(f"not a number in {row}", where=f"{file}:{number}") from None
             starts, prices = found.setdefault(row["zone"], ([], []))
-            if price < 0 or (starts and start <= starts[-1]):
+            if not (math.isfinite(start) and 0 <= price < math.inf) or (starts and start <= starts[-1]):
                 raise InputError(
                     f"zone {row['zone']}: {start:g} s, {price:g} USD/h", where=f"{file}:{number}",
                     remedy="prices of at least 0, each zone's rows in order of time",

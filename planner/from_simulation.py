@@ -22,7 +22,8 @@ from planner.explore import against_today, break_even, explore
 from planner.fleet_model import FleetModel
 from planner.floors import below_the_floor
 from planner.horizon import Horizon, base_model, horizon_of, zone_availability
-from planner.market import region_of
+from planner.live import play
+from planner.market import TERM_YEARS, region_of
 from planner.milp import Solution
 from planner.problem import Problem
 from planner.purchase import extra_of
@@ -32,6 +33,7 @@ from planner.store import CapacityStore, default_store
 from planner.verify import Verdict
 from simulator.replicas import Line as Served
 from simulator.replicas import build_line
+from simulator.workload import Requests
 
 Progress = Callable[[str, float], None]
 FRESH_DRAWS = 5
@@ -88,7 +90,7 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore) -> Fou
         )
     region_of(problem)
     over_time = problem.time.periods != "static" or problem.time.demand is not None
-    horizon = horizon_of(problem, demand_of(_requests(problem), split_lengths=not over_time))
+    horizon = horizon_of(problem, demand_of(workload_requests(problem), split_lengths=not over_time))
     progress("candidates", 0.05)
     candidates, refused = enumerate_candidates(problem, model)
     served, unknown = _served(candidates)
@@ -109,7 +111,12 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore) -> Fou
     return Found(problem, search, *result, tuple(refused), tuple(_notes(problem, horizon)))
 
 
-def _requests(problem: Problem) -> Any:
+def workload_requests(problem: Problem) -> Requests:
+    """The workload's requests.
+
+    Raises:
+        InputError: it cannot be read, or the slo names a class that it does not have.
+    """
     from simulator.workload_spec import load_workload
 
     requests = load_workload(problem.workload, problem.seed)
@@ -187,6 +194,12 @@ def _notes(problem: Problem, horizon: Horizon) -> list[str]:
             f"{problem.spot.zone_correlation:g}; replacements on demand boot in {problem.time.boot_s:g} s, and their "
             "number is a mean over outages"
         )
+    longest = max((TERM_YEARS.get(form, 0.0) * 12 for form in problem.candidates.purchase), default=0.0)
+    if problem.commitments.horizon_months < longest:
+        notes.append(
+            f"a commitment longer than the horizon of {problem.commitments.horizon_months:g} months "
+            "(commitments.horizon_months) is paid for whole within it"
+        )
     if horizon.num_periods > 1:
         notes.append(
             "over time, request sizes are not parted between lines; each period's busiest sight is planned for"
@@ -210,6 +223,8 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
     for document, line in zip(plan["lines"], lines, strict=True):
         document["serves"] = demand.pattern_name(search.patterns[line.option.name])
         document["engine"] = _engine(search.served[line.candidate.config])
+    progress("the fleet as it lives: boots, scaling, spot outages", 0.89)
+    live = play(problem, search, lines)
     progress("the roads not taken", 0.92)
     others = alternatives.of_search(search, found.model, found.solution, found.refused)
     around: dict[str, Any] = {}
@@ -227,10 +242,11 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
         "plan": plan,
         "slo": slo,
         "verified": found.verdict.ok,
-        "verified_why": _verified_why(found, draws),
+        "verified_why": _verified_why(found, draws) + _live_why(live),
         "periods": list(search.horizon.names) if search.horizon.num_periods > 1 else [],
         "requests_per_s_by_period": [float(x) for x in found.model.demand[0].sum(1)],
         "confidence": draws,
+        "live": live,
         "lower_bound_usd_per_hour": round(found.solution.bound, 6),
         "mip_gap": found.solution.gap,
         "rounds": search.rounds,
@@ -261,8 +277,21 @@ def _verified_why(found: Found, draws: Mapping[str, Any]) -> str:
     if found.search.horizon.num_periods == 1:
         return f"the fleet was simulated on all {num:,} requests of the workload, and {kept}"
     return (
-        f"each of the {found.search.checked} different fleets was simulated in the period that presses it hardest; "
+        f"every different fleet was simulated in the period that presses it hardest ({found.search.checked} runs); "
         f"in the busiest ({num:,} requests) it {kept}"
+    )
+
+
+def _live_why(live: Mapping[str, Any] | None) -> str:
+    if live is None:
+        return ""
+    if "not_played" in live:
+        return f"; scaling and spot outages were not played: {live['not_played']}"
+    low, high = live["probability_interval"]
+    return (
+        f"; played live ({live['window']}, with boots of about {live['boot_s']:g} s"
+        + (f" and outages of {live['spot_zones']} spot zones" if live["spot_zones"] else "")
+        + f") it kept its promise in {live['kept']} of {live['draws']} draws: a probability of {low:.0%} to {high:.0%}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,8 @@ from catalogs.schema import Instance
 from planner.candidates import Offer
 from planner.problem import PURCHASES, Problem
 
+MONTHS_PER_YEAR = 12
+AWS_REGION = re.compile(r"[a-z]{2}(-gov)?-(central|(north|south)?(east|west)|north|south)-\d")
 TERM_YEARS = {"reserved_1yr": 1.0, "reserved_3yr": 3.0}
 
 
@@ -44,7 +47,10 @@ def offers_of(problem: Problem, instance: str, *, all_forms: bool = False) -> di
 
 
 def _discounted(problem: Problem, purchase: str, offer: Offer) -> Offer:
-    """A commitment paid upfront costs its discounted hourly rate; the catalogue's rates are all upfront."""
+    """A commitment paid upfront costs its discounted hourly rate; the catalogue's rates are all upfront.
+
+    One that outlasts the horizon is paid for whole, over the months in which it is needed.
+    """
     years = TERM_YEARS.get(purchase)
     if years is None:
         return offer
@@ -52,7 +58,8 @@ def _discounted(problem: Problem, purchase: str, offer: Offer) -> Offer:
     from planner.cost import discounted_usd_per_hour
 
     upfront = offer.usd_per_hour * HOURS_PER_YEAR * years
-    usd = discounted_usd_per_hour(upfront, 0.0, years, problem.commitments.discount_rate)
+    needed_years = min(years, problem.commitments.horizon_months / MONTHS_PER_YEAR)
+    usd = discounted_usd_per_hour(upfront, 0.0, needed_years, problem.commitments.discount_rate)
     return Offer(usd, offer.source, offer.as_of, offer.confidence, upfront)
 
 
@@ -100,14 +107,22 @@ def region_of(problem: Problem) -> str:
     """The problem's region as the price catalogue spells it.
 
     Raises:
-        InputError: no price is known there; the message names the nearest region.
+        InputError: no such region; the message names the nearest. MissingError: a region without prices.
     """
     try:
         return find_region(problem.region, "region")
     except InputError:
         if problem.prices and any(r in ("", problem.region) for _, r, _ in user_prices(problem.prices)):
             return problem.region
-        raise
+        if AWS_REGION.fullmatch(problem.region) is None:
+            raise
+        known = sorted({p.region for p in prices()} - {"any"})
+    raise MissingError(
+        f"no price of any GPU instance is known in {problem.region}",
+        where="region",
+        why=f"a price that is not known is not guessed; prices are known in {', '.join(known)}",
+        remedy=f"plan prices refresh --region {problem.region} gets them from AWS; or `prices:` a CSV of your own",
+    )
 
 
 def wanted_instances(problem: Problem) -> list[Instance]:

@@ -10,15 +10,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from catalogs.errors import InputError
+from catalogs.names import nearest
 from catalogs.yaml_source import Located, Strict, check, read_yaml
-from simulator.scenario import parse_slos
+from simulator.replicas import engine_options
+from simulator.scenario import EngineSpec, parse_slos
 from simulator.workload import Slo
 from simulator.workload_spec import WorkloadSpec
 
 PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
+
+
+def _check_setting(name: str, value: Any) -> None:
+    try:
+        EngineSpec.model_validate({name: value})
+    except ValidationError as error:
+        raise ValueError(f"{name}: {value!r} is refused: {error.errors()[0]['msg']}") from error
 
 
 class Candidates(Strict):
@@ -35,12 +44,35 @@ class Candidates(Strict):
     max_num_seqs: list[int] | None = Field(None, description="engine seats to try; None: the framework's default")
     max_num_batched_tokens: list[int] | None = Field(None, description="None: the framework's default")
     kv_cache_dtype: list[str] = Field(["auto"], min_length=1)
+    engine: dict[str, list[Any]] = Field(
+        {}, description="other engine settings to try, each a list: {enable_prefix_caching: [true, false]}"
+    )
 
     @field_validator("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens")
     @classmethod
     def _positive(cls, values: list[int] | None) -> list[int] | None:
         if values is not None and (not values or min(values) < 1):
             raise ValueError("needs whole numbers of 1 or more")
+        return values
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_settings(cls, values: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        own = {name for name in cls.model_fields if name != "engine"}
+        known = (set(EngineSpec.model_fields) | engine_options()) - {"framework", "options"} - own
+        for name, choices in values.items():
+            if name in own:
+                raise ValueError(f"{name} stands beside `engine`, not in it")
+            if name not in known:
+                close = nearest(name, sorted(known), num=1)
+                raise ValueError(
+                    f"unknown engine setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+                )
+            if not choices:
+                raise ValueError(f"{name}: an empty list leaves nothing to choose from")
+            for choice in choices:
+                if name in EngineSpec.model_fields:
+                    _check_setting(name, choice)
         return values
 
     @field_validator("precision", "gpus", "instances")

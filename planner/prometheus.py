@@ -5,7 +5,6 @@ API: prometheus.io/docs/prometheus/latest/querying/api. A bearer token is taken 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
 from catalogs.errors import InputError, MissingError
+from catalogs.files import parse_json
 
 MAX_POINTS = 10_000  # Prometheus refuses range queries of more than 11,000 points a series
 MAX_ANSWER_BYTES = 256 * 1024**2
@@ -93,7 +93,7 @@ class Prometheus:
 
     def _data(self, body: bytes) -> Mapping[str, Any]:
         try:
-            found = json.loads(body)
+            found = parse_json(body)
             if found["status"] == "success":
                 return dict(found["data"])
         except (ValueError, KeyError, TypeError):
@@ -106,7 +106,7 @@ class Prometheus:
                 f"Prometheus refuses us ({status})", where=self.url, remedy="set PLAN_PROMETHEUS_TOKEN to a token"
             )
         try:
-            said = json.loads(body)
+            said = parse_json(body)
             kind, text = str(said["errorType"]), str(said["error"])
         except (ValueError, KeyError, TypeError):
             raise MissingError(f"what answered is not Prometheus (HTTP {status})", where=self.url) from None

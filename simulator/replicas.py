@@ -82,14 +82,13 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     profile = profile or best_profile(replica)
     memory = memory_plan(replica, profile)
     engine = replica.engine
-    not_options = {"step_table", "num_gpu_blocks", "lockstep_ranks", "name", "speculation", "swap", "kv_offload"}
-    known = {f.name for f in fields(ReplicaSpec)} - not_options
+    known = engine_options()
     options = {}
     for name, value in engine.options.items():
-        if name in known:
+        if name in known.difference(STEP_OPTIONS, OPTIONS):
             options[name] = value
-        elif name not in (*STEP_OPTIONS, *OPTIONS):
-            close = nearest(name, [*known, *STEP_OPTIONS, *OPTIONS], num=1)
+        elif name not in known:
+            close = nearest(name, sorted(known), num=1)
             raise InputError(f"unknown engine option {name!r}", where=where,
                              remedy=f"did you mean {close[0]!r}?" if close else "")  # fmt: skip
     table = step_table(replica, profile, engine.max_num_batched_tokens or 2048, engine.max_num_seqs or 256)
@@ -115,6 +114,12 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     spec = ReplicaSpec(step_table=table, num_gpu_blocks=num_blocks, name=replica.gpu.name, **settings)
     spec = with_techniques(spec, replica, asked, profile, memory)
     return Line(replica, profile, memory, spec, count)
+
+
+def engine_options() -> frozenset[str]:
+    """Names that ``engine.options`` may hold: techniques of the engine loop, of its steps and of its memory."""
+    ours = {"step_table", "num_gpu_blocks", "lockstep_ranks", "name", "speculation", "swap", "kv_offload"}
+    return frozenset({f.name for f in fields(ReplicaSpec)} - ours) | frozenset((*STEP_OPTIONS, *OPTIONS))
 
 
 def _ranks_in_step(replica: Replica) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from calibrate.precisions import kv_cache_type
 from catalogs.errors import InputError
 from catalogs.load import find_instance
 from catalogs.schema import Gpu
@@ -116,13 +117,18 @@ def _check_exchange(lines: Sequence[Line]) -> None:
                              why="KV that is spread over stages moves over several links at once",
                              remedy="tensor_parallel_size")  # fmt: skip
     for name, values in (
-        ("kv_cache_dtype", {line.replica.kv_cache_dtype for line in lines}),
+        ("kv_cache_dtype", {_kv_type(line) for line in lines}),
         ("framework", {line.replica.engine.framework for line in lines}),
     ):
         if len(values) > 1:
             raise InputError(f"prefill and decode lines of different {name}: {', '.join(sorted(values))}",
                              where="fleet",
                              why="KV is copied as it is", remedy=f"one {name} in every line")  # fmt: skip
+
+
+def _kv_type(line: Line) -> str:
+    held = kv_cache_type(line.replica)
+    return line.replica.model.dtype if held == "auto" else held
 
 
 def _link_bytes_per_s(spec: DisaggregationSpec, line: Line, fleet: Sequence[FleetLine]) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibrate.profile_error import replica_error
+from calibrate.techniques import technique_notes
 from catalogs.files import replacing
 from catalogs.units import SECONDS_PER_HOUR
 from simulator import metrics
@@ -163,6 +164,7 @@ def describe_run(
         "by_class": metrics.by_class(requests, records, latencies),
         "time_breakdown": time_breakdown(latencies, lines, records, duration_s),
         "fleet": fleet_documents(lines, requests, records, duration_s),
+        "techniques": list(dict.fromkeys(note for line in lines for note in technique_notes(line.replica))),
         "profiles": profiles,
     }
 

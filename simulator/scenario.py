@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from calibrate.compression import Compression, compressed
+from calibrate.compression import UNQUOTED, Compression, compressed
 from catalogs.errors import InputError
 from catalogs.load import find_instance
 from catalogs.schema import Engine, Gpu, Model, Replica
@@ -92,9 +92,9 @@ class EngineSpec(Strict):
 
 
 class CompressionSpec(Strict):
-    """How the line's model was pruned: ``unstructured`` (sparsity, storage), ``2:4``, ``layers`` or ``width``."""
+    """How the line's model was pruned: ``unstructured`` (sparsity, storage), ``2of4``, ``layers`` or ``width``."""
 
-    method: Literal["unstructured", "2:4", "layers", "width"]
+    method: Literal["unstructured", "2of4", "layers", "width"]
     sparsity: Annotated[float, Field(gt=0, lt=1)] | None = None
     storage: Literal["dense", "bitmask"] = "dense"
     num_layers: Whole | None = None
@@ -102,6 +102,11 @@ class CompressionSpec(Strict):
     intermediate_size: Whole | None = None
     num_attention_heads: Whole | None = None
     num_kv_heads: Whole | None = None
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _other_names(cls, method: Any) -> Any:
+        return UNQUOTED.get(str(method), method)
 
 
 class FleetLine(Strict):

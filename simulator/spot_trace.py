@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catalogs.errors import InputError, MissingError
-from catalogs.files import read_text
+from catalogs.files import parse_json, read_text
 from simulator.spot import Availability, Zone
 
 EPOCH_S = 1e8  # an instant beyond three years is a clock of its own, not seconds from the start of a run
@@ -73,7 +72,7 @@ def _zones(names: Sequence[str], values: NDArray[np.float64]) -> tuple[Zone, ...
 
 def _read_json(file: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
     try:
-        document = json.loads(read_text(file, "a spot trace"))
+        document = parse_json(read_text(file, "a spot trace"))
         gap = float(document["metadata"]["gap_seconds"])
         data = np.asarray(document["data"], float)
     except (ValueError, KeyError, TypeError) as error:
@@ -102,13 +101,15 @@ def _read_csv(file: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.fl
                 raise InputError(f"not a number in {','.join(row)}", where=f"{file}:{number}") from None
             if len(row) != len(header):
                 raise InputError(f"{len(row)} cells, the header has {len(header)}", where=f"{file}:{number}")
-    if len(rows) < 2:
-        raise InputError("fewer than two rows", where=str(file), remedy="a row for each instant that was probed")
-    table = np.asarray(rows)
+    table = np.asarray(rows).reshape(-1, len(header))
     return [name.strip() for name in header[1:]], table[:, 0], table[:, 1:]
 
 
 def _check_times(times: NDArray[np.float64], file: Path, gaps: str) -> float:
+    if len(times) < 2 or not np.isfinite(times).all():
+        raise InputError(
+            "fewer than two instants, or one that is no number", where=str(file), remedy="a value for each probe"
+        )
     steps = np.diff(times)
     if (steps <= 0).any():
         at = int(np.flatnonzero(steps <= 0)[0])

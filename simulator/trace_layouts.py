@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import math
 import re
 import zlib
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from catalogs.errors import InputError
+from catalogs.files import parse_json
 from catalogs.names import nearest
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _csv_source(path: Path, lines: list[str], gzipped: bool, need_arrival: bool)
 
 def _json_source(path: Path, line: str, gzipped: bool, need_arrival: bool) -> Source:
     try:
-        first = json.loads(line)
+        first = parse_json(line)
     except ValueError as error:
         raise InputError(f"the first line is not JSON: {error}", where=f"{path}:1",
                          remedy="JSON lines: one object a line") from error  # fmt: skip
@@ -287,8 +287,8 @@ def _json_rows(source: Source) -> Iterator[Row]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    values = json.loads(line)
-                except (ValueError, RecursionError) as error:
+                    values = parse_json(line)
+                except ValueError as error:
                     raise InputError(f"is not JSON: {error}", where=f"{source.path}:{number}") from error
                 is_object = isinstance(values, dict)
                 yield Row(str(number), values if is_object else {}, "" if is_object else "is not a JSON object")

@@ -31,7 +31,7 @@ def advise(config: Path, form: str) -> None:
     names = [s.name for s in problem.slos]
     rows = [
         [s["step"], s["what"], s["usd_per_hour"], s["saving_usd_per_hour"], *[s["slo"].get(n) for n in names],
-         s["quality"], s["plan"] or s["why_not"]]
+         s["quality"], " ".join(filter(None, (s["plan"], s["setting"]))) or s["why_not"]]
         for s in answer["steps"]
     ]  # fmt: skip
     columns = ["step", "what may change", "USD/h", "saves", *names, "quality kept", "fleet"]
@@ -39,5 +39,12 @@ def advise(config: Path, form: str) -> None:
     today, best = answer["today_usd_per_hour"], answer["best_usd_per_hour"]
     title = f"${today:,.2f} an hour today, ${best:,.2f} at best ({-share:+.0%})"
     notes = ["Each step keeps what came before; a dash for quality means that nobody measured it."]
+    now = answer["steps"][0]
+    if now["bottleneck"]:
+        notes.insert(
+            0, f"Today the replicas are in a step {now['busy_share']:.0%} of the time. Bottleneck: {now['bottleneck']}."
+        )
+    if now["why_not"]:
+        notes.insert(0, f"Today's fleet {now['why_not']}.")
     notes += [f"No price is known for {name}: it is left out of today's cost." for name in answer["unpriced"]]
     emit(form, answer, [Table(title, columns, rows)], notes)

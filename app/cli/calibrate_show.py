@@ -45,12 +45,16 @@ def profile_tables(profile: Profile) -> list[Table]:
             error_rows.append([family, variant, *figures, error.get("basis", "")])
             numbers = {k: v for k, v in fit.items() if isinstance(v, (int, float))}
             text = ", ".join(f"{k} {v:.3g}" for k, v in numbers.items() if not k.startswith("tile_"))
-            fit_rows.append([family, variant, text, "yes" if fit.get("residual") else "no", _range(fit)])
+            fit_rows.append([family, variant, text, _correction(fit), _range(fit)])
     columns = ("family", "variant", "points", "median", "p90", "worst", "basis")
     return [
         Table("Error: |predicted / measured - 1|", columns, error_rows),
         Table("Parameters", ("family", "variant", "physics", "correction", "valid range"), fit_rows),
     ]
+
+
+def _correction(fit: Mapping[str, Any]) -> str:
+    return "trees" if "trees" in fit else "smooth" if fit.get("residual") else "no"
 
 
 def _range(fit: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     "--compression",
     default=None,
     metavar="KEY=VALUE,...",
-    help="Pruning: method=2:4; method=layers,num_layers=24; method=width,...; method=unstructured,sparsity=0.5",
+    help="Pruning: method=2of4; method=layers,num_layers=24; method=width,...; method=unstructured,sparsity=0.5",
 )
 @click.option("--enable-lora", is_flag=True, help="Serve LoRA adapters; implied by the flags that follow.")
 @click.option("--lora-adapters", type=click.IntRange(1), default=None, help="Adapters that requests ask for.")
@@ -183,7 +183,7 @@ def _show(
     step: tuple[StepCost, str, str],
     rates: dict[str, float],
 ) -> None:
-    from calibrate.backends import backend_of
+    from calibrate.techniques import technique_notes
 
     cost, bottleneck, why = step
     gib = 1024.0**3
@@ -202,11 +202,7 @@ def _show(
     if replica.model.kind == "decoder":
         figures += [["num_gpu_blocks", plan.num_gpu_blocks], ["KV tokens", plan.num_kv_tokens]]
         figures += [["max_model_len", plan.max_model_len]]
-    asked = replica.engine.options.get("attention_backend")
-    rests_on = backend_of(replica.engine, replica.gpu).rests_on
-    backend_note = [f"Attention backend {asked}: {rests_on}"] if asked else []
-    if "lora" in replica.engine.options:
-        backend_note.append("LoRA adapters: bytes, FLOPs and launches counted; no measured run stands behind them")
+    techniques = technique_notes(replica)
     document = {
         "schema_version": 1,
         "model": replica.model.name,
@@ -224,12 +220,12 @@ def _show(
         "rates": rates,
         "bottleneck": {"name": bottleneck, "why": why},
         "profile": {"name": profile.name, "source": profile.source, "error": profile.error},
-        "notes": [*plan.notes, *backend_note],
+        "notes": [*plan.notes, *techniques],
     }
     notes = [
         f"Bottleneck: {bottleneck} ({why})",
         f"Profile: {profile.name} ({profile.source})",
-        *backend_note,
+        *techniques,
         *plan.notes,
     ]
     emit(form, document, [memory, parts, Table("Rates", ["figure", "value"], figures)], notes)

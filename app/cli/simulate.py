@@ -243,6 +243,7 @@ def run_notes(answer: Mapping[str, Any]) -> list[str]:
         if x.get("bottleneck")
     ]
     notes += [f"Step times: profile {p['name']} ({p['source']})" for p in _distinct(answer["profiles"])]
+    notes += answer.get("techniques", [])
     steady = answer["steady_state"]
     if answer["overload"]:
         offered, served = answer["overload"]["offered_rps"], answer["overload"]["served_rps"]

@@ -7,8 +7,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from catalogs.errors import PlanError
@@ -65,7 +66,9 @@ class Jobs:
     """The jobs of all visitors, each found by its own unguessable id; two run at a time."""
 
     def __init__(self, max_workers: int = 2) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=max_workers, thread_name_prefix="job")
+        self._waiting: SimpleQueue[tuple[Job, Future[Any], Callable[[Progress], Any]]] = SimpleQueue()
+        for number in range(max_workers):  # daemons: a server that is stopped does not wait for work
+            threading.Thread(target=self._work, name=f"job-{number}", daemon=True).start()
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
 
@@ -75,7 +78,8 @@ class Jobs:
         with self._lock:
             self._forget_old()
             self._jobs[job.job_id] = job
-        job.future = self._pool.submit(_run, job, work)
+        job.future = Future()
+        self._waiting.put((job, job.future, work))
         return job
 
     def find(self, slot: str, job_id: str | None) -> Job | None:
@@ -83,6 +87,16 @@ class Jobs:
         with self._lock:
             job = self._jobs.get(job_id or "")
         return job if job is not None and job.slot == slot else None
+
+    def _work(self) -> None:
+        while True:
+            job, future, work = self._waiting.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(_run(job, work))
+            except BaseException as problem:
+                future.set_exception(problem)
 
     def _forget_old(self) -> None:
         now = time.monotonic()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import streamlit as st
 
 from app.charts import Limit, Series
+from app.cli.output import cell
 from app.web.jobs import Job, Jobs
 from app.web.style import THEME, figure, look
 from catalogs.errors import PlanError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 
 Rows: TypeAlias = "Sequence[Mapping[str, Any]] | pd.DataFrame"
+
+WHOLE_ROWS = 16  # a table of so many is shown whole
 
 
 @st.cache_resource
@@ -60,7 +63,9 @@ def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str) -> None:
     """A table with its download; names come from users, so nothing in it is read as HTML or a formula."""
     frame = _frame(rows)
     alternative = f"Table {name}: {', '.join(map(str, frame.columns))}; {len(frame)} rows."
-    st.dataframe(frame, hide_index=True, width="stretch", column_config=_columns(frame), alt=alternative)
+    height: Any = "content" if len(frame) <= WHOLE_ROWS else "auto"  # a longer one scrolls
+    st.dataframe(_readable(frame), hide_index=True, width="stretch", height=height, column_config=_columns(frame),
+                 alt=alternative)  # fmt: skip
     download(f"{name}.csv", lambda: _csv(frame), f"download-{name}")
 
 
@@ -184,6 +189,12 @@ def _frame(rows: Rows) -> pd.DataFrame:
 
 def _csv(frame: pd.DataFrame) -> str:
     return frame.map(_no_formula).to_csv(index=False)
+
+
+def _readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns that mix words and numbers as words, numbers to four figures; the others are formatted as they are."""
+    mixed = [name for name in frame.columns if frame[name].dtype.kind == "O"]
+    return frame.assign(**{name: frame[name].map(lambda v: cell(v) if isinstance(v, float) else v) for name in mixed})
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, Any]:

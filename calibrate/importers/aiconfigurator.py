@@ -26,6 +26,9 @@ DTYPES = {
     "int8": "int8", "int8_wo": "int8_wo", "int4_wo": "int4_wo", "w4a16_mxfp4": "mxfp4",
 }  # fmt: skip
 SKEWS = {"balanced": 0.0, "power_law_1.01": 1.01, "power_law_1.2": 1.2}
+# Experts without a gate (up and down matrices alone), by (width, experts, chosen): the Nemotron 3 family. The table of
+# TensorRT-LLM on H100 names the first and third so in ``kernel_source``; tables of other backends do not say.
+UNGATED_EXPERTS = {(1856, 128, 6), (2688, 512, 22), (5120, 512, 22)}
 _MS = 1.0 / MILLISECONDS_PER_SECOND
 Reader = Callable[[Path, Gpu], dict[tuple[str, str], pd.DataFrame]]
 
@@ -99,11 +102,20 @@ def _moe(path: Path, gpu: Gpu) -> dict[tuple[str, str], pd.DataFrame]:
             "dtype": table["moe_dtype"].map(DTYPES), "tokens": table["num_tokens"], "hidden": table["hidden_size"],
             "inter": table["inter_size"], "per_token": table["topk"], "num_experts": table["num_experts"],
             "tp": table["moe_tp_size"], "ep": table["moe_ep_size"], "skew": table["distribution"].map(SKEWS),
-            "time_s": positive_times(table, "latency", _MS, path),
+            "time_s": positive_times(table, "latency", _MS, path), "num_matrices": expert_matrices(table),
         }
     ).dropna()  # fmt: skip
     rows = rows[(rows["skew"] == 0.0) | (rows["ep"] == 1)]
     return {("moe", str(dtype)): part.drop(columns="dtype") for dtype, part in rows.groupby("dtype")}
+
+
+def expert_matrices(table: pd.DataFrame) -> list[float]:
+    """Matrices of an expert: 2 without a gate, which the kernel's name or the model's shape tells, else 3."""
+    shapes = zip(table["inter_size"], table["num_experts"], table["topk"], strict=True)
+    ungated = np.array([shape in UNGATED_EXPERTS for shape in shapes], dtype=bool)
+    if "kernel_source" in table:
+        ungated |= table["kernel_source"].astype(str).str.contains("nongated").to_numpy()
+    return [2.0 if x else 3.0 for x in ungated]
 
 
 def _link(gpu: Gpu) -> str:

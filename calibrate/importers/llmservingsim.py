@@ -9,12 +9,14 @@ n_decode, kv_decode), for mixtures of experts ``moe.csv`` (tokens, activated_exp
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from calibrate.profiles import Profile
 from catalogs.errors import InputError, MissingError, PlanError
+from catalogs.files import read_text
 from catalogs.load import find_gpu, find_model
 
 KIND = "llmservingsim"
@@ -135,15 +137,14 @@ def _read_degree(folder: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path, keys: tuple[str, ...]) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(read_text(path, "a table"), newline="")))
     missing = [key for key in (*keys, "time_us") if not rows or key not in rows[0]]
     if missing:
         raise InputError(
             f"{path} lacks {', '.join(missing)}", why="the table cannot be read", remedy=f"columns {', '.join(keys)}"
         )
     if "decode_q_len" in rows[0]:  # speculative decoding was swept too; a plain decode has one token
-        rows = [row for row in rows if float(row["decode_q_len"] or 1) <= 1]
+        rows = [row for row in rows if _number(row["decode_q_len"] or "1", path) <= 1]
     if path.stem == "attention" and "layer" in rows[0]:
         rows = [row for row in rows if row["layer"] == "attention"]
     return rows
@@ -165,14 +166,13 @@ def _skew_rows(path: Path) -> dict[str, list[float]]:
     """Columns of ``skew_fit.csv`` with each bucket's label as its upper edge."""
     names = {"pc": "prefill_chunk", "n_label": "num_decode", "skew_rate_label": "share", "kv_big_label": "longest"}
     columns: dict[str, list[float]] = {name: [] for name in (*names.values(), "history", "alpha", "num_samples")}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row.get("layer", "attention") != "attention":
-                continue
-            for key, name in {**names, "kp_label": "history"}.items():
-                columns[name].append(_edge(row[key], path))
-            columns["alpha"].append(_number(row["alpha"], path))
-            columns["num_samples"].append(_number(row["n_samples"], path))
+    for row in csv.DictReader(io.StringIO(read_text(path, "a table"), newline="")):
+        if row.get("layer", "attention") != "attention":
+            continue
+        for key, name in {**names, "kp_label": "history"}.items():
+            columns[name].append(_edge(row.get(key) or "", path))
+        columns["alpha"].append(_number(row.get("alpha"), path))
+        columns["num_samples"].append(_number(row.get("n_samples"), path))
     return columns
 
 
@@ -181,12 +181,12 @@ def _edge(label: str, path: Path) -> float:
     if ">" in label:
         return 1e12
     text = label.split("=")[-1]
-    unit = {"%": 0.01, "k": 1024.0}.get(text[-1], 1.0)
+    unit = {"%": 0.01, "k": 1024.0}.get(text[-1:], 1.0)
     return _number(text.rstrip("%k"), path) * unit
 
 
-def _number(text: str, path: Path) -> float:
+def _number(text: str | None, path: Path) -> float:
     try:
-        return float(text)
+        return float(text or "")
     except ValueError as error:
         raise InputError(f"{path} holds {text!r} where a number belongs") from error

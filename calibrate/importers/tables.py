@@ -12,12 +12,14 @@ from calibrate.roofline import peak_flops
 from catalogs.errors import InputError, MissingError
 from catalogs.schema import Gpu
 
+_TEXTS = ("_dtype", "_name", "distribution")  # endings of the columns that hold words
+
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """A Parquet or CSV table that has ``columns``.
 
     Raises:
-        InputError: unreadable, empty, or a column is missing (named).
+        InputError: unreadable, empty, a column is missing (named), or one of numbers holds something else.
     """
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
@@ -33,6 +35,14 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         )
     if frame.empty:
         raise InputError("the table has no rows", where=str(path))
+    for name in columns:
+        if not name.endswith(_TEXTS) and not pd.api.types.is_numeric_dtype(frame[name]):
+            bad = pd.to_numeric(frame[name], errors="coerce").isna()
+            row = int(np.argmax(bad)) if bad.any() else 0
+            raise InputError(
+                f"column {name} holds {str(frame[name].iloc[row])[:40]!r} in data row {row + 1}, not a number",
+                where=str(path),
+            )
     return frame
 
 

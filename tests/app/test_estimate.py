@@ -83,3 +83,50 @@ def test_bad_input_says_what_would_work(args: tuple[str, ...], word: str) -> Non
     assert isinstance(result.exception, PlanError)
     assert result.exception.exit_code == 2
     assert word in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("args", "note"),
+    [
+        (("--attention-backend", "eager"), "Attention backend eager: fitted on one table"),
+        (("--max-loras", "4", "--lora-adapters", "9"), "LoRA adapters: bytes, FLOPs and launches counted"),
+        (("--compression", "method=2of4", "--precision", "fp8"), "2:4 weights"),
+        (("--compression", "method=unstructured,sparsity=0.5,storage=bitmask"), "bf16-bitmask50"),
+        (("--precision", "int4-awq-slow"), "an upper bound"),
+    ],
+)
+def test_a_technique_says_what_its_cost_rests_on(args: tuple[str, ...], note: str) -> None:
+    document = answer("llama-3.1-8b", "--gpu", "H100-SXM", *args)
+    notes = document["notes"]
+    assert isinstance(notes, list)
+    assert any(note in text for text in notes), notes
+    plain = answer("llama-3.1-8b", "--gpu", "H100-SXM")
+    assert plain["notes"] == []
+    assert plain["step"] != document["step"] or plain["num_gpu_blocks"] != document["num_gpu_blocks"]
+
+
+def test_recomputation_trades_memory_for_time() -> None:
+    def figures(*args: str) -> tuple[float, float]:
+        document = answer("llama-3.1-8b", "--gpu", "H100-SXM", *args)
+        step, blocks = document["step"], document["num_gpu_blocks"]
+        assert isinstance(step, dict) and isinstance(blocks, int)
+        return float(step["seconds"]), blocks
+
+    (none_s, none_blocks), (full_s, full_blocks) = figures("--recompute", "none"), figures("--recompute", "full")
+    assert full_s > 1.5 * none_s and full_blocks > none_blocks
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (("--attention-backend", "flash3"), "Hopper"),
+        (("--max-lora-rank", "24"), "max_lora_rank"),
+        (("--compression", "method=layers,num_layers=99"), "num_layers"),
+        (("--compression", "layers"), "KEY=VALUE"),
+    ],
+)
+def test_techniques_that_cannot_be(args: tuple[str, ...], word: str) -> None:
+    result = run("llama-3.1-8b", "--gpu", "A100-80GB", *args)
+    assert isinstance(result.exception, PlanError)
+    assert result.exception.exit_code == 2
+    assert word in str(result.exception)

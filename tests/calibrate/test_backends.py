@@ -15,6 +15,7 @@ from calibrate.step_time import KernelSums, step_model
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
+from simulator.replicas import build_line
 from simulator.scenario import EngineSpec
 from tests.shared_data import shared_data
 
@@ -104,3 +105,5 @@ def test_an_encoder_keeps_its_scores_too() -> None:
     bert = Replica(find_model("bert-large"), find_gpu("T4"), precision="fp16", engine=Engine(framework="onnxruntime"))
     eager = replace(bert, engine=replace(bert.engine, options={"attention_backend": "eager"}))
     assert memory_plan(eager).max_batch_size < memory_plan(bert).max_batch_size
+    with pytest.raises(InputError, match="besides that of bert-large"):
+        build_line(eager)  # its times were measured with one backend

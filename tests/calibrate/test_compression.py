@@ -99,7 +99,7 @@ def test_pruned_to_the_shape_of_published_models() -> None:
         (Compression("width", hidden_size=9000), "hidden_size is 9000"),
         (Compression("width", num_attention_heads=12), "over 8 KV heads"),
         (Compression("unstructured"), "sparsity is None"),
-        (Compression("2:4", sparsity=0.5), "sparsity with method 2:4"),
+        (Compression("2:4", sparsity=0.5), "sparsity with method 2of4"),
         (Compression("layers", num_layers=8, hidden_size=64), "hidden_size with method layers"),
     ],
 )
@@ -114,7 +114,7 @@ def test_a_vision_model_is_refused() -> None:
 
 
 def test_a_fleet_line_and_a_flag_say_it() -> None:
-    line = FleetLine.model_validate({"gpu": "H100-SXM", "precision": "fp8", "compression": {"method": "2:4"}})
+    line = FleetLine.model_validate({"gpu": "H100-SXM", "precision": "fp8", "compression": {"method": 124}})
     assert line.replica(LLAMA, H100).precision == "fp8-2of4"
     assert parse_compression("method=layers,num_layers=24", "") == Compression("layers", num_layers=24)
     for text in ("method", "layers=24", "method=layers,num_layers=many", "num_layers=3"):

@@ -21,13 +21,37 @@ def test_without_a_fleet_of_today_there_is_nothing_to_advise(trace):
         advise.advise(problem(trace))
 
 
-def test_each_step_is_verified_and_costs_no_more_than_the_last(trace, monkeypatch):
-    asked = problem(trace, today=[{"instance_type": "g6e.xlarge", "count": 6, "purchase": "on_demand"}])
-    first = advise.steps_of(asked)[:3]
-    monkeypatch.setattr(advise, "steps_of", lambda _problem: first)
-    answer = advise.advise(asked)
+@pytest.fixture(scope="module")
+def answer(trace, tmp_path_factory):
+    asked = problem(
+        trace,
+        today=[{"instance_type": "g6e.xlarge", "count": 6, "purchase": "on_demand"}],
+    )
+    with pytest.MonkeyPatch.context() as patch:  # own_cache is a test's own, and comes later
+        patch.setenv("PLAN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        return advise.advise(asked)
+
+
+def test_every_step_is_tried_and_costs_no_more_than_the_last(answer):
+    assert [s["step"] for s in answer["steps"]] == ["today", *(s.name for s in advise.STEPS)]
     costs = [s["usd_per_hour"] for s in answer["steps"] if s["usd_per_hour"] is not None]
     assert costs == sorted(costs, reverse=True) and costs[0] == pytest.approx(6 * 1.861)
     assert answer["best_usd_per_hour"] == costs[-1]
     assert all(s["slo"]["tpot_p95_s"] <= 0.05 for s in answer["steps"][1:] if s["slo"])
     assert sum(s["saving_usd_per_hour"] for s in answer["steps"]) == pytest.approx(answer["saving_usd_per_hour"])
+    assert all(s["plan"] or s["why_not"] for s in answer["steps"])
+
+
+def test_today_is_simulated_with_what_bounds_it(answer):
+    today = answer["steps"][0]
+    assert 0 < today["busy_share"] < 1 and today["slo"]["ttft_p95_s"] > 0
+    assert "memory" in today["bottleneck"] or "compute" in today["bottleneck"] or "overhead" in today["bottleneck"]
+
+
+def test_what_a_step_settles_the_next_one_keeps(trace):
+    asked = problem(trace, today=[{"instance_type": "g6.xlarge", "count": 9, "precision": "bf16"}])
+    first = advise.settings_of(asked)
+    assert first["instances"] == ["g6.xlarge"] and first["precision"] == ["bf16"]
+    for step in advise.STEPS:
+        first = step.widen(first)
+    assert first["gpus"] == "all" and set(first["precision"]) >= {"bf16", "fp8", "int8", "int4-awq"}

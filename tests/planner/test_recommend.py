@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from catalogs.errors import GateError, InputError, MissingError
+from catalogs.load import find_model
+from planner.candidates import enumerate_candidates
+from planner.market import offers_of
 from planner.problem import problem_from
 from planner.recommend import recommend
 
@@ -125,3 +129,45 @@ def test_a_closed_loop_has_no_rate_to_plan_for(trace):
     }
     with pytest.raises(InputError, match="closed loop"):
         recommend(problem(trace, workload=load))
+
+
+def test_a_region_without_prices_says_which_and_where_to_get_them(trace):
+    with pytest.raises(MissingError, match="eu-west-3") as error:
+        recommend(problem(trace, region="eu-west-3"))
+    assert error.value.exit_code == 3 and "plan prices refresh --region eu-west-3" in error.value.remedy
+
+
+def test_a_commitment_that_outlasts_the_horizon_is_paid_for_whole_within_it(trace):
+    forms = {"purchase": ["reserved_3yr"], "gpus": ["L40S"]}
+    whole, half = (
+        offers_of(problem(trace, candidates=forms, commitments={"horizon_months": m}), "g6e.xlarge") for m in (36, 18)
+    )
+    assert half["reserved_3yr"].usd_per_hour == pytest.approx(2 * whole["reserved_3yr"].usd_per_hour)
+    assert half["reserved_3yr"].upfront_usd == pytest.approx(whole["reserved_3yr"].upfront_usd)
+
+
+def test_engine_settings_are_searched_as_a_product_and_a_typo_is_named(trace):
+    engine = {"enable_prefix_caching": [True, False], "enable_chunked_prefill": [True, False]}
+    asked = problem(trace, candidates={"gpus": ["L40S"], "instances": ["g6e.xlarge"], "engine": engine})
+    found, _ = enumerate_candidates(asked, find_model("llama-3.1-8b"))
+    settings = {(c.replica.engine.enable_prefix_caching, c.replica.engine.enable_chunked_prefill) for c in found}
+    assert settings == {(True, True), (True, False), (False, True), (False, False)}
+    assert len({c.label for c in found}) == len(found)
+    for wrong, said in (
+        ({"enable_prefix_cachin": [True]}, "did you mean 'enable_prefix_caching'"),
+        ({"max_num_seqs": [64]}, "stands beside"),
+        ({"block_size": []}, "empty list"),
+        ({"block_size": ["big"]}, "block_size"),
+    ):
+        with pytest.raises(InputError, match=said):
+            problem(trace, candidates={"engine": wrong})
+
+
+def test_hours_without_demand_have_no_machines_and_are_played(trace, tmp_path):
+    (tmp_path / "rates.csv").write_text("hour,rate_rps\n0,0\n1,5\n2,0\n", encoding="utf-8")
+    answer = recommend(
+        problem(trace, candidates={"gpus": ["L40S"]}, time={"demand": str(tmp_path / "rates.csv")}, explore=False)
+    )
+    counts = np.array([line["instances"] for line in answer["plan"]["lines"]]).sum(0)
+    assert counts[0] == counts[2] == 0 and counts[1] >= 1
+    assert answer["live"]["kept"] == answer["live"]["draws"] and "played live" in answer["verified_why"]

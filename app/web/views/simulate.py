@@ -95,7 +95,8 @@ def show(shown: Shown) -> None:
             breakdown(answer))  # fmt: skip
     for i, found in enumerate(run_tables(answer)):
         st.subheader(words(found.title))
-        table([dict(zip(found.columns, row, strict=True)) for row in found.rows], f"run-{i}")
+        name = found.title.lower().replace(" ", "-") if i else "latencies"
+        table([dict(zip(found.columns, row, strict=True)) for row in found.rows], name)
     with st.expander("What it rests on"):
         for note in run_notes(answer):
             st.text(note)
