@@ -29,12 +29,12 @@ from tests.exports.real_parsers import (
 pytestmark = pytest.mark.exports
 needs_npm = pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed: Karpenter's and KEDA's forms are")
 
-# trtllm-serve, TensorRT-LLM 1.0: tensorrt_llm/commands/serve.py and its reference page, read 2026-11-25
+# trtllm-serve: the options of `serve` in tensorrt_llm/commands/serve.py at 00209af (after 1.0), read 2026-11-25
 TRTLLM = CommandLine(
     {"--host", "--port", "--backend", "--max_beam_width", "--max_batch_size", "--max_num_tokens", "--max_seq_len",
      "--tp_size", "--pp_size", "--ep_size", "--gpus_per_node", "--kv_cache_free_gpu_memory_fraction", "--tokenizer"}
 )  # fmt: skip
-# text-generation-launcher, TGI 3.3: docs/source/reference/launcher.md, read 2026-11-25
+# text-generation-launcher: docs/source/reference/launcher.md (a version after 3.3), read 2026-11-25
 TGI = CommandLine(
     {"--model-id", "--num-shard", "--quantize", "--dtype", "--kv-cache-dtype", "--max-batch-prefill-tokens",
      "--max-total-tokens", "--max-batch-total-tokens", "--max-batch-size", "--cuda-memory-fraction", "--hostname",
