@@ -40,7 +40,6 @@ def scan_decoding(w: Any, r: int) -> None:
 def sample_after_prefill(w: Any, r: int, i: int, end: float) -> None:
     """A prompt's last chunk is in flight: its token comes at ``end``; from now on it decodes."""
     me = w.replicas[r]
-    bs = me.block_size
     it = w.requests[i]
     it.generated += 1
     if it.generated == 1:
@@ -49,12 +48,22 @@ def sample_after_prefill(w: Any, r: int, i: int, end: float) -> None:
         finish(w, r, i, end)
         return
     it.phase = DECODING
-    it.prefilled = it.computed
+    it.prefilled = it.known = it.computed
+    start_decoding(w, r, i)
+
+
+@inner
+def start_decoding(w: Any, r: int, i: int) -> None:
+    """Put a sequence among the decoding ones."""
+    me = w.replicas[r]
+    it = w.requests[i]
+    me.num_decode += 1
+    if me.spec_tokens > 0:
+        return
     it.base = it.computed - me.steps
     it.done_at = me.steps + it.output - it.generated
-    me.num_decode += 1
     me.sum_context += it.computed + 1
-    w.crossing[r, (-it.base) % bs] += 1 if me.reserve == 0 else 0
+    w.crossing[r, (-it.base) % me.block_size] += 1 if me.reserve == 0 else 0
     me.next_done = min(me.next_done, it.done_at)
     me.shortest = min(me.shortest, it.base)
     me.longest = max(me.longest, it.base)
@@ -126,6 +135,9 @@ def take_decode_steps(w: Any, r: int, steps: int, end: float) -> None:
 def stop_decoding(w: Any, r: int, i: int) -> None:
     """Take a sequence out of the decode counters; its tokens are written down."""
     me = w.replicas[r]
+    if me.spec_tokens > 0:
+        me.num_decode -= 1
+        return
     w.requests[i].computed = w.requests[i].base + me.steps
     w.requests[i].generated = w.requests[i].output - (w.requests[i].done_at - me.steps)
     me.num_decode -= 1

@@ -14,6 +14,7 @@ I64 = NDArray[np.int64]
 
 UNSEEN, WAITING, PREFILLING, DECODING, FINISHING, DONE = range(6)
 HELD = 6  # has blocks and no seat: its KV is on the way, here or from here (see ``handover``)
+SWAPPED = 7  # preempted; its blocks are in host memory (see ``swapping``)
 CONTINUOUS, PREFILL_FIRST, STATIC = range(3)
 NEVER = np.inf
 FAR = 2**62
@@ -66,6 +67,29 @@ REPLICA = np.dtype(
         ("preemptions", np.int64),
         ("busy_s", np.float64),
         ("front_s", np.float64),  # until when its one tokenizer is busy
+        ("spec_tokens", np.int64),  # proposed for each sequence and step; 0: no speculation
+        ("lookahead", np.int64),  # slots beyond them, for the drafter
+        ("acceptance_rate", np.float64),
+        ("draft_table", np.int64),  # step table of the drafter, or -1
+        ("seed", np.int64),
+        ("verify", np.int64),  # tokens of this step's decoding sequences, and the sum of their contexts
+        ("contexts", np.int64),
+        ("drafted", np.int64),
+        ("accepted", np.int64),
+        ("swap_space", np.int64),  # host blocks for preempted sequences; 0: they are computed again
+        ("swap_free", np.int64),
+        ("swap_head", np.int64),  # swapped sequences: first and last, or -1
+        ("swap_tail", np.int64),
+        ("block_copy_s", np.float64),  # of a block, one way
+        ("copy_s", np.float64),  # for which the next step waits
+        ("load_s", np.float64),  # which the next step lasts at least
+        ("swap_outs", np.int64),
+        ("swap_ins", np.int64),
+        ("cpu_block_s", np.float64),  # of loading a block from host memory, from disk
+        ("disk_block_s", np.float64),
+        ("overlap", np.int64),  # loads overlap with the step
+        ("cpu_hits", np.int64),  # prompt tokens found in host memory, on disk
+        ("disk_hits", np.int64),
         ("prefix_queries", np.int64),
         ("prefix_hits", np.int64),
         ("num_held", np.int64),  # requests that hold blocks without a seat
@@ -89,6 +113,10 @@ REQUEST = np.dtype(
         ("prefilled", np.int64),  # tokens computed as a prompt, before it decoded
         ("base", np.int64),  # while decoding: computed tokens - ``steps``
         ("done_at", np.int64),  # while decoding: ``steps`` at which all tokens are sampled
+        ("slots", np.int64),  # speculating: tokens for which it holds blocks
+        ("want", np.int64),  # tokens that this step computes
+        ("known", np.int64),  # tokens computed and not proposed, when its step was decided
+        ("draws", np.int64),  # steps in which proposals were made
         ("end_s", np.float64),  # while finishing: end of its last step
         ("ready_s", np.float64),  # in its replica's queue
         ("next", np.int64),  # in the waiting queue
@@ -113,6 +141,7 @@ class World(NamedTuple):
     Attributes:
         replicas, requests: rows of ``REPLICA`` and ``REQUEST``.
         nodes, shared: the KV caches (see ``kv_cache``).
+        links, tiers: the tiers of KV offload (see ``kv_tiers``).
         crossing: (r, block size) decoding sequences that need a block where ``steps % block_size`` is the column.
         running: (r, seats) requests in order of admission.
         ended, num_ended: requests whose end was decided since the caller last looked (where someone does; else empty).
@@ -124,6 +153,8 @@ class World(NamedTuple):
     requests: Any
     nodes: Any
     shared: kv_cache.Shared
+    links: NDArray[np.int32]
+    tiers: I64
     crossing: I64
     running: I64
     ended: I64

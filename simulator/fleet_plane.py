@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from simulator import feed
 from simulator.data_plane import Load, Outcome
 from simulator.plane import Plane, ReplicaSpec
-from simulator.records import FAILED, Records
+from simulator.records import COUNTS, FAILED, Records
 from simulator.routing import RouterOptions
 from simulator.workload import Requests
 
@@ -155,6 +155,7 @@ class EnginePlane:
             prefix_hits=rows["prefix_hits"].copy(),
             num_gpu_blocks=rows["num_blocks"] + 1,
             end_s=end_s,
+            counts={name: rows[name].copy() for name in COUNTS},
         )
 
     @property

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from simulator import engine_state, preemption
+from simulator import engine_state, kv_tiers, preemption
 from simulator.packed import Pack
 from simulator.records import COMPLETED, Records
 from simulator.workload import Requests
@@ -65,19 +65,47 @@ def check_world(world: engine_state.World, now_s: float) -> None:
         decoding = running[rows["phase"][running] == engine_state.DECODING]
         computed = rows["computed"][running].copy()
         is_decoding = rows["phase"][running] == engine_state.DECODING
-        computed[is_decoding] = rows["base"][decoding] + me["steps"]
+        if not me["spec_tokens"]:
+            computed[is_decoding] = rows["base"][decoding] + me["steps"]
         _demand(len(decoding) == me["num_decode"], 2, "the decode counter is off")
-        _demand((computed[is_decoding] + 1).sum() == me["sum_context"], 2, "the context counter is off")
-        crossing = 0 if me["reserve"] else len(decoding)
+        counted = not me["spec_tokens"]
+        contexts = (computed[is_decoding] + 1).sum() if counted else 0
+        _demand(contexts == me["sum_context"], 2, "the context counter is off")
+        crossing = 0 if me["reserve"] or not counted else len(decoding)
+        if me["spec_tokens"]:
+            computed = rows["slots"][running]
         _demand(world.crossing[r].sum() == crossing, 2, "the block-crossing counters are off")
         _demand(_free_blocks(world, r) == me["free"], 2, "the free queue does not add up")
         held = np.flatnonzero((rows["replica"] == r) & (rows["phase"] == engine_state.HELD))
         _demand(len(held) == me["num_held"], 11, "a request holds blocks without a seat and is not counted")
         holding, computed = np.concatenate([running, held]), np.concatenate([computed, rows["computed"][held]])
         _demand(_held_blocks(world, r, holding, computed) + me["free"] == me["num_blocks"], 2, "blocks leak")
+        _check_tiers(world, r)
+        spoken = rows["generated"][running]
+        _demand(bool((spoken <= rows["output"][running]).all()), 14, "a sequence has more tokens than its answer")
+        ended = spoken[rows["phase"][running] == engine_state.FINISHING] if me["spec_tokens"] else np.zeros(0)
+        outputs = rows["output"][running][rows["phase"][running] == engine_state.FINISHING] if len(ended) else ended
+        _demand(bool((ended == outputs).all()), 14, "a sequence ended before its last token")
         stuck = me["num_running"] == 0 and me["head"] >= 0 and me["inflight_s"] < now_s and me["next_s"] == np.inf
         stuck = stuck and me["num_held"] == 0  # else the end of a transfer frees blocks and wakes it
         _demand(not stuck, 7, "a replica idles while a request waits")
+
+
+def _check_tiers(world: engine_state.World, r: int) -> None:
+    """Host memory of preempted sequences, and the tiers of KV offload."""
+    me, rows = world.replicas[r], world.requests
+    swapped = np.flatnonzero((rows["replica"] == r) & (rows["phase"] == engine_state.SWAPPED))
+    blocks = int((-(-rows["computed"][swapped] // me["block_size"])).sum())
+    _demand(blocks + me["swap_free"] == me["swap_space"], 12, "host blocks of swapped sequences do not add up")
+    _demand(me["swap_free"] >= 0, 12, "more swapped blocks than swap space")
+    for tier in (2 * r, 2 * r + 1):
+        first, _, used, capacity = world.tiers[tier].tolist()
+        _demand(used <= capacity, 13, "a tier of the KV cache holds more than it can")
+        held, place = 0, first
+        while place >= 0:
+            held, place = held + 1, int(world.links[tier, place, 1])
+        present = int((world.links[tier, :, 0] != kv_tiers.ABSENT).sum())
+        _demand(held == used == present, 13, "a tier of the KV cache does not add up")
 
 
 def _free_blocks(world: engine_state.World, r: int) -> int:

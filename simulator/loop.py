@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simulator import decoding, handover, preemption, prefilling, step_eval, waiting
+from simulator import decoding, handover, preemption, prefilling, speculation, step_eval, swapping, waiting
 from simulator.compiled import inner
 from simulator.engine_state import NEVER, PREFILL_FIRST
 
@@ -39,15 +39,28 @@ def _plan_step(w: Any, r: int, now: float) -> tuple[int, float, int, int]:
     if me.num_finishing > 0:
         preemption.release_finished(w, r, now)
     me.preempted_now = 0
+    me.verify = 0
     if me.policy == PREFILL_FIRST:
-        tokens, work, ending = prefilling.prefill(w, r, now, me.max_tokens)
-        if tokens == 0:
-            preemption.make_room(w, r, now)
-        return tokens, work, ending, 0 if tokens > 0 else me.num_decode
-    preemption.make_room(w, r, now)
-    decodes = me.num_decode
-    tokens, work, ending = prefilling.prefill(w, r, now, me.max_tokens - decodes)
+        tokens, work, ending = 0, 0.0, 0
+        if me.swap_head < 0 or me.prefilling >= 0:
+            tokens, work, ending = prefilling.prefill(w, r, now, me.max_tokens)
+        return tokens, work, ending, 0 if tokens > 0 else _plan_decodes(w, r, now)
+    decodes = _plan_decodes(w, r, now)
+    tokens, work, ending = prefilling.prefill(w, r, now, me.max_tokens - me.verify)
     return tokens, work, ending, decodes
+
+
+@inner
+def _plan_decodes(w: Any, r: int, now: float) -> int:
+    """Blocks for the decoding sequences of this step; how many they are (and ``verify``, how many tokens)."""
+    me = w.replicas[r]
+    if me.spec_tokens > 0:
+        return speculation.plan(w, r, now)
+    preemption.make_room(w, r, now)
+    if me.swap_head >= 0:
+        swapping.swap_in(w, r, now)
+    me.verify = me.num_decode
+    return me.num_decode  # type: ignore[no-any-return]
 
 
 @inner
@@ -55,7 +68,8 @@ def _decide(w: Any, r: int, until_s: float) -> None:
     """One decision of the scheduler; where it repeats itself, as many as fall before ``until_s``."""
     now = w.replicas[r].next_s
     tokens, work, ending, decodes = _plan_step(w, r, now)
-    if tokens > 0:
+    single = w.replicas[r].spec_tokens > 0 or w.replicas[r].copy_s > 0.0
+    if tokens > 0 or (decodes > 0 and single):
         time = w.replicas[r].speed * _step_s(w, r, tokens, work, ending, decodes)
         _commit_step(w, r, now, time, ending, decodes)
     elif decodes > 0:
@@ -72,7 +86,7 @@ def _decide_together(w: Any, first: int) -> None:
     for r in range(first, last):
         me = w.replicas[r]
         me.step_tokens, me.step_work, me.step_ending, me.step_decodes = _plan_step(w, r, now)
-        tokens = me.step_tokens + me.step_decodes
+        tokens = me.step_tokens + me.verify
         total += tokens
         if tokens > 0:
             own = _step_s(w, r, me.step_tokens, me.step_work, me.step_ending, me.step_decodes)
@@ -124,10 +138,14 @@ def _after_steps(w: Any, r: int, now: float, steps: int, total_s: float, before_
 def _step_s(w: Any, r: int, tokens: int, work: float, ending: int, decodes: int) -> float:
     """Seconds of one step."""
     me = w.replicas[r]
-    contexts = decoding.decode_contexts(w, r) if decodes > 0 else (0.0, 0.0, 0.0)
     seqs = decodes + ending + (1 if tokens > 0 and me.prefilling >= 0 else 0)
-    mean_keys = work / tokens if tokens > 0 else 0.0
-    return step_eval.step_s(w.tables, me.table, tokens, mean_keys, decodes, contexts, decodes + ending, seqs)
+    if me.spec_tokens > 0:
+        time = speculation.step_s(w, r, tokens, work, ending, decodes, seqs)
+    else:
+        contexts = decoding.decode_contexts(w, r) if decodes > 0 else (0.0, 0.0, 0.0)
+        keys, sampled = work / tokens if tokens > 0 else 0.0, decodes + ending
+        time = step_eval.step_s(w.tables, me.table, tokens, keys, decodes, decodes, contexts, sampled, seqs)
+    return max(time, me.load_s) + me.copy_s  # type: ignore[no-any-return]
 
 
 @inner
@@ -135,7 +153,10 @@ def _commit_step(w: Any, r: int, now: float, time: float, ending: int, decodes: 
     """Put one step in flight, in which the prompts of ``ending`` requests end."""
     me = w.replicas[r]
     end = _after_steps(w, r, now, 1, time, 0.0)
-    if decodes > 0:
+    w.replicas[r].copy_s = w.replicas[r].load_s = 0.0
+    if w.replicas[r].spec_tokens > 0:
+        speculation.take_step(w, r, end)
+    elif decodes > 0:
         decoding.take_decode_steps(w, r, 1, end)
     stop = me.num_running - (1 if me.prefilling >= 0 else 0)
     for place in range(stop - ending, stop):

@@ -7,6 +7,22 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 
+class Tier:
+    """A tier of the prefix cache beyond the GPU: contents, the least recently used first."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self.contents: OrderedDict[Hashable, None] = OrderedDict()
+
+    def store(self, content: Hashable) -> None:
+        """Write a content, or make it the most recent one."""
+        if self.num_blocks:
+            self.contents[content] = None
+            self.contents.move_to_end(content)
+            if len(self.contents) > self.num_blocks:
+                self.contents.popitem(last=False)
+
+
 @dataclass(eq=False)
 class Block:
     """A KV block: how many requests hold it, and what it holds that another could use."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.plain_blocks import Block, BlockPool
-from simulator.plain_step_time import row, step_time_s
+from simulator.plain_blocks import Block, BlockPool, Tier
+from simulator.plain_step_time import engine_step_s, uniform
 from simulator.records import COMPLETED
 from simulator.replica_spec import ReplicaSpec
 
 if TYPE_CHECKING:
+    from simulator.plain_group import Group
     from simulator.reference import Run
 
 
@@ -29,6 +30,7 @@ class Job:
     num_computed_tokens: int = 0
     num_sampled: int = 0  # output tokens, those in flight too
     num_returned: int = 0  # output tokens that have come out
+    num_draws: int = 0  # steps in which proposals were made for it
     prefilling: bool = False
     finished: bool = False
     num_remembered: int = 0  # full blocks that were put into the cache, or equal ones were there
@@ -50,6 +52,9 @@ class Step:
     chunks: list[tuple[Job, int, int]] = field(default_factory=list)
     decodes: list[Job] = field(default_factory=list)
     sampling: list[Job] = field(default_factory=list)
+    contexts: list[int] = field(default_factory=list)  # of the decodes, this step's tokens included
+    num_decode_tokens: int = 0
+    emitted: dict[int, int] = field(default_factory=dict)  # tokens by request, where not one
     end_s: float = 0.0
 
 
@@ -64,6 +69,13 @@ class Engine:
         self.inflight: deque[Step] = deque()
         self.depth = 2 if spec.async_scheduling else 1
         self.iterations = self.preemptions = self.prefix_queries = self.prefix_hits = 0
+        self.drafted = self.accepted = 0
+        self.swap_outs = self.swap_ins = self.cpu_hits = self.disk_hits = 0
+        self.swapped: deque[Job] = deque()
+        self.swap_free = 0 if spec.swap is None else spec.swap.num_blocks
+        self.copy_s = self.load_s = 0.0  # for which the next step waits; which it lasts at least
+        offload = spec.kv_offload
+        self.tiers = (Tier(offload.num_cpu_blocks), Tier(offload.num_disk_blocks)) if offload else ()
         self.busy_s = self.last_end_s = 0.0
         self.group: Group
         self.preempted_now = False
@@ -74,7 +86,7 @@ class Engine:
 
     @property
     def load(self) -> float:
-        return len(self.waiting) + len(self.running)
+        return len(self.waiting) + len(self.swapped) + len(self.running)
 
     @property
     def kv_share(self) -> float:
@@ -118,6 +130,12 @@ class Engine:
         self.inflight.append(step)
         self.note(step)
 
+    def step_s(self, step: Step) -> float:
+        """Seconds of a step at full speed, with the copies that it waits for."""
+        seconds = max(engine_step_s(self.spec, step), self.load_s) + self.copy_s
+        self.load_s = self.copy_s = 0.0
+        return seconds
+
     def note(self, step: Step) -> None:
         """Write down when tokens will come."""
         for sequence in step.sampling:
@@ -132,7 +150,7 @@ class Engine:
     def take_results(self, step: Step) -> None:
         """The step's tokens are out; finished sequences leave."""
         for sequence in step.sampling:
-            sequence.num_returned += 1
+            sequence.num_returned += step.emitted.get(sequence.index, 1)
             if sequence.num_returned >= sequence.max_tokens and not sequence.finished:
                 sequence.finished = True
                 if sequence in self.running:
@@ -153,14 +171,15 @@ class Engine:
         self.preempted_now = False
         budget = self.spec.max_num_batched_tokens
         if self.spec.policy == "prefill_first":
-            self.schedule_prefills(step, now, budget)
+            if not self.swapped or any(s.prefilling for s in self.running):
+                self.schedule_prefills(step, now, budget)
             if not step.chunks:
                 self.schedule_decodes(step)
         else:
             self.schedule_decodes(step)
-            self.schedule_prefills(step, now, budget - len(step.decodes))
+            self.schedule_prefills(step, now, budget - step.num_decode_tokens)
         for sequence in step.decodes:
-            sequence.num_sampled += 1
+            sequence.num_sampled += step.emitted.get(sequence.index, 1)
         for sequence, _tokens, _before in step.chunks:
             if sequence.num_computed_tokens == sequence.num_tokens:
                 sequence.prefilling = False
@@ -174,11 +193,65 @@ class Engine:
         while place < len(self.running):
             sequence = self.running[place]
             if not sequence.prefilling and not sequence.all_sampled:
-                while not self.grow(sequence, 1):
+                tokens = self.decode_tokens(sequence, step)
+                if tokens < 1:
+                    return
+                while not self.grow(sequence, tokens):
                     if self.preempt() is sequence:
                         return
                 step.decodes.append(sequence)
+                step.contexts.append(sequence.num_computed_tokens)
+                step.num_decode_tokens += tokens
+                if self.spec.speculation is not None:
+                    self.verify(sequence, step, tokens)
             place += 1
+        if not self.preempted_now and not any(s.prefilling for s in self.running):
+            self.swap_in(step)
+
+    def swap_in(self, step: Step) -> None:
+        """Bring back swapped sequences in order; they decode in this step."""
+        spec = self.spec
+        seats = min(spec.max_num_seqs, spec.max_num_batched_tokens)
+        while self.swapped and len(self.running) < spec.max_num_seqs and len(step.decodes) < seats:
+            sequence = self.swapped[0]
+            held = self.blocks_for(sequence, sequence.num_computed_tokens)
+            spare = self.pool.num_blocks // 100 if self.running else 0
+            if self.blocks_for(sequence, sequence.num_computed_tokens + 1) + spare > len(self.pool.free):
+                return
+            assert spec.swap is not None
+            self.swapped.popleft()
+            self.swap_free += held
+            self.copy_s += held * spec.swap.block_copy_s
+            self.swap_ins += 1
+            self.running.append(sequence)
+            grown = self.grow(sequence, 1)
+            assert grown
+            step.decodes.append(sequence)
+            step.contexts.append(sequence.num_computed_tokens)
+            step.num_decode_tokens += 1
+
+    def decode_tokens(self, sequence: Job, step: Step) -> int:
+        """Tokens that a decoding sequence computes: one, and those proposed, within budget and context."""
+        if self.spec.speculation is None:
+            return 1
+        left = self.spec.max_num_batched_tokens - step.num_decode_tokens
+        most = self.longest - 1 - sequence.num_computed_tokens
+        return min(1 + self.spec.speculation.num_speculative_tokens, left, most)
+
+    def verify(self, sequence: Job, step: Step, tokens: int) -> None:
+        """Keep what is accepted of a sequence's proposals, and one token more."""
+        speculation = self.spec.speculation
+        assert speculation is not None
+        u = uniform(self.run.seed, sequence.index, sequence.num_draws)
+        accepted = 0
+        while accepted < tokens - 1 and u < speculation.acceptance_rate ** (accepted + 1):
+            accepted += 1
+        sequence.num_draws += 1
+        self.drafted += tokens - 1
+        self.accepted += accepted
+        emitted = min(accepted + 1, sequence.max_tokens - sequence.num_sampled)
+        sequence.num_computed_tokens -= tokens - emitted
+        step.emitted[sequence.index] = emitted
 
     def schedule_prefills(self, step: Step, now: float, budget: int) -> None:
         for sequence in [s for s in self.running if s.prefilling]:
@@ -203,7 +276,8 @@ class Engine:
             if sequence.ready_s > now:
                 return budget
             hit = self.find_cached(sequence)
-            before = len(hit) * self.spec.block_size
+            loads = self.find_in_tiers(sequence, len(hit))
+            before = (len(hit) + len(loads)) * self.spec.block_size
             tokens = min(budget, sequence.num_tokens - before)
             alone = budget == self.spec.max_num_batched_tokens
             if not self.spec.enable_chunked_prefill and sequence.num_sampled and alone:
@@ -214,20 +288,37 @@ class Engine:
             if self.blocks_for(sequence, sequence.num_tokens) - held > len(self.pool.free):
                 return budget
             self.waiting.popleft()
-            self.admit(sequence, now, hit)
-            grown = self.grow(sequence, tokens)
+            self.admit(sequence, now, hit, loads)
+            grown = self.grow(sequence, tokens, admitted=True)
             assert grown
             step.chunks.append((sequence, tokens, before))
             budget -= tokens
         return budget
 
-    def admit(self, sequence: Job, now: float, hit: list[Block]) -> None:
-        run, i = self.run, sequence.index
+    def find_in_tiers(self, sequence: Job, first: int) -> list[int]:
+        """For each block of the prompt after those in the GPU's cache the tier that holds it, without a gap."""
+        found: list[int] = []
+        prefix = self.run.prefix[self.spec.block_size]
+        for place in range(first, (sequence.num_tokens - 1) // self.spec.block_size):
+            content = prefix.content(sequence.index, place)
+            tiers = [t for t, tier in enumerate(self.tiers) if content >= 0 and content in tier.contents]
+            if not tiers:
+                break
+            found.append(tiers[0])
+        return found
+
+    def admit(self, sequence: Job, now: float, hit: list[Block], loads: list[int]) -> None:
+        run, i, size = self.run, sequence.index, self.spec.block_size
+        offload = self.spec.kv_offload
+        if offload is not None:
+            seconds = loads.count(0) * offload.cpu_block_s + loads.count(1) * offload.disk_block_s
+            self.load_s += seconds if offload.overlap else 0.0
+            self.copy_s += 0.0 if offload.overlap else seconds
         self.pool.hold(hit)
         self.pool.forget(("own", i), len(hit))
         sequence.blocks = list(hit)
         sequence.num_remembered = len(hit)
-        sequence.num_computed_tokens = len(hit) * self.spec.block_size
+        sequence.num_computed_tokens = (len(hit) + len(loads)) * size
         sequence.prefilling = True
         self.running.append(sequence)
         if np.isnan(run.scheduled_s[i]):
@@ -236,6 +327,8 @@ class Engine:
             if self.spec.enable_prefix_caching:
                 self.prefix_queries += sequence.num_prompt_tokens
                 self.prefix_hits += sequence.num_computed_tokens
+                self.cpu_hits += loads.count(0) * size
+                self.disk_hits += loads.count(1) * size
 
     def blocks_for(self, sequence: Job, num_tokens: int) -> int:
         if self.spec.reserve_output_tokens:
@@ -257,72 +350,45 @@ class Engine:
         shared = self.run.prefix[self.spec.block_size].content(sequence.index, place)
         return ("own", sequence.index, place) if shared < 0 else shared
 
-    def grow(self, sequence: Job, tokens: int) -> bool:
-        """Give a sequence the blocks for its next tokens, if there are."""
-        need = self.blocks_for(sequence, sequence.num_computed_tokens + tokens) - len(sequence.blocks)
+    def grow(self, sequence: Job, tokens: int, admitted: bool = False) -> bool:
+        """Give a sequence the blocks for its next tokens (and a drafter's, unless just admitted), if there are."""
+        num_slots = sequence.num_computed_tokens + tokens
+        num_known = num_slots
+        if self.spec.speculation is not None and not admitted:
+            num_slots = min(num_slots + self.spec.speculation.num_lookahead_tokens, self.longest)
+            num_known = num_known if sequence.prefilling else sequence.num_computed_tokens + 1
+        need = max(0, self.blocks_for(sequence, num_slots) - len(sequence.blocks))
         if need > len(self.pool.free):
             return False
         sequence.blocks += self.pool.take(need)
         sequence.num_computed_tokens += tokens
         if self.spec.enable_prefix_caching:
             in_flight = 1 if self.spec.async_scheduling and not sequence.prefilling else 0
-            num_full = (sequence.num_computed_tokens - in_flight) // self.spec.block_size
+            num_full = (num_known - in_flight) // self.spec.block_size
             for place in range(sequence.num_remembered, num_full):
-                self.pool.remember(sequence.blocks[place], self.content_of(sequence, place))
+                content = self.content_of(sequence, place)
+                self.pool.remember(sequence.blocks[place], content)
+                for tier in self.tiers if isinstance(content, int) else ():
+                    tier.store(content)
             sequence.num_remembered = max(sequence.num_remembered, num_full)
         return True
 
     def preempt(self) -> Job:
-        """Take the last running sequence's blocks; it waits at the head of the queue to be computed again."""
+        """Take the last running sequence's blocks; it waits in host memory, or heads the queue to be computed anew."""
         sequence = self.running.pop()
         self.pool.give_back(sequence.blocks)
-        sequence.blocks = []
-        sequence.num_computed_tokens = 0
-        sequence.prefilling = False
-        if not sequence.all_sampled:
+        num_blocks, sequence.blocks = len(sequence.blocks), []
+        swap = self.spec.swap
+        if swap is not None and not sequence.prefilling and num_blocks <= self.swap_free and not sequence.all_sampled:
+            self.swap_free -= num_blocks
+            self.copy_s += num_blocks * swap.block_copy_s
+            self.swap_outs += 1
+            self.swapped.append(sequence)
+        elif not sequence.all_sampled:
+            sequence.num_computed_tokens = 0
+            sequence.prefilling = False
             self.waiting.appendleft(sequence)
         self.preemptions += 1
         self.preempted_now = True
         self.run.num_preemptions[sequence.index] += 1
         return sequence
-
-
-class Group:
-    """Engines that step together: data-parallel ranks that share experts; else a single one."""
-
-    def __init__(self, engines: list[Engine]) -> None:
-        self.engines = engines
-        self.index = engines[0].index
-        self.idle, self.idle_since_s, self.wake_s, self.turn = True, 0.0, np.inf, 0
-        for engine in engines:
-            engine.group = self
-
-    def decide(self, run: Run, now: float) -> None:
-        """Take in results, put the next step in flight, and say when to look again."""
-        first = self.engines[0]
-        for engine in self.engines:
-            engine.take_in(now)
-        steps = [engine.schedule(now) for engine in self.engines]
-        self.idle = False
-        if any(step.chunks or step.decodes for step in steps):
-            start = max(now, first.inflight[-1].end_s) if first.inflight else now
-            duration = self.duration_s(run, steps)
-            for engine, step in zip(self.engines, steps, strict=True):
-                engine.put_in_flight(step, duration, start + duration)
-            run.wake(self, now if len(first.inflight) < first.depth else first.inflight[0].end_s)
-        elif first.inflight:
-            run.wake(self, first.inflight[0].end_s)
-        else:
-            self.idle, self.idle_since_s = True, now
-            run.wake(self, min(engine.next_start_s(now) for engine in self.engines))
-
-    def duration_s(self, run: Run, steps: Sequence[Step]) -> float:
-        """The slowest rank's own layers, and the experts at the tokens of all."""
-        first = self.engines[0]
-        busy = [(engine, step) for engine, step in zip(self.engines, steps, strict=True) if step.chunks or step.decodes]
-        own = max(run.speed[engine.index] * step_time_s(engine.spec.step_table, step) for engine, step in busy)
-        experts = first.spec.step_table.experts_s
-        if len(self.engines) == 1 or experts is None:
-            return own
-        tokens = sum(len(step.decodes) + sum(chunk[1] for chunk in step.chunks) for step in steps)
-        return own + run.speed[first.index] * row(experts, tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from calibrate.step import StepTable
 
 if TYPE_CHECKING:
     from simulator.plain_engine import Step
+    from simulator.replica_spec import ReplicaSpec
 
 
 def interpolate(axis: np.ndarray, x: float) -> tuple[int, float]:
@@ -35,28 +37,69 @@ def row(values: np.ndarray, i: int) -> float:
     return float(values[i] if i <= last else values[last] + (values[last] - values[last - 1]) * (i - last))
 
 
-def step_time_s(table: StepTable, step: Step) -> float:
+@dataclass(frozen=True)
+class Work:
+    """What a step computes, as its time depends on it; ``contexts`` holds (some of) the decoding sequences' own."""
+
+    prefill: int
+    prefill_work: float
+    num_decode: int
+    contexts: Sequence[float]
+    decode_tokens: int
+    sampled: int
+    sequences: int
+
+
+def step_time_s(table: StepTable, step: Work) -> float:
     """Seconds of a step (see ``StepTable``)."""
-    prefill = sum(tokens for _, tokens, _ in step.chunks)
-    work = sum(tokens * (before + 0.5 * tokens) for _, tokens, before in step.chunks)
-    contexts = [s.num_computed_tokens for s in step.decodes]  # the token of this step is among them
-    decode = len(contexts)
-    point = [prefill, work / prefill if prefill else 0.0, decode, float(np.mean(contexts)) if decode else 0.0]
-    time = row(table.mixed_tokens_s if prefill else table.decode_tokens_s, prefill + decode)
-    time += row(table.sampled_s, len(step.sampling))
+    prefill, contexts, decode = step.prefill, step.contexts, step.num_decode
+    mean_keys = step.prefill_work / prefill if prefill else 0.0
+    point = [prefill, mean_keys, decode, float(np.mean(contexts)) if decode else 0.0]
+    time = row(table.mixed_tokens_s if prefill else table.decode_tokens_s, prefill + step.decode_tokens)
+    time += row(table.sampled_s, step.sampled)
     at_mean = attention_time_s(table, point)
     time += at_mean + skew_time_s(table, point, contexts, at_mean)
-    sequences = len(step.decodes) + len(step.chunks)
-    return time + table.overhead_s + table.overhead_per_sequence_s * sequences
+    return time + table.overhead_s + table.overhead_per_sequence_s * step.sequences
 
 
-def skew_time_s(table: StepTable, point: Sequence[float], contexts: Sequence[int], at_mean: float) -> float:
+def engine_step_s(spec: ReplicaSpec, step: Step) -> float:
+    """Seconds of a step of an engine: the model's, and the drafter's passes where it speculates."""
+    prefill = sum(tokens for _, tokens, _ in step.chunks)
+    prefill_work = sum(tokens * (before + 0.5 * tokens) for _, tokens, before in step.chunks)
+    decodes, sequences = len(step.decodes), len(step.decodes) + len(step.chunks)
+    ending = len(step.sampling) - decodes
+    sampled = step.num_decode_tokens + ending
+    work = Work(prefill, prefill_work, decodes, step.contexts, step.num_decode_tokens, sampled, sequences)
+    time = step_time_s(spec.step_table, work)
+    draft = None if spec.speculation is None else spec.speculation.draft_table
+    if draft is None or spec.speculation is None:
+        return time
+    drafting = decodes + ending
+    time += step_time_s(draft, replace(work, sampled=drafting))
+    if drafting:
+        contexts: Sequence[float] = step.contexts or [2.0 * prefill_work / prefill]
+        one = Work(0, 0.0, drafting, contexts, drafting, drafting, drafting)
+        time += (spec.speculation.num_speculative_tokens - 1) * step_time_s(draft, one)
+    return time
+
+
+def uniform(seed: int, i: int, draw: int) -> float:
+    """The uniform number of a request's nth step of speculation, as ``speculation.uniform`` has it."""
+    mask = 2**64 - 1
+    z = (seed * 0x9E3779B97F4A7C15 + (i + 1) * 0xD1342543DE82EF95 + (draw + 1) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    z ^= z >> 31
+    return (z >> 11) / 2**53
+
+
+def skew_time_s(table: StepTable, point: Sequence[float], contexts: Sequence[float], at_mean: float) -> float:
     """What unequal contexts add (see ``SkewTable``)."""
     skew = table.skew
-    if skew is None or len(contexts) < 2 or max(contexts) == min(contexts):
+    if skew is None or point[2] < 2 or max(contexts) == min(contexts):
         return 0.0
     low, high = min(contexts), max(contexts)
-    values = (point[0], len(contexts), (point[3] - low) / (high - low), high)
+    values = (point[0], point[2], (point[3] - low) / (high - low), high)
     place = tuple(
         min(int(np.searchsorted(edges, x)), len(edges) - 1) for edges, x in zip(skew[:4], values, strict=True)
     )

@@ -10,10 +10,22 @@ from numpy.typing import NDArray
 
 from calibrate.step import StepTable
 from catalogs.errors import InputError
-from simulator import engine_state, event_heap, feed, invariants, kv_cache, routing, step_eval, transfers, waiting
+from simulator import (
+    engine_state,
+    event_heap,
+    feed,
+    invariants,
+    kv_cache,
+    kv_tiers,
+    routing,
+    step_eval,
+    transfers,
+    waiting,
+)
 from simulator.packed import Pack
-from simulator.records import FAILED, Records
+from simulator.records import COUNTS, FAILED, Records
 from simulator.replica_spec import POLICIES, ReplicaSpec, demand_alone, first_ranks
+from simulator.techniques import KvOffload
 from simulator.workload import Requests
 
 __all__ = ["Plane", "ReplicaSpec", "Snapshot"]
@@ -56,7 +68,7 @@ class Plane:
         requests: the workload.
         replicas: those that stand at the start; more can be added.
         router: one of ``routing.ROUTERS``.
-        seed: of the router.
+        seed: of the router, and of what speculation accepts.
         options: what else the router knows.
     """
 
@@ -74,6 +86,7 @@ class Plane:
         self.specs = list(replicas)
         self.now_s = 0.0
         self._packs: dict[str, Pack] = {}
+        self._seed = seed
         self._feed = feed.new_feed(len(requests), requests.concurrency)
         self._tables: list[StepTable] = []
         self._world = self._new_world()
@@ -120,13 +133,15 @@ class Plane:
         demand_alone(spec)
         self.specs.append(spec)
         rows = np.zeros(1, engine_state.REPLICA)
-        _set_up(rows[0], spec, self._table_of(spec), len(self.specs) - 1)
+        self._set_up(rows[0], spec, len(self.specs) - 1)
         rows["inflight_s"] = rows["idle_since_s"] = self.now_s
         self._world = world._replace(
             tables=step_eval.pack_tables(self._tables),
             replicas=np.concatenate([world.replicas, rows]),
             nodes=_with_nodes(world),
             shared=kv_cache.with_replica(world.shared),
+            links=np.concatenate([world.links, np.full((2, *world.links.shape[1:]), kv_tiers.ABSENT, np.int32)]),
+            tiers=np.concatenate([world.tiers, _new_tiers([spec])]),
             crossing=_with_row(world.crossing, spec.block_size, 0),
             running=_with_row(world.running, spec.max_num_seqs, -1),
         )
@@ -156,7 +171,7 @@ class Plane:
             rows[name][lost] = np.nan
         for name in ("next", "replica"):
             rows[name][lost] = -1
-        for name in ("phase", "generated", "computed"):
+        for name in ("phase", "generated", "computed", "draws"):
             rows[name][lost] = 0
         self._world.nodes[lost] = np.zeros((), kv_cache.NODE)
         if self._world.shared.content.shape[1]:
@@ -168,14 +183,19 @@ class Plane:
                 self._world.shared.held[begin:end] = 0
         rows["status"][lost] = engine_state.UNDECIDED
         row = self._world.replicas[replica]
-        kept = {name: row[name] for name in ("iterations", "preemptions", "busy_s", "prefix_queries", "prefix_hits")}
+        kept = {
+            name: row[name]
+            for name in ("iterations", "preemptions", "busy_s", "prefix_queries", "prefix_hits", *COUNTS)
+        }
         row["inflight_s"] = row["idle_since_s"] = min(row["inflight_s"], self.now_s)
         for name in ("num_running", "num_decode", "sum_context", "num_finishing", "num_waiting", "steps"):
             row[name] = 0
-        _set_up(row, self.specs[replica], int(row["table"]), replica)
+        self._set_up(row, self.specs[replica], replica)
         for name, value in kept.items():
             row[name] = value
         self._world.crossing[replica] = 0
+        self._world.links[2 * replica : 2 * replica + 2] = kv_tiers.ABSENT
+        self._world.tiers[2 * replica : 2 * replica + 2] = _new_tiers([self.specs[replica]])
         return lost
 
     def send_again(self, requests: NDArray[np.int64], at_s: float) -> None:
@@ -249,13 +269,22 @@ class Plane:
             num_gpu_blocks=np.array([s.num_gpu_blocks for s in self.specs], np.int64),
             end_s=float(np.max(replicas["inflight_s"], initial=0.0)),
             stall_s=rows["stall_s"].copy(),
+            counts={name: replicas[name].copy() for name in COUNTS},
         )
 
-    def _table_of(self, spec: ReplicaSpec) -> int:
+    def _set_up(self, row: np.void, spec: ReplicaSpec, rank_0: int) -> None:
+        """Write one replica's settings and empty state."""
+        _set_up(row, spec, rank_0)
+        draft = None if spec.speculation is None else spec.speculation.draft_table
+        row["table"] = self._table_of(spec.step_table)
+        row["draft_table"] = -1 if draft is None else self._table_of(draft)
+        row["seed"] = self._seed
+
+    def _table_of(self, wanted: StepTable) -> int:
         for place, table in enumerate(self._tables):
-            if table is spec.step_table:
+            if table is wanted:
                 return place
-        self._tables.append(spec.step_table)
+        self._tables.append(wanted)
         return len(self._tables) - 1
 
     def _new_world(self) -> engine_state.World:
@@ -263,7 +292,7 @@ class Plane:
         requests, num_replicas = self.requests, len(self.specs)
         replicas = np.zeros(num_replicas, engine_state.REPLICA)
         for row, spec, rank_0 in zip(replicas, self.specs, first_ranks(self.specs), strict=True):
-            _set_up(row, spec, self._table_of(spec), rank_0)
+            self._set_up(row, spec, rank_0)
         rows = np.zeros(len(requests), engine_state.REQUEST)
         rows["input"] = requests.input_tokens
         rows["output"] = requests.output_tokens
@@ -275,18 +304,31 @@ class Plane:
         rows["status"] = engine_state.UNDECIDED
         sizes = [s.block_size for s in self.specs]
         shared = kv_cache.new_shared(requests, sizes, [s.num_gpu_blocks for s in self.specs])
+        num_contents = shared.slot_of.shape[1] if any(s.kv_offload is not None for s in self.specs) else 0
         return engine_state.World(
             step_eval.pack_tables(self._tables),
             replicas,
             rows,
             nodes=np.zeros(len(rows) + num_replicas * shared.content.shape[1], kv_cache.NODE),
             shared=shared,
+            links=np.full((2 * num_replicas, num_contents, 2), kv_tiers.ABSENT, np.int32),
+            tiers=_new_tiers(self.specs),
             crossing=np.zeros((num_replicas, max(s.block_size for s in self.specs)), np.int64),
             running=np.full((num_replicas, max(s.max_num_seqs for s in self.specs)), -1, np.int64),
             ended=np.zeros(0 if requests.concurrency is None else len(requests), np.int64),
             num_ended=np.zeros(1, np.int64),
             transfers=transfers.new_transfers(0),
         )
+
+
+def _new_tiers(specs: Sequence[ReplicaSpec]) -> NDArray[np.int64]:
+    """Empty tiers of KV offload, two a replica."""
+    tiers = np.full((2 * len(specs), 4), -1, np.int64)
+    tiers[:, kv_tiers.USED] = 0
+    none = KvOffload(0, 0.0)
+    sizes = [(o.num_cpu_blocks, o.num_disk_blocks) for o in (spec.kv_offload or none for spec in specs)]
+    tiers[:, kv_tiers.CAPACITY] = np.array(sizes, np.int64).ravel()
+    return tiers
 
 
 def _with_nodes(world: engine_state.World) -> NDArray[np.void]:
@@ -302,9 +344,8 @@ def _with_row(array: NDArray[np.int64], columns: int, fill: int) -> NDArray[np.i
     return grown
 
 
-def _set_up(row: np.void, spec: ReplicaSpec, table: int, rank_0: int) -> None:
-    """Write one replica's settings and empty state."""
-    row["table"] = table
+def _set_up(row: np.void, spec: ReplicaSpec, rank_0: int) -> None:
+    """Write one replica's settings and empty state, but for its tables."""
     row["num_blocks"] = row["free"] = row["plain_after"] = spec.num_gpu_blocks - 1
     row["block_size"] = spec.block_size
     row["max_num_seqs"] = spec.max_num_seqs
@@ -321,8 +362,19 @@ def _set_up(row: np.void, spec: ReplicaSpec, table: int, rank_0: int) -> None:
     row["speed"] = 1.0
     row["next_done"] = row["shortest"] = engine_state.FAR
     row["longest"] = -engine_state.FAR
-    for name in ("prefilling", "head", "tail", "first", "last", *transfers.QUEUES):
+    for name in ("prefilling", "head", "tail", "first", "last", "swap_head", "swap_tail", *transfers.QUEUES):
         row[name] = -1
+    row["copy_s"] = row["load_s"] = 0.0
+    if spec.swap is not None:
+        row["swap_space"] = row["swap_free"] = spec.swap.num_blocks
+        row["block_copy_s"] = spec.swap.block_copy_s
+    if spec.kv_offload is not None:
+        row["cpu_block_s"], row["disk_block_s"] = spec.kv_offload.cpu_block_s, spec.kv_offload.disk_block_s
+        row["overlap"] = spec.kv_offload.overlap
+    if spec.speculation is not None:
+        row["spec_tokens"] = spec.speculation.num_speculative_tokens
+        row["lookahead"] = spec.speculation.num_lookahead_tokens
+        row["acceptance_rate"] = spec.speculation.acceptance_rate
 
 
 def router_keys(requests: Requests, router: str) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from simulator import decoding, kv_cache
 from simulator.compiled import entry, inner
-from simulator.engine_state import DECODING, DONE, FINISHING, HELD, WAITING
+from simulator.engine_state import DECODING, DONE, FINISHING, HELD, SWAPPED, WAITING
 
 
 @entry
@@ -46,19 +46,54 @@ def give_back(w: Any, r: int, i: int, keep: bool) -> None:
     me = w.replicas[r]
     bs = me.block_size
     computed = w.requests[i].computed
-    num_blocks = blocks_held(w, r, i, computed)
+    num_blocks = blocks_held(w, r, i, w.requests[i].slots if me.spec_tokens > 0 else computed)
     full = 0
     if me.prefix_caching:
         known = computed
-        if me.asynchronous and w.requests[i].phase == DECODING and computed > w.requests[i].prefilled:
+        if me.spec_tokens > 0 and w.requests[i].phase == DECODING:
+            known = w.requests[i].known
+        elif me.asynchronous and w.requests[i].phase == DECODING and computed > w.requests[i].prefilled:
             known -= 1  # as vLLM: a block counts as cached once the token after it is out
         full = known // bs
     kv_cache.give_back_blocks(w, r, i, num_blocks, full, keep)
 
 
 @inner
+def _recompute(w: Any, r: int, i: int) -> None:
+    """To the head of the queue, to be computed again."""
+    me = w.replicas[r]
+    give_back(w, r, i, True)
+    if me.prefilling == i:
+        me.prefilling = -1
+    w.requests[i].phase = WAITING
+    w.requests[i].computed = 0
+    w.requests[i].next = me.head
+    me.head = i
+    if me.tail < 0:
+        me.tail = i
+
+
+@inner
+def _swap_out(w: Any, r: int, i: int) -> None:
+    """To host memory, behind those that are there (see ``swapping``)."""
+    me = w.replicas[r]
+    blocks = blocks_held(w, r, i, w.requests[i].computed)
+    give_back(w, r, i, False)
+    me.swap_free -= blocks
+    me.copy_s += blocks * me.block_copy_s
+    me.swap_outs += 1
+    w.requests[i].phase = SWAPPED
+    w.requests[i].next = -1
+    if me.swap_tail >= 0:
+        w.requests[me.swap_tail].next = i
+    else:
+        me.swap_head = i
+    me.swap_tail = i
+
+
+@inner
 def preempt_last(w: Any, r: int, now: float) -> int:
-    """Take the last running request's blocks; it goes to the head of the queue. Returns it."""
+    """Take the last running request's blocks; it waits to go on, in host memory or the queue. Returns it."""
     me = w.replicas[r]
     me.num_running -= 1
     i = w.running[r, me.num_running]
@@ -67,17 +102,13 @@ def preempt_last(w: Any, r: int, now: float) -> int:
         give_back(w, r, i, False)
         w.requests[i].phase = DONE
     else:
-        if w.requests[i].phase == DECODING:
+        decodes = w.requests[i].phase == DECODING
+        if decodes:
             decoding.stop_decoding(w, r, i)
-        give_back(w, r, i, True)
-        if me.prefilling == i:
-            me.prefilling = -1
-        w.requests[i].phase = WAITING
-        w.requests[i].computed = 0
-        w.requests[i].next = me.head
-        me.head = i
-        if me.tail < 0:
-            me.tail = i
+        if decodes and blocks_held(w, r, i, w.requests[i].computed) <= me.swap_free:
+            _swap_out(w, r, i)
+        else:
+            _recompute(w, r, i)
         me.num_waiting += 1
         w.requests[i].stall_s -= now
     w.requests[i].num_preemptions += 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator import handover, kv_cache, preemption, waiting
+from simulator import handover, kv_cache, kv_tiers, preemption, speculation, waiting
 from simulator.compiled import inner
 from simulator.engine_state import PREFILLING, STATIC
 
@@ -25,13 +25,17 @@ def continue_prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, floa
     computed = w.requests[i].computed
     rest = w.requests[i].input + w.requests[i].generated - computed
     chunk = min(rest, budget)
-    need = preemption.blocks_held(w, r, i, computed + chunk) - preemption.blocks_held(w, r, i, computed)
+    before, after = computed, computed + chunk
+    if me.spec_tokens > 0:
+        before, after = w.requests[i].slots, speculation.slots(w, r, after)
+    need = preemption.blocks_held(w, r, i, after) - preemption.blocks_held(w, r, i, before)
     if need > me.free:
         preemption.preempt_last(w, r, now)
         return 0, 0.0, 0
     kv_cache.take_blocks(w, r, need)
     kv_cache.remember_blocks(w, r, i, computed, computed + chunk)
-    w.requests[i].computed = computed + chunk
+    kv_tiers.remember(w, r, i, computed, computed + chunk)
+    w.requests[i].computed, w.requests[i].slots = computed + chunk, after
     if chunk == rest:
         me.prefilling = -1
     return chunk, chunk * (computed + 0.5 * chunk), 1 if chunk == rest else 0
@@ -60,19 +64,22 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
             break
         length = w.requests[i].input + w.requests[i].generated
         hit, held = kv_cache.find_cached_blocks(w, r, i, (length - 1) // bs)
+        in_cpu, on_disk = kv_tiers.find(w, r, i, hit, (length - 1) // bs)
+        on_gpu, hit = hit, hit + in_cpu + on_disk
         rest = length - hit * bs
         chunk = min(rest, budget)
         if not me.chunked and w.requests[i].generated > 0 and budget == me.max_tokens:
             chunk = rest  # alone in its step, a preempted sequence may have outgrown the budget
         if (chunk < rest and not me.chunked) or preemption.blocks_held(w, r, i, length) - held > me.free:
             break
-        _admit(w, r, i, now, hit)
-        kv_cache.take_blocks(w, r, preemption.blocks_held(w, r, i, hit * bs + chunk) - hit)
-        kv_cache.remember_blocks(w, r, i, hit * bs, hit * bs + chunk)
+        _admit(w, r, i, now, on_gpu, in_cpu, on_disk)
+        kv_cache.take_blocks(w, r, preemption.blocks_held(w, r, i, hit * bs + chunk) - on_gpu)
+        kv_cache.remember_blocks(w, r, i, on_gpu * bs, hit * bs + chunk)
+        kv_tiers.remember(w, r, i, on_gpu * bs, hit * bs + chunk)
         tokens += chunk
         work += chunk * (hit * bs + 0.5 * chunk)
         budget -= chunk
-        w.requests[i].computed = hit * bs + chunk
+        w.requests[i].computed = w.requests[i].slots = hit * bs + chunk
         if chunk == rest:
             ending += 1
         else:
@@ -83,23 +90,26 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
 
 
 @inner
-def _admit(w: Any, r: int, i: int, now: float, hit: int) -> None:
-    """The head of the queue becomes the last running request, with ``hit`` cached blocks."""
+def _admit(w: Any, r: int, i: int, now: float, on_gpu: int, in_cpu: int, on_disk: int) -> None:
+    """The head of the queue becomes the last running request; some of its blocks are cached, here or in a tier."""
     me = w.replicas[r]
     bs = me.block_size
     me.head = w.requests[i].next
     if me.head < 0:
         me.tail = -1
     me.num_waiting -= 1
-    kv_cache.take_cached_blocks(w, r, i, hit)
+    kv_cache.take_cached_blocks(w, r, i, on_gpu)
+    kv_tiers.load(w, r, in_cpu, on_disk)
     w.running[r, me.num_running] = i
     me.num_running += 1
     w.requests[i].phase = PREFILLING
     if np.isnan(w.requests[i].scheduled_s):
         w.requests[i].scheduled_s = now
-        w.requests[i].num_cached_tokens = hit * bs
+        w.requests[i].num_cached_tokens = (on_gpu + in_cpu + on_disk) * bs
         if me.prefix_caching:
             me.prefix_queries += w.requests[i].input
-            me.prefix_hits += hit * bs
+            me.prefix_hits += (on_gpu + in_cpu + on_disk) * bs
+            me.cpu_hits += in_cpu * bs
+            me.disk_hits += on_disk * bs
     else:
         w.requests[i].stall_s += now

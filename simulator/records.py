@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 COMPLETED, REJECTED, FAILED = 0, 1, 2
+COUNTS = ("drafted", "accepted", "swap_outs", "swap_ins", "cpu_hits", "disk_hits")
 STATUS_NAMES = ("completed", "rejected", "failed")
 
 
@@ -44,6 +45,8 @@ class Records:
         num_gpu_blocks: (r,) KV blocks of each replica.
         end_s: when the last replica went idle.
         stall_s: (n,) preempted and waiting to be admitted again; None where it was not measured.
+        counts: (r,) each, what techniques did, by the names in ``COUNTS``: tokens that speculation proposed and that
+            were accepted; sequences swapped out and in; prompt tokens found in host memory and on disk.
         handover: KV transfers between prefill and decode replicas; None without disaggregation.
         series: optional time series, name to array, all on ``series["t_s"]``.
     """
@@ -65,4 +68,5 @@ class Records:
     end_s: float
     series: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     stall_s: NDArray[np.float64] | None = None
+    counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     handover: Handover | None = None

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simulator.plain_engine import Engine, Group, Job
+from simulator.plain_engine import Engine, Job
+from simulator.plain_group import Group
 from simulator.plain_routing import PlainRouter
-from simulator.records import FAILED, REJECTED, Records
+from simulator.records import COUNTS, FAILED, REJECTED, Records
 from simulator.replica_spec import ReplicaSpec, first_ranks
 from simulator.routing import RouterOptions
 from simulator.shared_prefix import SharedPrefix
@@ -28,6 +29,7 @@ class Run:
     ) -> None:
         n = len(requests)
         self.requests = requests
+        self.seed = seed
         self.prefix = {size: SharedPrefix.of(requests, size) for size in {s.block_size for s in specs}}
         self.speed = [1.0] * len(specs)
         self.front_s = [0.0] * len(specs)  # until when a replica's tokenizer is busy
@@ -115,6 +117,7 @@ class Run:
             prefix_hits=column("prefix_hits"),
             num_gpu_blocks=np.array([engine.spec.num_gpu_blocks for engine in engines], np.int64),
             end_s=max(engine.last_end_s for engine in engines),
+            counts={name: column(name) for name in COUNTS},
         )
 
 

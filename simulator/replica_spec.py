@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from calibrate.step import StepTable
 from catalogs.errors import InputError
 from simulator import engine_state
+from simulator.techniques import KvOffload, Speculation, SwapSpace
 
 POLICIES = {
     "continuous": engine_state.CONTINUOUS,
@@ -35,6 +36,9 @@ class ReplicaSpec:
         async_scheduling: a step is decided while the one before it runs (vLLM's default since 0.14).
         lockstep_ranks: data-parallel ranks that step together, since they share experts: that many equal specs in a
             row are one group.
+        speculation: speculative decoding (see ``Speculation``).
+        swap: preempted sequences go to host memory (see ``SwapSpace``); None: they are computed again.
+        kv_offload: tiers of the prefix cache beyond the GPU (see ``KvOffload``).
         name: for people.
     """
 
@@ -51,6 +55,9 @@ class ReplicaSpec:
     max_queue_delay_s: float = 0.1
     reserve_output_tokens: int = 0
     lockstep_ranks: int = 1
+    speculation: Speculation | None = None
+    swap: SwapSpace | None = None
+    kv_offload: KvOffload | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -83,6 +90,51 @@ class ReplicaSpec:
             )
         if self.policy not in POLICIES:
             raise InputError(f"no policy {self.policy!r}", where="policy", remedy=" or ".join(POLICIES))
+        if self.speculation is not None:
+            self._check_speculation()
+        if self.swap is not None:
+            self._check_swap()
+        if self.kv_offload is not None and not self.enable_prefix_caching:
+            raise InputError(
+                "KV offload without enable_prefix_caching",
+                where="kv_offload",
+                why="a tier keeps blocks by the hash of what they hold, which prefix caching computes",
+                remedy="enable_prefix_caching: true",
+            )
+
+    def _check_swap(self) -> None:
+        wrong = {
+            "async_scheduling": self.async_scheduling,
+            "enable_prefix_caching": self.enable_prefix_caching,
+            "speculative": self.speculation is not None,
+            "reserve_output_tokens": self.reserve_output_tokens > 0,
+            "expert_parallel_size": self.lockstep_ranks > 1,
+            f"policy: {self.policy}": POLICIES[self.policy] == engine_state.STATIC,
+        }
+        for flag, is_set in wrong.items():
+            if is_set:
+                raise InputError(
+                    f"preemption_mode: swap with {flag}",
+                    where="preemption_mode",
+                    why="swap is that of vLLM V0: synchronous steps, whole sequences of blocks that no other shares",
+                    remedy=f"preemption_mode: recompute, or without {flag}",
+                )
+
+    def _check_speculation(self) -> None:
+        if self.async_scheduling:
+            raise InputError(
+                "speculative decoding with async_scheduling",
+                where="speculative",
+                why="how many tokens a step keeps is known at its end only, and steps are decided then here",
+                remedy="async_scheduling: false",
+            )
+        if POLICIES[self.policy] == engine_state.STATIC:
+            raise InputError(
+                f"speculative decoding with policy {self.policy}",
+                where="speculative",
+                why="no engine with static batches verifies proposals",
+                remedy="policy: continuous",
+            )
 
 
 def demand_alone(spec: ReplicaSpec) -> None:

@@ -14,6 +14,7 @@ from catalogs.names import nearest
 from catalogs.schema import Replica
 from simulator.engine import ReplicaSpec
 from simulator.scenario import Scenario
+from simulator.technique_spec import OPTIONS, demand_no_techniques, with_techniques
 from simulator.workload import Requests
 
 SETTINGS = (
@@ -76,6 +77,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
         InputError: it does not fit the GPU, the GPU cannot run the precision, or an engine setting is impossible.
         MissingError: nothing is known of its step times.
     """
+    asked = replica.engine
     replica = replace(replica, engine=resolve_engine(replica.engine, replica.model, replica.gpu))
     profile = profile or best_profile(replica)
     memory = memory_plan(replica, profile)
@@ -83,7 +85,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     known = engine_options()
     options = {}
     for name, value in engine.options.items():
-        if name in known.difference(STEP_OPTIONS):
+        if name in known.difference(STEP_OPTIONS, OPTIONS):
             options[name] = value
         elif name not in known:
             close = nearest(name, sorted(known), num=1)
@@ -110,13 +112,14 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
         num_blocks = max(2, num_blocks // stages)
         settings["max_num_seqs"] = max(1, settings["max_num_seqs"] // stages)
     spec = ReplicaSpec(step_table=table, num_gpu_blocks=num_blocks, name=replica.gpu.name, **settings)
+    spec = with_techniques(spec, replica, asked, profile, memory)
     return Line(replica, profile, memory, spec, count)
 
 
 def engine_options() -> frozenset[str]:
     """Names that ``engine.options`` may hold: techniques of the engine loop, of its steps and of its memory."""
-    ours = {"step_table", "num_gpu_blocks", "lockstep_ranks", "name"}
-    return frozenset({f.name for f in fields(ReplicaSpec)} - ours) | frozenset(STEP_OPTIONS)
+    ours = {"step_table", "num_gpu_blocks", "lockstep_ranks", "name", "speculation", "swap", "kv_offload"}
+    return frozenset({f.name for f in fields(ReplicaSpec)} - ours) | frozenset((*STEP_OPTIONS, *OPTIONS))
 
 
 def _ranks_in_step(replica: Replica) -> int:
@@ -155,5 +158,7 @@ def build_fleet(scenario: Scenario) -> list[Line]:
         where = f"fleet.{number}"
         replica = line.replica(model, find_gpu(line.gpu, where=f"{where}.gpu"), where)
         profile = load_profile(line.profile, where=f"{where}.profile") if line.profile is not None else None
+        if line.role != "both":
+            demand_no_techniques(replica.engine.options, line.role, where)
         lines.append(replace(build_line(replica, profile, line.count, where), role=line.role, number=number))
     return lines

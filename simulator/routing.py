@@ -168,11 +168,11 @@ def _weighted(router: Any, group: int) -> int:
 def _affine(router: Any, i: int, num_alive: int) -> int:
     home = _nth_alive(router, scrambled(router.key[i]) % num_alive)
     if router.kind[0] == PREFIX_AFFINITY:
-        mean = 0.0
+        total = 0.0  # of whole numbers: exact, so that a load at the threshold is on the same side everywhere
         for r in range(len(router.alive)):
             if router.alive[r]:
-                mean += router.load[r] / num_alive
-        if router.load[home] > OVERLOAD * mean + 1.0:
+                total += router.load[r]
+        if router.load[home] > OVERLOAD * (total / num_alive) + 1.0:
             return _least(router, router.load, router.group[i])
     return home
 

@@ -18,6 +18,7 @@ from simulator.line_report import fleet_documents
 from simulator.metrics import Latencies
 from simulator.records import COMPLETED, STATUS_NAMES, Records
 from simulator.roles import build_pools, by_role, has_roles, transfer_document
+from simulator.technique_spec import describe_techniques
 from simulator.workload import Requests
 from simulator.workload_spec import load_workload
 
@@ -150,6 +151,7 @@ def describe_run(
             "iterations": iterations,
             "preemptions": int(records.preemptions.sum()),
             "prefix_cache_hit_rate": int(records.prefix_hits.sum()) / queries if queries else 0.0,
+            **describe_techniques([x.spec for x in lines], records.counts, queries, int(records.prefix_hits.sum())),
         },
         "profile": profiles[0],
         "seed": scenario.seed,

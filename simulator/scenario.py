@@ -21,6 +21,7 @@ from catalogs.schema import Engine, Gpu, Model, Replica
 from catalogs.yaml_source import Located, Place, Strict, check, read_yaml
 from simulator.fleet_scenario import FleetSections
 from simulator.roles import DisaggregationSpec
+from simulator.technique_spec import Gib, KvOffloadSpec, SpeculativeSpec
 from simulator.workload import Slo
 from simulator.workload_spec import WorkloadSpec, resolve_paths
 
@@ -43,7 +44,8 @@ class LoraSpec(Strict):
 class EngineSpec(Strict):
     """A serving engine's settings, under vLLM's names; what is left out is the framework's own default.
 
-    ``options`` are techniques beyond the common core, by flag name.
+    ``speculative``, ``preemption_mode`` (with ``swap_space_gib``) and ``kv_offload`` are techniques of docs/engine.md;
+    ``options`` are settings beyond the common core, by flag name.
     """
 
     framework: str = "vllm"
@@ -57,6 +59,10 @@ class EngineSpec(Strict):
     enable_prefix_caching: bool | None = None
     enable_chunked_prefill: bool | None = None
     enforce_eager: bool = False
+    speculative: SpeculativeSpec | None = None
+    preemption_mode: Literal["recompute", "swap"] | None = None
+    swap_space_gib: Gib | None = None
+    kv_offload: KvOffloadSpec | None = None
     attention_backend: str | None = None
     lora: LoraSpec | None = None
     activation_chunk_tokens: Whole | None = None
@@ -66,6 +72,9 @@ class EngineSpec(Strict):
     hints: ClassVar[Mapping[str, str]] = {
         "max_batch_size": "`max_num_seqs`", "max_running_requests": "`max_num_seqs`",
         "mem_fraction_static": "`gpu_memory_utilization`", "num_gpu_blocks_override": "`num_gpu_blocks`",
+        "speculative_config": "`speculative`",
+        "swap_space": "`swap_space_gib`", "kv_offloading_size": "`kv_offload: {cpu_gib: ...}`",
+        "hicache_ratio": "`kv_offload: {hicache_ratio: ...}`",
         "dtype": "`precision` of the fleet line", "quantization": "`precision` of the fleet line",
         "kv_cache_dtype": "it stands in the fleet line, beside `precision`",
     }  # fmt: skip

@@ -169,12 +169,25 @@ def skew_alpha(tables: Any, table: int, prefill: int, decode: int, share: float,
 
 @inner
 def step_s(
-    tables: Any, table: int, prefill: int, prefill_context: float, decode: int, contexts: Any, sampled: int, seqs: int
+    tables: Any,
+    table: int,
+    prefill: int,
+    prefill_context: float,
+    decode: int,
+    decode_tokens: int,
+    contexts: Any,
+    sampled: int,
+    seqs: int,
 ) -> float:
-    """Seconds of one step (see ``StepTable``); ``contexts`` are the decodes' (mean, shortest, longest)."""
+    """Seconds of one step (see ``StepTable``).
+
+    Args:
+        decode, decode_tokens: sequences that decode, and their tokens (more than one each when speculating).
+        contexts: the decodes' (mean, shortest, longest).
+    """
     data, ix, overhead = tables.data, tables.places[table], tables.overhead[table]
     mean, shortest, longest = contexts
-    tokens = prefill + decode
+    tokens = prefill + decode_tokens
     if prefill > 0:
         time = row_at(data, ix[MIXED], ix[NUM_MIXED_ROWS], tokens)
     else:

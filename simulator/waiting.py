@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from simulator import decoding, kv_cache, preemption
+from simulator import decoding, kv_cache, preemption, swapping
 from simulator.compiled import entry, inner
-from simulator.engine_state import DECODING, DONE, FINISHING, NEVER, STATIC, UNSEEN, WAITING
+from simulator.engine_state import DECODING, DONE, FINISHING, NEVER, STATIC, SWAPPED, UNSEEN, WAITING
 from simulator.records import REJECTED
 
 
@@ -66,12 +66,15 @@ def cancel(w: Any, i: int) -> bool:
     if r < 0 or phase in (UNSEEN, DONE, FINISHING):
         return False
     me = w.replicas[r]
-    if phase == WAITING:
-        before, at = -1, me.head
+    if phase in (WAITING, SWAPPED):
+        before, at = -1, me.swap_head if phase == SWAPPED else me.head
         while at >= 0 and at != i:
             before, at = at, w.requests[at].next
         if at < 0:
             return False
+    if phase == SWAPPED:
+        swapping.take_out(w, r, before, i)
+    elif phase == WAITING:
         after = w.requests[i].next
         if before >= 0:
             w.requests[before].next = after
@@ -97,4 +100,5 @@ def cancel(w: Any, i: int) -> bool:
     w.requests[i].next = -1
     w.requests[i].generated = 0
     w.requests[i].computed = 0
+    w.requests[i].draws = 0
     return True

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from calibrate.step import SkewTable, StepTable
 from simulator.engine import ROUTERS, ReplicaSpec, RouterOptions
+from simulator.techniques import KvOffload, Speculation, SwapSpace
 from simulator.workload import Requests
 
 
@@ -71,15 +72,34 @@ def requests(
 
 
 @st.composite
-def cases(draw: st.DrawFn, hashes: bool = False) -> Case:
+def speculations(draw: st.DrawFn, rng: np.random.Generator) -> Speculation:
+    """A drafter of any eagerness and luck, with or without a cost."""
+    k = draw(st.sampled_from([1, 2, 5]))
+    drafts = draw(st.booleans())
+    return Speculation(
+        k, draw(st.sampled_from([0.0, 0.3, 0.8, 1.0])), k if drafts else 0, step_table(rng) if drafts else None
+    )
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn, hashes: bool = False, speculating: bool = False, swapping: bool = False, tiers: bool = False
+) -> Case:
     """A run of up to 60 requests on up to three unequal replicas, often short of blocks."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     num = draw(st.integers(1, 60))
     closed = draw(st.sampled_from([None, None, 1, 4, 20]))
     block_size = draw(st.sampled_from([1, 4, 16]))
+    policies = ["continuous", "continuous", "prefill_first"]
+    policies += [] if speculating or swapping else ["static"]
     specs = []
     for _ in range(draw(st.sampled_from([1, 1, 2, 3]))):
         seats = draw(st.sampled_from([1, 3, 8, 16]))
+        speculation = draw(speculations(rng)) if speculating else None
+        swap = SwapSpace(draw(st.sampled_from([0, 5, 30, 1000])) // block_size, 0.07) if swapping else None
+        if tiers:
+            sizes = draw(st.sampled_from([(0, 8), (5, 0), (5, 20), (1000, 1000)]))
+            offload = KvOffload(sizes[0], 0.02, sizes[1], 0.05, draw(st.booleans()))
         specs.append(
             ReplicaSpec(
                 step_table(rng, skew=draw(st.booleans())),
@@ -88,15 +108,18 @@ def cases(draw: st.DrawFn, hashes: bool = False) -> Case:
                 max_num_seqs=seats,
                 max_num_batched_tokens=draw(st.sampled_from([seats, seats + 7, 64])),
                 max_model_len=draw(st.sampled_from([80, 1000])),
-                enable_prefix_caching=draw(st.booleans()),
+                enable_prefix_caching=tiers or (not swapping and draw(st.booleans())),
                 enable_chunked_prefill=draw(st.sampled_from([True, True, False])),
-                policy=draw(st.sampled_from(["continuous", "continuous", "prefill_first", "static"])),
-                reserve_output_tokens=draw(st.sampled_from([0, 0, 0, 30])),
+                policy=draw(st.sampled_from(policies)),
+                reserve_output_tokens=0 if swapping else draw(st.sampled_from([0, 0, 0, 30])),
                 max_queue_delay_s=draw(st.sampled_from([0.0, 12.3])),
-                async_scheduling=draw(st.booleans()),
+                async_scheduling=not speculating and not swapping and draw(st.booleans()),
+                speculation=speculation,
+                swap=swap,
+                kv_offload=offload if tiers else None,
             )
         )
-    ranks = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    ranks = 1 if swapping else draw(st.sampled_from([1, 1, 1, 2, 3]))
     if ranks > 1:
         experts = np.cumsum(rng.uniform(0.0, 0.02, 64))
         one = replace(specs[0], lockstep_ranks=ranks)

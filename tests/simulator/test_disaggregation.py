@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from calibrate.step import StepTable
 from catalogs.errors import InputError
 from simulator.disaggregation import Pools, simulate_disaggregated
 from simulator.engine import ROUTERS, ReplicaSpec, simulate_replicas
@@ -34,6 +35,12 @@ class Case:
     seed: int
 
 
+def times(rng: np.random.Generator, skew: bool) -> StepTable:
+    """Made-up times that grow with a prompt's context too: single tokens see long ones, beyond the table's end."""
+    table = step_table(rng, skew=skew)
+    return table._replace(attention_s=np.cumsum(table.attention_s, axis=1))
+
+
 @st.composite
 def cases(draw: st.DrawFn, hashes: bool = False) -> Case:
     """Up to 60 requests on up to three prefill and three decode replicas, often short of blocks and links."""
@@ -46,7 +53,7 @@ def cases(draw: st.DrawFn, hashes: bool = False) -> Case:
             seats = draw(st.sampled_from([1, 3, 8, 16]))
             specs.append(
                 ReplicaSpec(
-                    step_table(rng, skew=draw(st.booleans())),
+                    times(rng, draw(st.booleans())),
                     num_gpu_blocks=draw(st.integers(70, 300)) // block_size + 2,
                     block_size=block_size,
                     max_num_seqs=seats,

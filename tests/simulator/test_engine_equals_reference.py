@@ -25,6 +25,8 @@ def both(case: Case) -> tuple[Records, Records]:
 def assert_equal(fast: Records, plain: Records) -> None:
     for name in COUNTS:
         np.testing.assert_array_equal(getattr(fast, name), getattr(plain, name), err_msg=name)
+    for name, counted in fast.counts.items():
+        np.testing.assert_array_equal(counted, plain.counts[name], err_msg=name)
     for name in INSTANTS:
         np.testing.assert_allclose(getattr(fast, name), getattr(plain, name), rtol=1e-9, atol=1e-9, err_msg=name)
 
@@ -38,4 +40,22 @@ def test_compiled_equals_plain(case: Case) -> None:
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(hashes=True))
 def test_compiled_equals_plain_with_shared_prefixes(case: Case) -> None:
+    assert_equal(*both(case))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases(hashes=True, speculating=True))
+def test_compiled_equals_plain_when_speculating(case: Case) -> None:
+    assert_equal(*both(case))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases(swapping=True))
+def test_compiled_equals_plain_with_swap(case: Case) -> None:
+    assert_equal(*both(case))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases(hashes=True, tiers=True))
+def test_compiled_equals_plain_with_kv_offload(case: Case) -> None:
     assert_equal(*both(case))

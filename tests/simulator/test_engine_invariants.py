@@ -22,6 +22,24 @@ def test_invariants_1_to_7_hold_at_any_instant(case: Case) -> None:
 
 
 @SEARCH
+@given(cases(hashes=True, speculating=True))
+def test_invariants_1_to_7_hold_when_speculating(case: Case) -> None:
+    simulate_replicas(case.requests, case.specs, case.router, case.seed, options=case.options, check=True)
+
+
+@SEARCH
+@given(cases(swapping=True))
+def test_invariant_12_swap_space_is_accounted_for(case: Case) -> None:
+    simulate_replicas(case.requests, case.specs, case.router, case.seed, options=case.options, check=True)
+
+
+@SEARCH
+@given(cases(hashes=True, tiers=True))
+def test_invariant_13_tiers_hold_what_they_can(case: Case) -> None:
+    simulate_replicas(case.requests, case.specs, case.router, case.seed, options=case.options, check=True)
+
+
+@SEARCH
 @given(cases())
 def test_invariant_6_no_step_exceeds_the_token_budget(case: Case) -> None:
     if not all(spec.enable_chunked_prefill for spec in case.specs):

@@ -11,7 +11,7 @@ from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
 from simulator.engine import Plane, ReplicaSpec, RouterOptions, simulate_replicas
-from simulator.plain_engine import Group
+from simulator.plain_group import Group
 from simulator.records import Records
 from simulator.reference import Run
 from simulator.replicas import Line, build_line
