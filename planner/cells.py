@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from planner.fleet_model import FleetModel, Limits, Option
 from planner.milp import Columns, build
-from planner.program import IntArray, Program
+from planner.program import INFEASIBLE, IntArray, Program
 from planner.relaxation import cheapest_by_bucket, limits_fallback, relax
 
 FloatArray = NDArray[np.float64]
@@ -127,9 +127,13 @@ class Cell:
                 return None, 0.0
         share = tolerance_usd / max(expected_usd, 2 * tolerance_usd, 1e-9)
         found = program.solve_with(cost, high, max(share, 1e-7), CELL_LIMIT_S, low=low, node_limit=CELL_NODES)
-        if found.values is None:
+        values = found.values
+        if values is None and found.status != INFEASIBLE:  # the limits ended the search first
+            rounded = program.rounded_up(cost, high, low)
+            values = None if rounded is None else rounded.values
+        if values is None:
             return None, found.bound
-        plan = self._plan(ids, program, columns, found.values)
+        plan = self._plan(ids, program, columns, values)
         self.keep(plan)
         return plan, found.bound
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from planner.fleet_model import FleetModel
-from planner.program import INFEASIBLE, IntArray, Program, Result, relative_gap
+from planner.program import INFEASIBLE, IntArray, Program, Result, quiet_stdout, relative_gap
 
 FloatArray = NDArray[np.float64]
 COUNT_LIMIT = 1e6
@@ -267,17 +267,12 @@ def _objective(model: FleetModel, program: Program, c: Columns) -> None:
 
 def _rounded_up(program: Program, failed: Result) -> Result | None:
     """When the time ran out without a plan: the relaxation's counts rounded up, where the limits allow it."""
-    relaxed = program.solve(relax=True, time_limit_s=60.0)
-    if relaxed.values is None:
+    with quiet_stdout():
+        found = program.rounded_up(program.cost, program.bounds[1])
+    if found is None or found.objective is None:
         return None
-    values = np.where(program.integer, np.ceil(relaxed.values - 1e-7), relaxed.values)
-    row_low, row_high = program.row_bounds
-    rows = program.matrix() @ values
-    if (rows > row_high + 1e-6).any() or (rows < row_low - 1e-6).any() or (values > program.bounds[1] + 1e-9).any():
-        return None
-    objective = float(program.cost @ values)
-    bound = max(failed.bound, relaxed.objective or 0.0)
-    return Result(failed.status, values, objective, bound, relative_gap(objective, bound))
+    bound = max(failed.bound, found.bound)
+    return Result(failed.status, found.values, found.objective, bound, relative_gap(found.objective, bound))
 
 
 def _solution(model: FleetModel, c: Columns, result: Result, gap: float) -> Solution:

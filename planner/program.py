@@ -228,6 +228,19 @@ class Program:
         lower = objective if bound is None or relax else min(bound, objective)
         return Result(status, np.asarray(found.x), objective, lower, relative_gap(objective, lower))
 
+    def rounded_up(self, cost: FloatArray, high: FloatArray, low: FloatArray | None = None) -> Result | None:
+        """The relaxation's counts rounded up, where that keeps every row and bound: for when a search found none."""
+        relaxed = self.solve_with(cost, high, 1e-6, relax=True, low=low)
+        if relaxed.values is None or relaxed.objective is None:
+            return None
+        values = np.where(self.integer, np.ceil(relaxed.values - 1e-7), relaxed.values)
+        row_low, row_high = self.row_bounds
+        rows = self.matrix() @ values
+        if (rows > row_high + 1e-6).any() or (rows < row_low - 1e-6).any() or (values > high + 1e-9).any():
+            return None
+        objective, bound = float(cost @ values), relaxed.objective
+        return Result(TIME_LIMIT, values, objective, bound, relative_gap(objective, bound))
+
 
 def optimizer() -> Any:
     """``scipy.optimize``, loaded when first needed."""

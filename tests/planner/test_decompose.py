@@ -12,6 +12,7 @@ import pytest
 from planner.decompose import separable, solve_decomposed
 from planner.fleet_model import FleetModel, Limits, Option, Quota, State, undominated
 from planner.milp import build, solve
+from planner.program import Program
 from planner.relaxation import relax
 from planner.solve import solve_tied
 
@@ -112,6 +113,20 @@ def test_periods_tied_together_keep_their_ties(ties):
     for lag in range(1, ties.get("min_run_periods", 1)):
         started = np.roll(np.maximum(change, 0.0), lag, axis=2)
         assert (parts.held >= started - 1e-6).all(), "a machine stopped before its minimum run"
+
+
+def test_a_search_that_its_limits_end_early_still_has_a_plan(monkeypatch):
+    model = week(4, 1.0, 3, 4, configs=2)
+    model = replace(model, states=SPOT, limits=replace(model.limits, availability=0.99))
+    hurried = Program.solve_with
+
+    def no_luck(self, cost, high, gap, time_limit_s=60.0, relax=False, low=None, node_limit=None):
+        found = hurried(self, cost, high, gap, time_limit_s, relax, low, node_limit)
+        return found if relax else replace(found, status=1, values=None, objective=None, bound=0.0)
+
+    monkeypatch.setattr(Program, "solve_with", no_luck)
+    found = solve_decomposed(model, 1e-3, 5)
+    assert found is not None and found.bound <= found.usd_per_hour
 
 
 @pytest.mark.bench
