@@ -16,7 +16,7 @@ from calibrate import static_batches, work
 from calibrate.collectives import all_reduce_time_s
 from calibrate.lora import lora_of, lora_step_s
 from calibrate.memory import MemoryPlan
-from calibrate.precisions import kv_cache_bytes, kv_cache_type, on_gpu
+from calibrate.precisions import kv_cache_bytes, on_gpu
 from calibrate.profiles import Profile
 from calibrate.roofline import gemm_bytes, gemm_flops, peak_flops
 from calibrate.step import StepShape
@@ -220,7 +220,7 @@ def _attention_parts(kernels: KernelSums, shape: StepShape) -> list[Part]:
     parts = [Part("prefill attention", prefill, flops, 0.0, "compute")]
     if model.kind == "decoder" and shape.num_decode:
         seconds = float(kernels.decode_s(one * float(shape.num_decode), one * shape.decode_mean_context)[0])
-        each = work.kv_bytes_per_sequence(model, shape.decode_mean_context, kv_cache_type(replica), tp)
+        each = work.kv_bytes_per_sequence(model, shape.decode_mean_context, replica.kv_cache_dtype, tp)
         size = shape.num_decode * each
         flops = sum(
             n * work.attention_flops(model, shape.num_decode, min(shape.decode_mean_context, float(w or np.inf)), tp)
@@ -239,7 +239,7 @@ def _table_parts(replica: Replica, profile: Profile, shape: StepShape) -> list[P
     flops /= replica.tensor_parallel_size * replica.pipeline_parallel_size
     seconds = float(column[tokens])
     kv = shape.num_decode * shape.decode_mean_context * work.kv_bytes_per_token(
-        replica.model, kv_cache_type(replica), replica.tensor_parallel_size
+        replica.model, replica.kv_cache_dtype, replica.tensor_parallel_size
     )  # fmt: skip
     attention = _interpolate(table, shape)
     return [
@@ -295,7 +295,7 @@ def explain_bottleneck(
     """The bottleneck's name, and the sentence with the numbers that say so."""
     needed = batch * context
     if replica.model.kind == "decoder" and needed > plan.num_kv_tokens:
-        size = kv_cache_bytes(kv_cache_type(replica), replica.model.dtype)
+        size = kv_cache_bytes(replica.kv_cache_dtype, replica.model.dtype)
         return "memory capacity", (
             f"{batch:,} sequences of {context:,.0f} tokens need KV for {needed:,.0f} tokens and the cache holds "
             f"{plan.num_kv_tokens:,} ({plan.kv_bytes_per_token / 1024:.0f} KiB a token, {size:g} bytes a value): "

@@ -16,7 +16,7 @@ from calibrate.activations import Activations, activation_peak
 from calibrate.backends import attention_workspace_bytes, backend_of
 from calibrate.lora import lora_bytes, lora_of
 from calibrate.options import number_option, recomputation_of
-from calibrate.precisions import check_sparse_kernels, kv_cache_type, precision, support
+from calibrate.precisions import check_sparse_kernels, precision, support
 from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes, split
 from catalogs.errors import InputError
 from catalogs.load import gpus, resolve_engine
@@ -305,7 +305,7 @@ def _kv_bytes_per_token(replica: Replica) -> float:
     """KV bytes of a token on this GPU; sliding-window layers count by the window's share of an ordinary context."""
     context = min(SLIDING_REFERENCE_TOKENS, _max_len(replica))
     tp, pp = replica.tensor_parallel_size, replica.pipeline_parallel_size
-    return kv_bytes_per_sequence(replica.model, context, kv_cache_type(replica), tp, pp) / context
+    return kv_bytes_per_sequence(replica.model, context, replica.kv_cache_dtype, tp, pp) / context
 
 
 def _graphs_in_budget(engine: Engine) -> bool:
@@ -359,7 +359,7 @@ def _changes(replica: Replica) -> list[tuple[str, Replica]]:
     changes: list[tuple[str, Replica]] = []
     if _length_is_asked(replica):
         changes.append(("max_model_len {max_len}", replica.with_engine(max_model_len=None)))
-    if kv_cache_type(replica).lower() in ("auto", "bf16", "fp16") and "fp8" in gpu.peak_flops:
+    if replica.kv_cache_dtype.lower() in ("auto", "bf16", "fp16") and "fp8" in gpu.peak_flops:
         changes.append(("kv_cache_dtype fp8", replace(replica, kv_cache_dtype="fp8")))
     higher = [n for n in (2, 4, 8) if n > tp]
     changes += [(f"tensor_parallel_size {n}", replace(replica, tensor_parallel_size=n)) for n in higher]

@@ -208,20 +208,6 @@ def support_words(name: str, gpu: Gpu) -> str:
     return f"weight only: widened to {runs.compute}{slow}"
 
 
-def kv_cache_type(replica: Replica) -> str:
-    """What the replica's KV cache holds; ``auto`` follows the checkpoint, as the engines do.
-
-    FP8 checkpoints with one scale a tensor (NVIDIA's, whose ``hf_quant_config.json`` says ``kv_cache_quant_algo: FP8``)
-    bring an FP8 cache where the GPU computes in FP8; all others, and models that are published quantized
-    (DeepSeek's), a cache of the model's own type.
-    """
-    if normalise(replica.kv_cache_dtype) != "auto":
-        return replica.kv_cache_dtype
-    if replica.model.quantization or precision(replica.precision).name != "fp8":
-        return "auto"
-    return "fp8" if support("fp8", replica.gpu) == "native" else "auto"
-
-
 def kv_cache_bytes(kv_cache_dtype: str, model_dtype: str = "bf16") -> float:
     """Bytes of one value in the KV cache; ``auto`` follows the model's own dtype (16 bit for quantized weights).
 

@@ -22,7 +22,7 @@ from calibrate.expert_exchange import exchange_family, exchange_time_s
 from calibrate.gemm import gemm_time_s, quantize_time_s, widened_gemm_time_s
 from calibrate.moe import Experts, busiest_share, experts_time_s
 from calibrate.options import number_option
-from calibrate.precisions import Precision, kv_cache_bytes, kv_cache_type, on_gpu, precision
+from calibrate.precisions import Precision, kv_cache_bytes, on_gpu, precision
 from calibrate.profiles import Profile
 from calibrate.step import StepShape, StepTable, StepTimeModel
 from calibrate.techniques import with_adapters, with_recomputation
@@ -210,7 +210,7 @@ class KernelSums:
     def heads(self, window: int | None, absorbed: bool) -> Heads:
         """Attention as one GPU runs it; ``absorbed``: MLA reads the latent vector as one KV head (decode)."""
         model, tp = self.replica.model, self.replica.tensor_parallel_size
-        size = kv_cache_bytes(kv_cache_type(self.replica), model.dtype)
+        size = kv_cache_bytes(self.replica.kv_cache_dtype, model.dtype)
         num_heads, causal = work.split(model.num_attention_heads, tp), model.kind == "decoder"
         if model.mla is None:
             kv, width = work.split(model.num_kv_heads, tp), model.head_dim
@@ -252,7 +252,7 @@ class KernelSums:
         return total * self.layers / self.replica.model.num_layers
 
     def cache_variants(self, window: int | None) -> tuple[str, ...]:
-        cache = "fp8" if kv_cache_bytes(kv_cache_type(self.replica), self.replica.model.dtype) == 1.0 else "bf16"
+        cache = "fp8" if kv_cache_bytes(self.replica.kv_cache_dtype, self.replica.model.dtype) == 1.0 else "bf16"
         if self.replica.model.mla is not None:
             return ("mla", cache)
         return (f"{cache}-window", "bf16-window", cache) if window else (cache,)

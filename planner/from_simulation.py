@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.precisions import kv_cache_type
 from calibrate.profile_error import replica_error
 from catalogs.errors import GateError, InputError, MissingError
 from catalogs.load import find_model
@@ -309,7 +308,7 @@ def _engine(served: Served) -> dict[str, Any]:
         "max_num_batched_tokens": served.spec.max_num_batched_tokens,
         "max_model_len": served.spec.max_model_len,
         "gpu_memory_utilization": engine.gpu_memory_utilization,
-        "kv_cache_dtype": kv_cache_type(served.replica),
+        "kv_cache_dtype": served.replica.kv_cache_dtype,
         "num_gpu_blocks": served.spec.num_gpu_blocks,
         "block_size": served.spec.block_size,
         "enable_prefix_caching": served.spec.enable_prefix_caching,

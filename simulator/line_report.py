@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.bottleneck import StepCost, explain_bottleneck, step_cost
-from calibrate.precisions import kv_cache_type, precision
+from calibrate.precisions import precision
 from calibrate.step import StepShape
 from calibrate.work import flops_per_token, kv_bytes_per_token, replica_weight_bytes
 from catalogs.errors import PlanError
@@ -144,7 +144,7 @@ def _mbu(line: Line, work: Work, iterations: int, gpu_busy_s: float, cost: StepC
         return None if cost is None else cost.mbu
     parallel = replica.tensor_parallel_size * replica.pipeline_parallel_size
     num_bytes = iterations * replica_weight_bytes(replica) * parallel
-    num_bytes += work.num_decoded * work.context * kv_bytes_per_token(replica.model, kv_cache_type(replica))
+    num_bytes += work.num_decoded * work.context * kv_bytes_per_token(replica.model, replica.kv_cache_dtype)
     return num_bytes / (gpu_busy_s * replica.gpu.memory_bandwidth_bytes_per_s)
 
 

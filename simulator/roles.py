@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from calibrate.precisions import kv_cache_type
 from catalogs.errors import InputError
 from catalogs.load import find_instance
 from catalogs.schema import Gpu
@@ -127,7 +126,7 @@ def _check_exchange(lines: Sequence[Line]) -> None:
 
 
 def _kv_type(line: Line) -> str:
-    held = kv_cache_type(line.replica)
+    held = line.replica.kv_cache_dtype
     return line.replica.model.dtype if held == "auto" else held
 
 

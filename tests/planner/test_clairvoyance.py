@@ -1,0 +1,99 @@
+"""A study: a week of the Azure chat trace with growth and spot outages, against perfect foresight and simpler rules.
+
+The hour of the trace gives sizes and bursts; its rate is stretched over a week with its rhythms, and grows.
+Perfect foresight knows in which hours each spot zone will be up (drawn from ``simulator.spot``) and buys each zone's
+machines in those hours only; the bound of that model is what no rule can beat on the same capacities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from planner.decompose import solve_decomposed
+from planner.fleet_model import FleetModel, Option, State
+from planner.from_simulation import find_plan
+from planner.horizon import zone_availability
+from planner.problem import Problem, problem_from
+from planner.solve import solve
+from planner.store import default_store
+from simulator.spot import Zone, synthesise
+from tests.shared_data import shared_data
+
+HOURS = 168
+DRAWS = 2
+
+
+def rates_of_a_week(mean_rps: float) -> np.ndarray:
+    """(168,) Monday to Sunday: twice as much at 15:00 as at 3:00, weekends at 0.6."""
+    hour = np.arange(HOURS)
+    wave = 1 + 0.33 * np.sin((hour % 24 - 9) * np.pi / 12)
+    return mean_rps * wave * np.where(hour // 24 >= 5, 0.6, 1.0)
+
+
+def week_problem(folder: Path) -> Problem:
+    rates = folder / "week.csv"
+    rows = "".join(f"{h},{r:.4f}\n" for h, r in enumerate(rates_of_a_week(50.0)))
+    rates.write_text("hour,rate_rps\n" + rows, encoding="utf-8")
+    return problem_from(
+        {"model": "llama-3.1-8b", "workload": {"trace": str(shared_data("traces/azure_llm_2023_conv.csv"))},
+         "slo": {"ttft_p95_s": 1.0, "tpot_p95_s": 0.05}, "explore": False, "solver": {"gap": 0.005, "time_limit_s": 10},
+         "candidates": {"gpus": ["L4", "L40S"], "precision": ["fp8"],
+                        "purchase": ["on_demand", "spot", "reserved_3yr"]},
+         "spot": {"availability": 0.99}, "time": {"demand": str(rates), "growth": 0.2, "boot_s": 240}}
+    )  # fmt: skip
+
+
+def with_foresight(problem: Problem, model: FleetModel, seed: int) -> FleetModel:
+    """Spot zones as machines that can be had in the hours in which their zone is up; no state is uncertain."""
+    share, _ = zone_availability(problem)
+    zones = [Zone(f"z{i}", problem.region, share) for i in range(problem.spot.zones)]
+    path = synthesise(zones, HOURS * 3600.0, seed)
+    middle = (np.arange(HOURS) + 0.5) * 3600.0
+    up = np.array([[path.is_up(z, t) for t in middle] for z in range(len(zones))])
+    options = []
+    for option in model.options:
+        bare = replace(option, start_hours=0.0)
+        if option.kind != "spot":
+            options.append(bare)
+            continue
+        options += [
+            replace(bare, name=f"{option.name} {zone.name}", kind="on_demand", active=up[z])
+            for z, zone in enumerate(zones)
+            if up[z].any()
+        ]
+    limits = replace(model.limits, availability=None, spot_max_share=None)
+    return replace(model, options=tuple(options), states=(State(1.0),), limits=limits)
+
+
+@pytest.mark.slow
+def test_a_week_against_perfect_foresight_and_simpler_rules(tmp_path: Path) -> None:
+    problem = week_problem(tmp_path)
+    store = default_store()
+    try:
+        found = find_plan(problem, lambda _what, _share: None, store)
+    finally:
+        store.close()
+    model, ours = found.model, found.solution.usd_per_hour
+    bounds = []
+    for seed in range(1, DRAWS + 1):
+        known = solve_decomposed(with_foresight(problem, model, seed), 5e-3, 15)
+        assert known is not None
+        bounds.append(known.bound)
+
+    def alone(keep: Callable[[Option], bool]) -> float | None:
+        plan = solve(model.with_options([o for o in model.options if keep(o)]), 5e-3, 10)
+        return None if plan is None else plan.usd_per_hour
+
+    on_demand = alone(lambda o: o.kind == "on_demand")
+    singles = {g: alone(lambda o, g=g: found.search.candidates[o.config].gpu == g) for g in ("L4", "L40S")}
+    print(
+        f"\nplan ${ours:.2f} an hour (gap {found.solution.gap:.2%}); perfect foresight at least "
+        f"${np.min(bounds):.2f} to ${np.max(bounds):.2f}; all on demand ${on_demand:.2f}; one GPU type alone {singles}"
+    )
+    assert np.mean(bounds) <= ours + 1e-6
+    assert ours <= on_demand and all(ours <= usd * (1 + 5e-3) for usd in singles.values() if usd is not None)
