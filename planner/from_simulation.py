@@ -272,6 +272,9 @@ def _mean_rates(found: Found) -> tuple[float, float]:
 
 def _verified_why(found: Found, draws: Mapping[str, Any]) -> str:
     num = len(found.verdict.demand.requests)
+    if not found.verdict.ok:
+        rounds = found.search.rounds
+        return f"no fleet kept the promise in {rounds} rounds of simulating and tightening; this is the last of them"
     kept = f"kept its promise on {draws['kept']} of {draws['draws']} fresh draws of it"
     if found.search.horizon.num_periods == 1:
         return f"the fleet was simulated on all {num:,} requests of the workload, and {kept}"

@@ -254,16 +254,24 @@ class Search:
         return raised
 
     def verified(self, progress: Progress, max_rounds: int) -> tuple[FleetModel, Solution, Verdict] | None:
-        """Settle, simulate, correct, until the fleet keeps its promise and none of its lines can spare a machine."""
+        """Settle, simulate, correct, until the fleet keeps its promise and none of its lines can spare a machine.
+
+        Where no fleet kept it within ``max_rounds`` the last one is returned, with the verdict that says so; None where
+        the model has no plan at all.
+        """
         best: tuple[FleetModel, Solution, Verdict] | None = None
+        failing: tuple[FleetModel, Solution, Verdict] | None = None
         for self.rounds in range(1, max_rounds + 1):
             settled = self.settle(progress)
             if settled is None:
-                return best
+                return best or failing
             model, solution = settled
             progress("verifying the fleet on the whole workload", 0.75)
             verdict = self._check(model, solution)
             if verdict is None:
+                continue
+            if not verdict.ok:
+                failing = (model, solution, verdict)
                 continue
             if best is None or solution.usd_per_hour < best[1].usd_per_hour - 1e-9:
                 best = (model, solution, verdict)
@@ -273,12 +281,16 @@ class Search:
             step = [self._step(model, solution, key) for key in keys]
             if not self.loosen(groups, keys, step):
                 return model, solution, verdict
-        return best
+        return best or failing
 
     def _check(self, model: FleetModel, solution: Solution) -> Verdict | None:
-        """Simulate the fleet where it is pressed hardest; the verdict there, or None after tightening what failed."""
+        """Simulate the fleet where it is pressed hardest: a verdict that fails, after tightening, or the first.
+
+        None where there is nothing to simulate.
+        """
         first: Verdict | None = None
-        failed, checked = False, 0
+        failed: Verdict | None = None
+        checked = 0
         for period, state in pressed(model, solution):
             groups, keys = self.groups(model, solution, period, state)
             if not groups:
@@ -289,11 +301,11 @@ class Search:
             verdict = simulate_fleet(self.capacities, demand, groups)
             if not verdict.ok:
                 self.tighten(demand, groups, keys, verdict)
-                failed = True
+                failed = failed or verdict
             first = first or verdict
             checked += 1
         self.checked = checked
-        return None if failed else first
+        return failed or first
 
     @property
     def scale(self) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from app.cli.output import Table, emit, format_option, progress_bar
+from catalogs.errors import GateError
 
 
 @click.command()
@@ -51,6 +52,13 @@ def recommend(config: Path | None, certificate: Path | None, form: str, **flags:
     with kept_or_warned():
         answer["run"] = save(problem, answer)
     emit(form, answer, tables(answer), notes(answer))
+    missed = [name for name, promise in answer["slo"].items() if promise.get("ok") is False]
+    if missed:
+        raise GateError(
+            f"the plan shown misses {', '.join(missed)} in simulation",
+            why=answer["verified_why"],
+            remedy="a looser limit, other candidates, or more rounds (solver.max_rounds)",
+        )
 
 
 def _settings(flags: dict[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def test_a_week_against_perfect_foresight_and_simpler_rules(tmp_path: Path) -> N
     on_demand = alone(lambda o: o.kind == "on_demand")
     singles = {g: alone(lambda o, g=g: found.search.candidates[o.config].gpu == g) for g in ("L4", "L40S")}
     print(
-        f"\nplan ${ours:.2f} an hour (gap {found.solution.gap:.2%}); perfect foresight at least "
+        f"\nplan ${ours:.2f} an hour (gap {found.solution.gap:.2%}, verified: {found.verdict.ok}); perfect foresight at least "
         f"${np.min(bounds):.2f} to ${np.max(bounds):.2f}; all on demand ${on_demand:.2f}; one GPU type alone {singles}"
     )
     assert np.mean(bounds) <= ours + 1e-6
