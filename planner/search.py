@@ -218,8 +218,11 @@ class Search:
             self._cut(demand, groups[i], keys[i], max(low, 0.4))
 
     def _cut(self, demand: Demand, group: Group, key: Key, share: float) -> None:
-        """The group sustains ``share`` of what it was given."""
-        used = self._use(demand, group, key)
+        """The group sustains ``share`` of what it was given.
+
+        Where that was more than its modelled capacity (a period's busiest stretch), the capacity falls by the share.
+        """
+        used = min(self._use(demand, group, key), 1.0)
         now = self.rps[key]
         self.rps[key] = min(now * used * share, now * (1 - 1e-3)) if used > 0 else now * share
         self.locked.add(key)
