@@ -240,10 +240,6 @@ def test_a_scenario_reports_both_pools_and_what_moved() -> None:
             {"fleet": [{"gpu": "L40S", "role": "prefill", "kv_cache_dtype": "fp8"}, {"gpu": "L40S", "role": "decode"}]},
             "kv_cache_dtype",
         ),
-        (  # an FP8 checkpoint brings an FP8 cache
-            {"fleet": [{"gpu": "L40S", "role": "prefill", "precision": "fp8"}, {"gpu": "L40S", "role": "decode"}]},
-            "kv_cache_dtype",
-        ),
     ],
 )
 def test_scenarios_that_cannot_be(changes: dict[str, object], says: str) -> None:
