@@ -62,6 +62,7 @@ def line_document(line: Line, periods: Sequence[str] = ()) -> dict[str, Any]:
         "gpu": c.gpu,
         "gpus_per_replica": c.gpus_per_replica,
         "tensor_parallel_size": c.tensor_parallel_size,
+        **_other_sizes(c),
         "precision": c.precision,
         "framework": c.framework,
         "purchase": line.option.purchase,
@@ -75,6 +76,12 @@ def line_document(line: Line, periods: Sequence[str] = ()) -> dict[str, Any]:
         "quality_score": c.score,
         "price_source": _price_source(line),
     }
+
+
+def _other_sizes(candidate: Candidate) -> dict[str, int]:
+    """Pipeline, data and expert parallel sizes of what is simulated; a capacity table's rows state none."""
+    names = ("pipeline_parallel_size", "data_parallel_size", "expert_parallel_size")
+    return {} if candidate.replica is None else {name: getattr(candidate.replica, name) for name in names}
 
 
 def _shares(line: Line) -> list[float]:
@@ -116,6 +123,6 @@ def summary(lines: Sequence[Line]) -> str:
         count = f"{low}" if low == high else f"{low}-{high}"
         form = "" if line.option.purchase == "on_demand" else f", {line.option.purchase}"
         c = line.candidate
-        tp = f", tp{c.tensor_parallel_size}" if c.tensor_parallel_size > 1 else ""
-        parts.append(f"{count} x {c.instance_type} ({c.gpu}{tp}, {c.precision}{form})")
+        what = ", ".join([c.gpu, *c.parallelism, c.precision])
+        parts.append(f"{count} x {c.instance_type} ({what}{form})")
     return " + ".join(parts) or "nothing"

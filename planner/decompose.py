@@ -13,7 +13,6 @@ Once the commitments y are fixed, periods have nothing in common. So:
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from planner.fleet_model import FleetModel
 from planner.milp import Solution
 from planner.program import optimizer, quiet_stdout, relative_gap
 from planner.relaxation import Relaxed, cheapest_by_bucket, relax
+from simulator.pool import cpu_count
 
 log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float64]
@@ -52,7 +52,7 @@ def separable(model: FleetModel) -> bool:
 def solve_decomposed(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> Solution | None:
     """The cheapest plan of a separable model; None where some period cannot be served."""
     end = time.monotonic() + time_limit_s
-    with quiet_stdout(), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with quiet_stdout(), ThreadPoolExecutor(max_workers=cpu_count()) as pool:
         relaxed = relax(model)
         if relaxed is None:
             return None

@@ -56,11 +56,13 @@ class Found:
         return purchase_lines(self.model, self.solution, self.search.candidates)
 
 
-def recommend_by_simulation(problem: Problem, progress: Progress, prove: bool = False) -> dict[str, Any]:
+def recommend_by_simulation(
+    problem: Problem, progress: Progress, prove: bool = False, workers: int | None = None
+) -> dict[str, Any]:
     """See ``planner.recommend``."""
     store = default_store()
     try:
-        found = find_plan(problem, progress, store)
+        found = find_plan(problem, progress, store, workers)
         progress("fresh draws of the workload", 0.85)
         answer = describe(found, progress)
         if prove:
@@ -73,8 +75,8 @@ def recommend_by_simulation(problem: Problem, progress: Progress, prove: bool = 
     return answer
 
 
-def find_plan(problem: Problem, progress: Progress, store: CapacityStore) -> Found:
-    """Search for the cheapest verified fleet.
+def find_plan(problem: Problem, progress: Progress, store: CapacityStore, workers: int | None = None) -> Found:
+    """Search for the cheapest verified fleet, with so many simulations at a time (None: one a core).
 
     Raises:
         InputError, MissingError, GateError: see ``planner.recommend``.
@@ -97,7 +99,7 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore) -> Fou
     kept = {c.label: c for c in candidates if c.config in served}
     if not kept:
         raise _nothing_fits(model, refused)
-    capacities = Capacities(horizon.shape, problem.slos, problem.router, problem.seed, store)
+    capacities = Capacities(horizon.shape, problem.slos, problem.router, problem.seed, store, workers)
     model_without = base_model(problem, horizon, list(kept.values()))
     search = Search(
         kept, served, capacities, horizon, model_without, extra_of(problem), problem.solver.gap,

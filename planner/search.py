@@ -7,9 +7,7 @@ has the capacity of the failing line cut to what the simulation shows; one that 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -163,11 +161,7 @@ class Search:
         return sorted(keys - set(self.rps))
 
     def _simulate(self, keys: Sequence[Key]) -> None:
-        work = [(self.served[config], pattern) for config, pattern in keys]
-        for _, pattern in work:
-            self.capacities.part(pattern)
-        with ThreadPoolExecutor(max_workers=min(len(work), os.cpu_count() or 1)) as pool:
-            found = list(pool.map(lambda w: self.capacities.rps(*w), work))
+        found = self.capacities.rps([(self.served[config], pattern) for config, pattern in keys])
         self.rps.update(zip(keys, found, strict=True))
 
     def groups(
@@ -302,6 +296,7 @@ class Search:
             if self.model.demand.shape[1] == 1:
                 demand = scaled(demand, self.scale)
             verdict = simulate_fleet(self.capacities, demand, groups)
+            self.capacities.simulations += verdict.simulations
             if not verdict.ok:
                 self.tighten(demand, groups, keys, verdict)
                 failed = failed or verdict
