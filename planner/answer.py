@@ -115,6 +115,11 @@ def plan_document(lines: Sequence[Line], usd_per_hour: float, rates: tuple[float
     }
 
 
+def ended_by(solution: Solution, hurried: bool) -> str:
+    """What ended the search for the plan: ``gap`` (proven), ``work`` (its limits of nodes and rounds) or ``time``."""
+    return "time" if hurried or solution.hurried else "gap" if solution.optimal else "work"
+
+
 def summary(lines: Sequence[Line]) -> str:
     """The purchase list in a phrase: ``3-4 x g6e.xlarge (L40S, fp8, spot) + 1 x p5.4xlarge (H100-SXM, bf16)``."""
     parts = []

@@ -13,7 +13,7 @@ from catalogs.errors import GateError, InputError, MissingError
 from catalogs.load import find_model
 from catalogs.schema import Model
 from planner import alternatives, confidence
-from planner.answer import SCHEMA_VERSION, Line, plan_document, purchase_lines
+from planner.answer import SCHEMA_VERSION, Line, ended_by, plan_document, purchase_lines
 from planner.candidates import Candidate, enumerate_candidates
 from planner.capacity import Capacities
 from planner.demand import demand_of
@@ -250,6 +250,7 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
         "live": live,
         "lower_bound_usd_per_hour": round(found.solution.bound, 6),
         "mip_gap": found.solution.gap,
+        "ended_by": ended_by(found.solution, search.hurried),
         "rounds": search.rounds,
         "simulations": search.capacities.simulations,
         "alternatives": others,

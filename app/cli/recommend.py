@@ -160,6 +160,12 @@ def tables(answer: dict[str, Any]) -> list[Table]:
     return out + [Table(t["title"], t["columns"], t["rows"]) for t in answer.get("tables", [])]
 
 
+ENDED_BY = {
+    "work": " The search ended at its limits of nodes and rounds, which are the same on every machine.",
+    "time": " The time limit ended the search: a faster machine or a larger solver.time_limit_s may find another plan.",
+}
+
+
 def notes(answer: dict[str, Any]) -> list[str]:
     """What the answer rests on, in sentences."""
     said = []
@@ -169,7 +175,7 @@ def notes(answer: dict[str, Any]) -> list[str]:
         said.append("Not verified: " + answer.get("verified_why", ""))
     said.append(
         f"Optimality: no plan of this model costs less than ${answer['lower_bound_usd_per_hour']:,.2f} an hour "
-        f"(gap {answer['mip_gap']:.2%})."
+        f"(gap {answer['mip_gap']:.2%})." + ENDED_BY.get(answer.get("ended_by", "gap"), "")
     )
     if answer.get("cost_range"):
         ends = answer["cost_range"]
