@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ from planner.demand import demand_of
 from planner.explore import against_today, break_even, explore
 from planner.fleet_model import FleetModel
 from planner.floors import below_the_floor
-from planner.horizon import Horizon, base_model, horizon_of, zone_availability
-from planner.live import play
+from planner.horizon import Horizon, base_model, horizon_of, spot_states, zone_availability
+from planner.live import LIVE_SHARE, play
 from planner.market import TERM_YEARS, region_of
 from planner.milp import Solution
 from planner.problem import Problem
@@ -36,6 +36,8 @@ from simulator.workload import Requests
 
 Progress = Callable[[str, float], None]
 FRESH_DRAWS = 5
+# each time a plan fails live: share of capacity, and of lost requests, that it is solved again with; and how often
+LIVE_CUT, LIVE_LOSS, LIVE_CUTS = 0.95, 0.25, 3
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ def recommend_by_simulation(
     """See ``planner.recommend``."""
     store = default_store()
     try:
-        found = find_plan(problem, progress, store, workers)
+        found, live = lived(find_plan(problem, progress, store, workers), progress)
         progress("fresh draws of the workload", 0.85)
-        answer = describe(found, progress)
+        answer = describe(found, live, progress)
         if prove:
             from planner.certificate import certificate_of
 
@@ -110,6 +112,36 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore, worker
     if result is None:
         raise explain_infeasible(search.model.with_options(search.options()))
     return Found(problem, search, *result, tuple(refused), tuple(_notes(problem, horizon)))
+
+
+def lived(found: Found, progress: Progress) -> tuple[Found, dict[str, Any] | None]:
+    """Play the plan with its boots, scaling and outages; where it fails, cut the capacities that it rests on, and what
+    outages may cost it, and solve, verify and play again.
+
+    Returns:
+        The plan, and what ``planner.live.play`` showed of it, with ``cuts``: the plans that failed before. Where
+        ``LIVE_CUTS`` cuts do not help, or leave no plan, the last plan that there was.
+    """
+    search = found.search
+    failed: list[dict[str, Any]] = []
+    while True:
+        progress("the fleet as it lives: boots, scaling, spot outages", 0.8)
+        live = play(found.problem, search, found.lines)
+        if live is None or "not_played" in live:
+            return found, live
+        live["cuts"] = list(failed)
+        if live["ok"] or len(failed) == LIVE_CUTS:
+            return found, live
+        before = dict(search.rps), set(search.locked), search.model
+        states = spot_states(found.problem, merge=False)
+        search.ask_more(found.model, found.solution, LIVE_CUT, LIVE_LOSS, states)
+        again = search.verified(progress, found.problem.solver.max_rounds)
+        if again is None or not again[2].ok:
+            search.rps, search.locked, search.model = before
+            return found, live
+        usd = found.solution.usd_per_hour
+        failed.append({"usd_per_hour": usd, "kept": live["kept"], "draws": live["draws"]})
+        found = replace(found, model=again[0], solution=again[1], verdict=again[2])
 
 
 def workload_requests(problem: Problem) -> Requests:
@@ -210,8 +242,8 @@ def _notes(problem: Problem, horizon: Horizon) -> list[str]:
     return notes
 
 
-def describe(found: Found, progress: Progress) -> dict[str, Any]:
-    """The answer in the contract's form, with what the figures rest on."""
+def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> dict[str, Any]:
+    """The answer in the contract's form, with what the figures rest on; ``live`` is from ``lived``."""
     problem, search, lines = found.problem, found.search, found.lines
     demand = search.demand
     checked = found.verdict.demand
@@ -224,8 +256,6 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
     for document, line in zip(plan["lines"], lines, strict=True):
         document["serves"] = demand.pattern_name(search.patterns[line.option.name])
         document["engine"] = _engine(search.served[line.candidate.config])
-    progress("the fleet as it lives: boots, scaling, spot outages", 0.89)
-    live = play(problem, search, lines)
     progress("the roads not taken", 0.92)
     others = alternatives.of_search(search, found.model, found.solution, found.refused)
     around: dict[str, Any] = {}
@@ -242,7 +272,7 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
         "region": problem.region,
         "plan": plan,
         "slo": slo,
-        "verified": found.verdict.ok,
+        "verified": found.verdict.ok and (live is None or bool(live.get("ok", True))),
         "verified_why": _verified_why(found, draws) + _live_why(live),
         "periods": list(search.horizon.names) if search.horizon.num_periods > 1 else [],
         "requests_per_s_by_period": [float(x) for x in found.model.demand[0].sum(1)],
@@ -293,10 +323,17 @@ def _live_why(live: Mapping[str, Any] | None) -> str:
     if "not_played" in live:
         return f"; scaling and spot outages were not played: {live['not_played']}"
     low, high = live["probability_interval"]
+    dearer = (
+        f"; {len(live['cuts'])} cheaper plan(s), from ${live['cuts'][0]['usd_per_hour']:,.2f} an hour, failed so"
+        if live["cuts"]
+        else ""
+    )
     return (
         f"; played live ({live['window']}, with boots of about {live['boot_s']:g} s"
         + (f" and outages of {live['spot_zones']} spot zones" if live["spot_zones"] else "")
         + f") it kept its promise in {live['kept']} of {live['draws']} draws: a probability of {low:.0%} to {high:.0%}"
+        + ("" if live["ok"] else f", and {LIVE_SHARE:.0%} of them were to be kept")
+        + dearer
     )
 
 

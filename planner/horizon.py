@@ -219,8 +219,10 @@ def zone_availability(problem: Problem) -> tuple[float, str]:
     return share, f"mean of {len(here)} zones observed in {where} (catalogs/spot_zones.csv)"
 
 
-def spot_states(problem: Problem) -> tuple[State, ...]:
+def spot_states(problem: Problem, merge: bool = True) -> tuple[State, ...]:
     """How many of the zones are up, with probability; while replacements boot, a state of its own.
+
+    Over many periods the states in which some zone is down are taken at their mean, unless ``merge`` is False.
 
     Zones are up with equal probability a and correlation r: the number of zones up is beta-binomial with parameters
     a (1 - r) / r and (1 - a)(1 - r) / r, whose pairwise correlation is r.
@@ -240,7 +242,7 @@ def spot_states(problem: Problem) -> tuple[State, ...]:
             states.append(State(chance * booting, part, fallback=False))
         if booting < 1:
             states.append(State(chance * (1 - booting), part))
-    if problem.time.periods != "static" or problem.time.demand is not None:
+    if merge and (problem.time.periods != "static" or problem.time.demand is not None):
         states = _merged(states)
     total = sum(s.probability for s in states)
     return tuple(replace(s, probability=s.probability / total) for s in states)

@@ -37,6 +37,7 @@ from simulator.traces import take
 from simulator.workload import Requests
 
 DRAWS, FEWEST_DRAWS = 20, 6
+LIVE_SHARE = 0.9  # of the draws that a plan must keep its promise in
 MAX_REQUESTS, ALL_REQUESTS = 30_000, 300_000  # of one draw; of all
 SETTLE_BOOTS = 2.0  # boots at the start that are not judged: the fleet finds its feet in the zones that are up
 STATIC_WINDOW_S = 2 * SECONDS_PER_HOUR
@@ -67,8 +68,8 @@ def play(problem: Problem, search: Search, lines: Sequence[Line], draws: int = D
     """Play the plan in its hardest stretch; None where nothing about it changes with time.
 
     Returns:
-        ``draws``, ``kept``, ``probability`` of keeping the promise with a 95 % interval, the window, and the spread of
-        each promised percentile; or ``not_played`` with the reason.
+        ``draws``, ``kept``, ``probability`` of keeping the promise with a 95 % interval, ``ok`` where that is at least
+        ``LIVE_SHARE``, the window, and the spread of each promised percentile; or ``not_played`` with the reason.
     """
     horizon = search.horizon
     counts = np.array([line.counts for line in lines])
@@ -101,6 +102,7 @@ def play(problem: Problem, search: Search, lines: Sequence[Line], draws: int = D
         "draws": draws,
         "kept": int(kept),
         "probability": kept / draws,
+        "ok": kept >= LIVE_SHARE * draws,
         "probability_interval": list(wilson(kept, draws)),
         "spread": {n: [float(np.min(v)), float(np.max(v))] for n, v in values.items()},
         "boot_s": problem.time.boot_s,
