@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -92,7 +93,12 @@ def build_pools(scenario: Scenario, lines: Sequence[Line]) -> Pools:
     receiver = next((line for line in reversed(lines)), lines[0])
     parallel = receiver.replica.tensor_parallel_size
     return Pools(
-        prefill=tuple(x.spec for x in lines if x.role == "prefill" for _ in range(x.num_engines)),
+        prefill=tuple(
+            replace(x.spec, reserve_output_tokens=0)  # it answers one token
+            for x in lines
+            if x.role == "prefill"
+            for _ in range(x.num_engines)
+        ),
         decode=tuple(x.spec for x in lines if x.role == "decode" for _ in range(x.num_engines)),
         link_bytes_per_s=tuple(links),
         block_bytes=receiver.memory.kv_bytes_per_token * parallel * receiver.spec.block_size,
