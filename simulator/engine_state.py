@@ -38,6 +38,14 @@ REPLICA = np.dtype(
         ("max_delay_s", np.float64),  # static batches: how long the first request waits for others
         ("rank_0", np.int64),  # of its lock-step group, and how many ranks that has
         ("num_ranks", np.int64),
+        ("graph_tokens", np.int64),  # of its largest CUDA graph, up to which the ranks of a group are padded alike
+        ("front", np.int64),  # first of the ranks behind its front end, and how many they are
+        ("num_front", np.int64),
+        ("load", np.int64),  # after its last decision, in which 100 ms that was, and before these began (see front_end)
+        ("noted_s", np.float64),
+        ("load_before", np.int64),
+        ("told_load", np.int64),  # what the front end takes its load to be, and (first rank) when it was last told
+        ("told_s", np.float64),
         ("step_tokens", np.int64),  # of the step that a lock-step group is deciding
         ("step_work", np.float64),
         ("step_ending", np.int64),

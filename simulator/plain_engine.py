@@ -79,6 +79,7 @@ class Engine:
         self.busy_s = self.last_end_s = 0.0
         self.group: Group
         self.preempted_now = False
+        self.loads: list[tuple[float, int]] = [(-np.inf, 0)]  # (decision, load after it), where a front end asks
 
     @property
     def longest(self) -> int:
@@ -186,6 +187,8 @@ class Engine:
                 sequence.num_sampled += 1
                 step.sampling.append(sequence)
         step.sampling = step.decodes + step.sampling
+        if self.spec.front_end_ranks > 1:
+            self.loads.append((now, 4 * (len(self.waiting) + len(self.swapped)) + len(self.running)))
         return step
 
     def schedule_decodes(self, step: Step) -> None:

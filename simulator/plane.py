@@ -293,6 +293,8 @@ class Plane:
         replicas = np.zeros(num_replicas, engine_state.REPLICA)
         for row, spec, rank_0 in zip(replicas, self.specs, first_ranks(self.specs), strict=True):
             self._set_up(row, spec, rank_0)
+        replicas["front"] = first_ranks(self.specs, "front_end_ranks")
+        replicas["num_front"] = [spec.front_end_ranks for spec in self.specs]
         rows = np.zeros(len(requests), engine_state.REQUEST)
         rows["input"] = requests.input_tokens
         rows["output"] = requests.output_tokens
@@ -358,6 +360,7 @@ def _set_up(row: np.void, spec: ReplicaSpec, rank_0: int) -> None:
     row["max_delay_s"] = spec.max_queue_delay_s
     row["reserve"] = spec.reserve_output_tokens
     row["rank_0"], row["num_ranks"] = rank_0, spec.lockstep_ranks
+    row["graph_tokens"] = spec.graph_tokens
     row["next_s"] = np.inf
     row["speed"] = 1.0
     row["next_done"] = row["shortest"] = engine_state.FAR

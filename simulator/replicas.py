@@ -101,6 +101,8 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
         _is_asynchronous(engine.framework, engine.version or "") if measured_so is None else bool(measured_so)
     )
     settings["lockstep_ranks"] = _ranks_in_step(replica)
+    settings["front_end_ranks"] = _ranks_behind_front_end(replica)
+    settings["graph_tokens"] = largest_graph(replica)
     if settings["policy"] == "dynamic":
         settings["max_queue_delay_s"] = TRITON_QUEUE_DELAY_S
     settings |= options
@@ -118,7 +120,17 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
 
 def engine_options() -> frozenset[str]:
     """Names that ``engine.options`` may hold: techniques of the engine loop, of its steps and of its memory."""
-    ours = {"step_table", "num_gpu_blocks", "lockstep_ranks", "name", "speculation", "swap", "kv_offload"}
+    ours = {
+        "step_table",
+        "num_gpu_blocks",
+        "lockstep_ranks",
+        "front_end_ranks",
+        "graph_tokens",
+        "name",
+        "speculation",
+        "swap",
+        "kv_offload",
+    }
     return frozenset({f.name for f in fields(ReplicaSpec)} - ours) | frozenset((*STEP_OPTIONS, *OPTIONS))
 
 
@@ -131,6 +143,26 @@ def _ranks_in_step(replica: Replica) -> int:
     """
     shares_experts = replica.model.moe is not None and replica.expert_parallel_size > 1
     return replica.pipeline_parallel_size * (replica.data_parallel_size if shares_experts else 1)
+
+
+def _ranks_behind_front_end(replica: Replica) -> int:
+    """Data-parallel ranks that vLLM's front end balances; elsewhere, and over pipelines, the scenario's router does."""
+    alone = replica.engine.framework != "vllm" or replica.pipeline_parallel_size > 1
+    return 1 if alone else replica.data_parallel_size
+
+
+def largest_graph(replica: Replica) -> int:
+    """Tokens of the largest CUDA graph that vLLM captures; 0: none.
+
+    Twice ``max_num_seqs`` (times the tokens that a sequence verifies), at most 512 and the token budget
+    (``vllm/config/vllm.py``, ``_set_cudagraph_sizes``, 0.19).
+    """
+    engine = replica.engine
+    if engine.framework != "vllm" or engine.enforce_eager or replica.model.kind != "decoder":
+        return 0
+    speculative = engine.options.get("speculative")
+    verified = 1 + int(speculative["num_speculative_tokens"]) if isinstance(speculative, dict) else 1
+    return min(512, 2 * (engine.max_num_seqs or 256) * verified, engine.max_num_batched_tokens or 512)
 
 
 def in_closed_loop(line: Line, requests: Requests, num_engines: int = 1) -> ReplicaSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from catalogs.schema import Gpu
 from catalogs.yaml_source import Strict
 from simulator.disaggregation import Pools
 from simulator.records import Records
+from simulator.replica_spec import ReplicaSpec
 from simulator.workload import Requests
 
 if TYPE_CHECKING:
@@ -92,14 +94,19 @@ def build_pools(scenario: Scenario, lines: Sequence[Line]) -> Pools:
     receiver = next((line for line in reversed(lines)), lines[0])
     parallel = receiver.replica.tensor_parallel_size
     return Pools(
-        prefill=tuple(x.spec for x in lines if x.role == "prefill" for _ in range(x.num_engines)),
-        decode=tuple(x.spec for x in lines if x.role == "decode" for _ in range(x.num_engines)),
+        prefill=_engines(lines, "prefill"),
+        decode=_engines(lines, "decode"),
         link_bytes_per_s=tuple(links),
         block_bytes=receiver.memory.kv_bytes_per_token * parallel * receiver.spec.block_size,
         latency_s=spec.latency_s,
         first_token=spec.first_token,
         decode_router=spec.decode_router,
     )
+
+
+def _engines(lines: Sequence[Line], role: str) -> tuple[ReplicaSpec, ...]:
+    """A pool's engines; its router, not a front end, chooses among data-parallel ranks."""
+    return tuple(replace(x.spec, front_end_ranks=1) for x in lines if x.role == role for _ in range(x.num_engines))
 
 
 def _check_exchange(lines: Sequence[Line]) -> None:

@@ -125,7 +125,12 @@ def cases(
         one = replace(specs[0], lockstep_ranks=ranks)
         specs = [one] * ranks
         if draw(st.booleans()):
-            specs = [replace(one, step_table=one.step_table._replace(experts_s=experts))] * ranks
+            shared = one.step_table._replace(experts_s=experts)
+            specs = [replace(one, step_table=shared, graph_tokens=draw(st.sampled_from([0, 10, 512])))] * ranks
+    elif draw(st.booleans()):
+        specs = [specs[0]] * draw(st.sampled_from([1, 2, 3]))
+    if specs[0] is specs[-1] and draw(st.booleans()):
+        specs = [replace(specs[0], front_end_ranks=len(specs))] * len(specs)
     router = draw(st.sampled_from(sorted(ROUTERS)))
     options = RouterOptions(
         weights=draw(st.sampled_from([None, rng.uniform(0.1, 2.0, len(specs))])),
