@@ -1,8 +1,8 @@
 """The front end of a data-parallel replica: which of its ranks a request goes to.
 
 As vLLM's internal load balancer (0.19; ``vllm/v1/engine/core_client.py``, ``DPLBAsyncMPClient``; ``coordinator.py``):
-the rank with the smallest 4 x waiting + running, the first among equals. The front end learns these counts every 100 ms,
-as they were after each rank's last decision, and in between counts what it has sent itself as waiting.
+the rank with the smallest 4 x waiting + running, the first among equals. The front end is told these counts every
+100 ms, as they were after each rank's last decision, and in between counts what it has sent itself as waiting.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from catalogs.units import SECONDS_PER_HOUR
 from simulator import metrics
 from simulator.line_report import fleet_documents
 from simulator.metrics import Latencies
+from simulator.over_time import over_time
 from simulator.records import COMPLETED, STATUS_NAMES, Records
 from simulator.roles import build_pools, by_role, has_roles, transfer_document
 from simulator.technique_spec import describe_techniques
@@ -162,6 +163,7 @@ def describe_run(
         "steady_state": metrics.steady_state(latencies, records.arrival_s),
         "overload": metrics.overload(requests, records, latencies),
         "by_class": metrics.by_class(requests, records, latencies),
+        "over_time": None if scenario.is_live else over_time(lines, requests, records),
         "time_breakdown": time_breakdown(latencies, lines, records, duration_s),
         "fleet": fleet_documents(lines, requests, records, duration_s),
         "techniques": list(dict.fromkeys(note for line in lines for note in technique_notes(line.replica))),
