@@ -155,7 +155,9 @@ def _step_s(w: Any, r: int, tokens: int, work: float, ending: int, decodes: int)
         contexts = decoding.decode_contexts(w, r) if decodes > 0 else (0.0, 0.0, 0.0)
         keys, sampled = work / tokens if tokens > 0 else 0.0, decodes + ending
         time = step_eval.step_s(w.tables, me.table, tokens, keys, decodes, decodes, contexts, sampled, seqs)
-    return max(time, me.load_s) + me.copy_s  # type: ignore[no-any-return]
+    longer = max(time, me.load_s) + me.copy_s
+    me.copied_s += me.speed * (longer - time)
+    return longer  # type: ignore[no-any-return]
 
 
 @inner
@@ -179,9 +181,7 @@ def _decode_steps(w: Any, r: int, now: float, until_s: float) -> None:
     me = w.replicas[r]
     start = max(now, me.inflight_s)
     limit = until_s
-    head = me.head
-    if head >= 0 and w.requests[head].ready_s > now:
-        limit = min(limit, w.requests[head].ready_s)
+    limit = min(limit, waiting.next_ready_s(w, r, now))
     limit = min(limit, handover.next_event_s(w, r, now))
     most = me.next_done - me.steps
     if me.num_finishing > 0 or me.preempted_now or me.prefilling >= 0:

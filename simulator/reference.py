@@ -122,6 +122,7 @@ class Run:
             prefix_hits=column("prefix_hits"),
             num_gpu_blocks=np.array([engine.spec.num_gpu_blocks for engine in engines], np.int64),
             end_s=max(engine.last_end_s for engine in engines),
+            copied_s=column("copied_s", np.float64),
             counts={name: column(name) for name in COUNTS},
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from calibrate.step import StepTable
 from catalogs.errors import InputError
 from simulator import engine_state
-from simulator.techniques import KvOffload, Speculation, SwapSpace
+from simulator.techniques import Adapters, KvOffload, Speculation, SwapSpace
 
 POLICIES = {
     "continuous": engine_state.CONTINUOUS,
@@ -43,6 +43,7 @@ class ReplicaSpec:
         speculation: speculative decoding (see ``Speculation``).
         swap: preempted sequences go to host memory (see ``SwapSpace``); None: they are computed again.
         kv_offload: tiers of the prefix cache beyond the GPU (see ``KvOffload``).
+        adapters: LoRA (see ``Adapters``).
         name: for people.
     """
 
@@ -64,6 +65,7 @@ class ReplicaSpec:
     speculation: Speculation | None = None
     swap: SwapSpace | None = None
     kv_offload: KvOffload | None = None
+    adapters: Adapters | None = None
     name: str = ""
 
     def __post_init__(self) -> None:

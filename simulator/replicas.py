@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
+from calibrate.lora import copy_s, lora_of
 from calibrate.memory import MemoryPlan, memory_plan
 from calibrate.profiles import Profile, best_profile, load_profile
 from calibrate.step_time import step_table
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model, resolve_engine
 from catalogs.names import nearest
-from catalogs.schema import Replica
+from catalogs.schema import Engine, Replica
 from simulator.engine import ReplicaSpec
 from simulator.scenario import Scenario
-from simulator.technique_spec import OPTIONS, demand_no_techniques, with_techniques
+from simulator.technique_spec import OPTIONS, demand_fitting_role, with_techniques
+from simulator.techniques import Adapters
 from simulator.workload import Requests
 
 SETTINGS = (
     "block_size", "max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching", "enable_chunked_prefill",
 )  # fmt: skip
-FRAMEWORK_POLICY: Mapping[str, str] = {"tgi": "prefill_first", "onnxruntime": "dynamic"}  # others: as vLLM V1
 TRITON_QUEUE_DELAY_S = 0.0  # max_queue_delay_microseconds of Triton's dynamic batcher, its default
 ASYNC_SINCE: Mapping[str, tuple[int, int]] = {"vllm": (0, 14)}  # asynchronous scheduling became the default
 SYNCHRONOUS = ("tgi", "onnxruntime", "tensorrt-llm")  # a request joins the next step (TensorRT-LLM: as measured)
@@ -95,7 +96,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     overheads = profile.overheads(engine.framework)
     table = table._replace(prompt_token_s=float(overheads.get("prompt_token_s", 0.0)))
     settings = {name: getattr(engine, name) for name in SETTINGS}
-    settings |= {"max_model_len": memory.max_model_len, "policy": FRAMEWORK_POLICY.get(engine.framework, "continuous")}
+    settings |= {"max_model_len": memory.max_model_len, "policy": policy_of(engine)}
     measured_so = overheads.get("async_scheduling")  # overheads of a synchronous engine hold time that another hides
     settings["async_scheduling"] = (
         _is_asynchronous(engine.framework, engine.version or "") if measured_so is None else bool(measured_so)
@@ -105,6 +106,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     settings["graph_tokens"] = largest_graph(replica)
     if settings["policy"] == "dynamic":
         settings["max_queue_delay_s"] = TRITON_QUEUE_DELAY_S
+    settings["adapters"] = _adapters(replica)
     settings |= options
     num_blocks = memory.num_gpu_blocks
     if replica.model.kind != "decoder":  # caches nothing: as many blocks as all seats could ever fill, so none is short
@@ -118,6 +120,18 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     return Line(replica, profile, memory, spec, count)
 
 
+def policy_of(engine: Engine) -> str:
+    """How an engine forms its steps (the sources stand in ``catalogs/engines.yaml``).
+
+    vLLM V1 and TensorRT-LLM mix prompts and decodes; so does TGI where it cuts prompts into chunks, else prompts come
+    first; SGLang computes prompts first and alone; ONNX Runtime gets the batches of the server in front of it.
+    """
+    if engine.framework == "onnxruntime":
+        return "dynamic"
+    prompts_first = engine.framework == "sglang" or (engine.framework == "tgi" and not engine.enable_chunked_prefill)
+    return "prefill_first" if prompts_first else "continuous"
+
+
 def engine_options() -> frozenset[str]:
     """Names that ``engine.options`` may hold: techniques of the engine loop, of its steps and of its memory."""
     ours = {
@@ -126,6 +140,7 @@ def engine_options() -> frozenset[str]:
         "lockstep_ranks",
         "front_end_ranks",
         "graph_tokens",
+        "adapters",
         "name",
         "speculation",
         "swap",
@@ -143,6 +158,11 @@ def _ranks_in_step(replica: Replica) -> int:
     """
     shares_experts = replica.model.moe is not None and replica.expert_parallel_size > 1
     return replica.pipeline_parallel_size * (replica.data_parallel_size if shares_experts else 1)
+
+
+def _adapters(replica: Replica) -> Adapters | None:
+    lora = lora_of(replica.engine)
+    return None if lora is None else Adapters(lora.num_adapters, lora.max_loras, copy_s(replica))
 
 
 def _ranks_behind_front_end(replica: Replica) -> int:
@@ -191,6 +211,6 @@ def build_fleet(scenario: Scenario) -> list[Line]:
         replica = line.replica(model, find_gpu(line.gpu, where=f"{where}.gpu"), where)
         profile = load_profile(line.profile, where=f"{where}.profile") if line.profile is not None else None
         if line.role != "both":
-            demand_no_techniques(replica.engine.options, line.role, where)
+            demand_fitting_role(replica.engine.options, line.role, where)
         lines.append(replace(build_line(replica, profile, line.count, where), role=line.role, number=number))
     return lines

@@ -38,6 +38,7 @@ class DisaggregationSpec(Strict):
 
     ``link``: the instances' network, or NVLink or PCIe where both pools share machines; ``link_bytes_per_s``, of a
     replica and one direction, replaces it. ``first_token``: ``decode`` (vLLM) or ``prefill`` (DistServe, Splitwise).
+    ``transfer``: ``layerwise`` sends a layer's KV as soon as it is computed; else all of it once the prompt is done.
     """
 
     link: Literal["network", "nvlink", "pcie"] = "network"
@@ -45,6 +46,7 @@ class DisaggregationSpec(Strict):
     link_efficiency: Annotated[float, Field(gt=0, le=1)] = LINK_EFFICIENCY
     latency_s: Annotated[float, Field(ge=0, le=60)] = LATENCY_S
     first_token: Literal["decode", "prefill"] = "decode"
+    transfer: Literal["after_prompt", "layerwise"] = "after_prompt"
     decode_router: str = "least_loaded"
 
 
@@ -100,13 +102,16 @@ def build_pools(scenario: Scenario, lines: Sequence[Line]) -> Pools:
         block_bytes=receiver.memory.kv_bytes_per_token * parallel * receiver.spec.block_size,
         latency_s=spec.latency_s,
         first_token=spec.first_token,
+        hidden_share=1.0 - 1.0 / receiver.replica.model.num_layers if spec.transfer == "layerwise" else 0.0,
         decode_router=spec.decode_router,
     )
 
 
 def _engines(lines: Sequence[Line], role: str) -> tuple[ReplicaSpec, ...]:
-    """A pool's engines; its router, not a front end, chooses among data-parallel ranks."""
-    return tuple(replace(x.spec, front_end_ranks=1) for x in lines if x.role == role for _ in range(x.num_engines))
+    """A pool's engines: its router chooses among data-parallel ranks, not a front end; all adapters are in place."""
+    return tuple(
+        replace(x.spec, front_end_ranks=1, adapters=None) for x in lines if x.role == role for _ in range(x.num_engines)
+    )
 
 
 def _check_exchange(lines: Sequence[Line]) -> None:

@@ -177,7 +177,10 @@ def _profile_document(line: Line) -> dict[str, Any]:
 
 
 def time_breakdown(latencies: Latencies, lines: Sequence[Line], records: Records, duration_s: float) -> dict[str, Any]:
-    """Shares of the requests' time (queue, prefill, decode) and of the engines' (step, overhead, idle)."""
+    """Shares of the requests' time (queue, prefill, decode) and of the engines' (step, copy, overhead, idle).
+
+    Copy is by how much swapped or offloaded KV and LoRA adapters made steps longer.
+    """
     done = latencies.completed & ~np.isnan(latencies.ttft)
     queue = float(latencies.queue[done].sum())
     prefill = float(latencies.ttft[done].sum()) - queue
@@ -195,6 +198,7 @@ def time_breakdown(latencies: Latencies, lines: Sequence[Line], records: Records
     engine_time = len(tables) * duration_s
     overhead = sum(t.overhead_s * int(n) for t, n in zip(tables, records.iterations, strict=True)) / engine_time
     busy = float(records.busy_s.sum()) / engine_time
+    copy = 0.0 if records.copied_s is None else float(records.copied_s.sum()) / engine_time
     return {
         "request": {
             "queue": queue / total,
@@ -203,7 +207,12 @@ def time_breakdown(latencies: Latencies, lines: Sequence[Line], records: Records
             "decode": (decode - stall) / total,
             "stall": stall / total,
         },
-        "engine": {"step": max(0.0, busy - overhead), "overhead": min(overhead, busy), "idle": max(0.0, 1.0 - busy)},
+        "engine": {
+            "step": max(0.0, busy - overhead - copy),
+            "copy": copy,
+            "overhead": min(overhead, busy),
+            "idle": max(0.0, 1.0 - busy),
+        },
     }
 
 

@@ -186,7 +186,7 @@ def run_tables(answer: Mapping[str, Any]) -> list[Table]:
         ("prefix cache hit rate", engine["prefix_cache_hit_rate"]),
         *_course_rows(answer.get("over_time")),
         (f"request time in {' / '.join(shares['request'])}".replace("_", " "), _percents(shares["request"])),
-        ("engine time in steps / overhead / idle", _percents(shares["engine"])),
+        ("engine time in steps / copies / overhead / idle", _percents(shares["engine"])),
     ]
     tables.append(Table("Run", ["what", "value"], figures))
     fleet: tuple[str, ...] = (
