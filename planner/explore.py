@@ -66,7 +66,7 @@ def _at_slo(search: Search, candidates: dict[str, Candidate], factor: float) -> 
     """Cost of the cheapest plan when every limit is multiplied."""
     before = search.capacities
     slos = tuple(replace(s, limit_s=s.limit_s * factor) for s in before.slos)
-    capacities = Capacities(before.demand, slos, before.router, before.seed, before.store)
+    capacities = Capacities(before.demand, slos, before.router, before.seed, before.store, before.workers)
     other = replace(search.restricted(candidates), capacities=capacities, rps={}, locked=set(), patterns={}, weights={})
     settled = other.settle(lambda _what, _share: None)
     if settled is None:

@@ -14,7 +14,7 @@ from catalogs.errors import GateError, InputError, MissingError
 from catalogs.load import find_model
 from catalogs.schema import Model
 from planner import alternatives, confidence
-from planner.answer import SCHEMA_VERSION, Line, plan_document, purchase_lines
+from planner.answer import SCHEMA_VERSION, Line, ended_by, plan_document, purchase_lines
 from planner.candidates import Candidate, enumerate_candidates
 from planner.capacity import Capacities
 from planner.demand import demand_of
@@ -57,11 +57,13 @@ class Found:
         return purchase_lines(self.model, self.solution, self.search.candidates)
 
 
-def recommend_by_simulation(problem: Problem, progress: Progress, prove: bool = False) -> dict[str, Any]:
+def recommend_by_simulation(
+    problem: Problem, progress: Progress, prove: bool = False, workers: int | None = None
+) -> dict[str, Any]:
     """See ``planner.recommend``."""
     store = default_store()
     try:
-        found = find_plan(problem, progress, store)
+        found = find_plan(problem, progress, store, workers)
         progress("fresh draws of the workload", 0.85)
         answer = describe(found, progress)
         if prove:
@@ -74,8 +76,8 @@ def recommend_by_simulation(problem: Problem, progress: Progress, prove: bool = 
     return answer
 
 
-def find_plan(problem: Problem, progress: Progress, store: CapacityStore) -> Found:
-    """Search for the cheapest verified fleet.
+def find_plan(problem: Problem, progress: Progress, store: CapacityStore, workers: int | None = None) -> Found:
+    """Search for the cheapest verified fleet, with so many simulations at a time (None: one a core).
 
     Raises:
         InputError, MissingError, GateError: see ``planner.recommend``.
@@ -98,7 +100,7 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore) -> Fou
     kept = {c.label: c for c in candidates if c.config in served}
     if not kept:
         raise _nothing_fits(model, refused)
-    capacities = Capacities(horizon.shape, problem.slos, problem.router, problem.seed, store)
+    capacities = Capacities(horizon.shape, problem.slos, problem.router, problem.seed, store, workers)
     model_without = base_model(problem, horizon, list(kept.values()))
     search = Search(
         kept, served, capacities, horizon, model_without, extra_of(problem), problem.solver.gap,
@@ -249,6 +251,7 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
         "live": live,
         "lower_bound_usd_per_hour": round(found.solution.bound, 6),
         "mip_gap": found.solution.gap,
+        "ended_by": ended_by(found.solution, search.hurried),
         "rounds": search.rounds,
         "simulations": search.capacities.simulations,
         "alternatives": others,
