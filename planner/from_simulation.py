@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from calibrate.profile_error import replica_error
+from catalogs.engines import version_of
 from catalogs.errors import GateError, InputError, MissingError
 from catalogs.load import find_model
 from catalogs.schema import Model
@@ -346,7 +347,7 @@ def _engine(served: Served) -> dict[str, Any]:
     engine = served.replica.engine
     return {
         "framework": engine.framework,
-        "version": engine.version,
+        "version": version_of(engine),
         "max_num_seqs": served.spec.max_num_seqs,
         "max_num_batched_tokens": served.spec.max_num_batched_tokens,
         "max_model_len": served.spec.max_model_len,
