@@ -18,16 +18,20 @@ from planner.fleet_model import FleetModel
 from planner.market import TERM_YEARS, offers_of
 from planner.milp import Solution
 from planner.problem import Problem
-from planner.search import Search
+from planner.search import ROUGH_GAP, Search
 from planner.solve import solve
 
 SLO_FACTORS = (0.75, 1.5)  # of every limit; each asks for new capacities, so they are few
 SWING = 0.2  # of load and price in the tornado
+LIMIT_S = 20.0  # of one solution; its nodes end it first
 RIVALS = 1  # GPU types that a changed promise is answered with, besides the chosen
 
 
 def explore(problem: Problem, search: Search, model: FleetModel, best: Solution) -> dict[str, Any]:
-    """Pareto fronts, tornado, and the cheap and dear end that the profiles' own errors leave open."""
+    """Pareto fronts, tornado, and the cheap and dear end that the profiles' own errors leave open.
+
+    Over many periods each of these plans is solved to ``ROUGH_GAP`` only.
+    """
     rivals = _rivals(search, model, best)
     by_factor = {f: _at_slo(search, rivals, f) for f in SLO_FACTORS}
     front = [{"slo_factor": 1.0, "usd_per_hour": best.usd_per_hour, "plan": summary(_lines(model, best, search))}]
@@ -90,8 +94,7 @@ def _quality_front(search: Search) -> list[dict[str, Any]]:
 
 def _at_load(model: FleetModel, factor: float) -> float | None:
     """Cost at the same capacities under another load; slower steps by a factor are as good as more load by it."""
-    plan = solve(replace(model, demand=model.demand * factor), 1e-3, 5.0)
-    return None if plan is None else plan.usd_per_hour
+    return _cost(replace(model, demand=model.demand * factor))
 
 
 def _error(search: Search, model: FleetModel, best: Solution) -> float:
@@ -126,7 +129,8 @@ def _swing(row: Mapping[str, Any]) -> float:
 
 
 def _cost(model: FleetModel) -> float | None:
-    plan = solve(model, 1e-3, 5.0)
+    gap = 1e-3 if model.demand.shape[1] == 1 else ROUGH_GAP
+    plan = solve(model, gap, LIMIT_S)
     return None if plan is None else plan.usd_per_hour
 
 
@@ -147,6 +151,7 @@ def against_today(problem: Problem, usd_per_hour: float) -> dict[str, Any] | Non
     saving = total - usd_per_hour
     return {
         "usd_per_hour": total,
+        "usd_per_month": total * HOURS_PER_MONTH,
         "saving_usd_per_hour": saving,
         "saving_usd_per_month": saving * HOURS_PER_MONTH,
         "saving_share": saving / total if total > 0 else None,

@@ -260,7 +260,7 @@ def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> d
     progress("the roads not taken", 0.92)
     others = alternatives.of_search(search, found.model, found.solution, found.refused)
     around: dict[str, Any] = {}
-    if problem.explore and search.horizon.num_periods == 1:
+    if problem.explore:
         progress("what would change the answer", 0.96)
         around = explore(problem, search, found.model, found.solution)
     today = against_today(problem, found.solution.usd_per_hour)
@@ -271,6 +271,7 @@ def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> d
         "schema_version": SCHEMA_VERSION,
         "model": problem.model,
         "region": problem.region,
+        "budget": _budget(problem, plan),
         "plan": plan,
         "slo": slo,
         "verified": found.verdict.ok and (live is None or bool(live.get("ok", True))),
@@ -295,6 +296,11 @@ def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> d
         "candidates": _candidate_documents(search),
         "seed": problem.seed,
     }
+
+
+def _budget(problem: Problem, plan: Mapping[str, Any]) -> dict[str, float] | None:
+    most = problem.budget_usd_per_month
+    return None if most is None else {"usd_per_month": most, "share": plan["usd_per_month"] / most}
 
 
 def _mean_rates(found: Found) -> tuple[float, float]:

@@ -261,16 +261,18 @@ def _merged(states: Sequence[State]) -> list[State]:
 
 
 def zones_up(share: float, spot: Spot) -> FloatArray:
-    """(zones + 1,) probability of each number of zones up."""
-    from scipy.stats import betabinom, binom
-
-    counts = np.arange(spot.zones + 1)
+    """(zones + 1,) probability of each number of zones up: C(n, k) B(k + a, n - k + b) / B(a, b)."""
+    n, r = spot.zones, spot.zone_correlation
     if share >= 1:
-        return np.asarray((counts == spot.zones).astype(float))
-    r = spot.zone_correlation
+        return np.asarray((np.arange(n + 1) == n).astype(float))
     if r <= 0:
-        return np.asarray(binom.pmf(counts, spot.zones, share))
-    return np.asarray(betabinom.pmf(counts, spot.zones, share * (1 - r) / r, (1 - share) * (1 - r) / r))
+        return np.array([math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(n + 1)])
+    a, b = share * (1 - r) / r, (1 - share) * (1 - r) / r
+    return np.array([math.comb(n, k) * math.exp(_log_beta(k + a, n - k + b) - _log_beta(a, b)) for k in range(n + 1)])
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
 def limits_of(problem: Problem, candidates: Sequence[Candidate]) -> Limits:
