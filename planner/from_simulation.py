@@ -22,11 +22,11 @@ from planner.explore import against_today, break_even, explore
 from planner.fleet_model import FleetModel
 from planner.floors import below_the_floor
 from planner.horizon import Horizon, base_model, horizon_of, spot_states, zone_availability
-from planner.live import LIVE_SHARE, play
+from planner.live import in_words, play
 from planner.market import TERM_YEARS, region_of
 from planner.milp import Solution
 from planner.problem import Problem
-from planner.purchase import extra_of
+from planner.purchase import check_holdings, extra_of
 from planner.relax import explain_infeasible
 from planner.search import Search, pressed
 from planner.store import CapacityStore, default_store
@@ -102,6 +102,7 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore, worker
     kept = {c.label: c for c in candidates if c.config in served}
     if not kept:
         raise _nothing_fits(model, refused)
+    unusable = check_holdings(problem, kept.values())
     capacities = Capacities(horizon.shape, problem.slos, problem.router, problem.seed, store, workers)
     model_without = base_model(problem, horizon, list(kept.values()))
     search = Search(
@@ -112,7 +113,7 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore, worker
     result = search.verified(progress, problem.solver.max_rounds)
     if result is None:
         raise explain_infeasible(search.model.with_options(search.options()))
-    return Found(problem, search, *result, tuple(refused), tuple(_notes(problem, horizon)))
+    return Found(problem, search, *result, tuple(refused), (*_notes(problem, horizon), *unusable))
 
 
 def lived(found: Found, progress: Progress) -> tuple[Found, dict[str, Any] | None]:
@@ -275,7 +276,7 @@ def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> d
         "plan": plan,
         "slo": slo,
         "verified": found.verdict.ok and (live is None or bool(live.get("ok", True))),
-        "verified_why": _verified_why(found, draws) + _live_why(live),
+        "verified_why": _verified_why(found, draws) + in_words(live),
         "periods": list(search.horizon.names) if search.horizon.num_periods > 1 else [],
         "requests_per_s_by_period": [float(x) for x in found.model.demand[0].sum(1)],
         "confidence": draws,
@@ -321,26 +322,6 @@ def _verified_why(found: Found, draws: Mapping[str, Any]) -> str:
     return (
         f"every different fleet was simulated in the period that presses it hardest ({found.search.checked} runs); "
         f"in the busiest ({num:,} requests) it {kept}"
-    )
-
-
-def _live_why(live: Mapping[str, Any] | None) -> str:
-    if live is None:
-        return ""
-    if "not_played" in live:
-        return f"; scaling and spot outages were not played: {live['not_played']}"
-    low, high = live["probability_interval"]
-    dearer = (
-        f"; {len(live['cuts'])} cheaper plan(s), from ${live['cuts'][0]['usd_per_hour']:,.2f} an hour, failed so"
-        if live["cuts"]
-        else ""
-    )
-    return (
-        f"; played live ({live['window']}, with boots of about {live['boot_s']:g} s"
-        + (f" and outages of {live['spot_zones']} spot zones" if live["spot_zones"] else "")
-        + f") it kept its promise in {live['kept']} of {live['draws']} draws: a probability of {low:.0%} to {high:.0%}"
-        + ("" if live["ok"] else f", and {LIVE_SHARE:.0%} of them were to be kept")
-        + dearer
     )
 
 

@@ -147,6 +147,7 @@ def _from_file(problem: Problem, demand: Demand) -> Horizon:
     assert path is not None
     class_names = demand.requests.class_names
     found: dict[str, FloatArray] = {}
+    seen: set[tuple[str, str]] = set()
     try:
         with path.open(newline="", encoding="utf-8-sig") as source:
             reader = csv.DictReader(source)
@@ -159,7 +160,16 @@ def _from_file(problem: Problem, demand: Demand) -> Horizon:
                 name = (row.get("request_class") or "").strip()
                 if name and name not in class_names:
                     raise InputError(f"unknown request class {name!r}", where=where, remedy=", ".join(class_names))
-                rates = found.setdefault((row["hour"] or "").strip(), np.zeros(len(demand.names)))
+                hour = (row["hour"] or "").strip()
+                if (hour, name) in seen:
+                    raise InputError(
+                        f"hour {hour!r} is given twice" + (f" for {name}" if name else ""),
+                        where=where,
+                        why="whether the rates add up or one replaces the other is not known",
+                        remedy="one row an hour, or one an hour and request class",
+                    )
+                seen.add((hour, name))
+                rates = found.setdefault(hour, np.zeros(len(demand.names)))
                 rates += rate * _mix(demand, name)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot be read: {error}", where=str(path)) from error

@@ -10,7 +10,7 @@ many draws keep the promise gives its probability.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -108,6 +108,27 @@ def play(problem: Problem, search: Search, lines: Sequence[Line], draws: int = D
         "boot_s": problem.time.boot_s,
         "spot_zones": problem.spot.zones if has_spot else 0,
     }
+
+
+def in_words(live: Mapping[str, Any] | None) -> str:
+    """What ``play`` showed, as the end of a sentence; empty where there was nothing to play."""
+    if live is None:
+        return ""
+    if "not_played" in live:
+        return f"; scaling and spot outages were not played: {live['not_played']}"
+    low, high = live["probability_interval"]
+    dearer = (
+        f"; {len(live['cuts'])} cheaper plan(s), from ${live['cuts'][0]['usd_per_hour']:,.2f} an hour, failed so"
+        if live["cuts"]
+        else ""
+    )
+    return (
+        f"; played live ({live['window']}, with boots of about {live['boot_s']:g} s"
+        + (f" and outages of {live['spot_zones']} spot zones" if live["spot_zones"] else "")
+        + f") it kept its promise in {live['kept']} of {live['draws']} draws: a probability of {low:.0%} to {high:.0%}"
+        + ("" if live["ok"] else f", and {LIVE_SHARE:.0%} of them were to be kept")
+        + dearer
+    )
 
 
 def wilson(kept: int, draws: int, z: float = 1.96) -> tuple[float, float]:
