@@ -21,7 +21,7 @@ from planner.demand import demand_of
 from planner.explore import against_today, break_even, explore
 from planner.fleet_model import FleetModel
 from planner.floors import below_the_floor
-from planner.horizon import Horizon, base_model, horizon_of, spot_states, zone_availability
+from planner.horizon import Horizon, base_model, horizon_of, zone_availability
 from planner.live import in_words, play
 from planner.market import TERM_YEARS, region_of
 from planner.milp import Solution
@@ -135,8 +135,7 @@ def lived(found: Found, progress: Progress) -> tuple[Found, dict[str, Any] | Non
         if live["ok"] or len(failed) == LIVE_CUTS:
             return found, live
         before = dict(search.rps), set(search.locked), search.model
-        states = spot_states(found.problem, merge=False)
-        search.ask_more(found.model, found.solution, LIVE_CUT, LIVE_LOSS, states)
+        search.ask_more(found.model, found.solution, LIVE_CUT, LIVE_LOSS)
         again = search.verified(progress, found.problem.solver.max_rounds)
         if again is None or not again[2].ok:
             search.rps, search.locked, search.model = before

@@ -229,10 +229,11 @@ def zone_availability(problem: Problem) -> tuple[float, str]:
     return share, f"mean of {len(here)} zones observed in {where} (catalogs/spot_zones.csv)"
 
 
-def spot_states(problem: Problem, merge: bool = True) -> tuple[State, ...]:
+def spot_states(problem: Problem) -> tuple[State, ...]:
     """How many of the zones are up, with probability; while replacements boot, a state of its own.
 
-    Over many periods the states in which some zone is down are taken at their mean, unless ``merge`` is False.
+    Over many periods the short states in which replacements boot are one, at their mean. The others stay apart: what
+    replaces lost machines is convex in how many are lost, so their mean would promise too cheap a fleet.
 
     Zones are up with equal probability a and correlation r: the number of zones up is beta-binomial with parameters
     a (1 - r) / r and (1 - a)(1 - r) / r, whose pairwise correlation is r.
@@ -252,21 +253,18 @@ def spot_states(problem: Problem, merge: bool = True) -> tuple[State, ...]:
             states.append(State(chance * booting, part, fallback=False))
         if booting < 1:
             states.append(State(chance * (1 - booting), part))
-    if merge and (problem.time.periods != "static" or problem.time.demand is not None):
+    if spot.fallback and (problem.time.periods != "static" or problem.time.demand is not None):
         states = _merged(states)
     total = sum(s.probability for s in states)
     return tuple(replace(s, probability=s.probability / total) for s in states)
 
 
 def _merged(states: Sequence[State]) -> list[State]:
-    """Over many periods, the states in which some zone is down become two, at their mean: booting, and replaced."""
-    found = [s for s in states if s.spot_up == 1]
-    for fallback in (False, True):
-        some = [s for s in states if s.spot_up < 1 and s.fallback is fallback]
-        chance = sum(s.probability for s in some)
-        if chance > 0:
-            mean = sum(s.probability * s.spot_up for s in some) / chance
-            found.append(State(chance, mean, fallback))
+    """The states in which replacements boot as one, at their mean."""
+    found, booting = [s for s in states if s.fallback], [s for s in states if not s.fallback]
+    chance = sum(s.probability for s in booting)
+    if chance > 0:
+        found.append(State(chance, sum(s.probability * s.spot_up for s in booting) / chance, fallback=False))
     return found
 
 

@@ -230,18 +230,15 @@ class Search:
         self.rps[key] = min(now * used * share, now * (1 - 1e-3)) if used > 0 else now * share
         self.locked.add(key)
 
-    def ask_more(
-        self, model: FleetModel, solution: Solution, capacity_share: float, loss_share: float, states: tuple[State, ...]
-    ) -> None:
-        """Cut the capacity of all that a plan uses; where that is spot too, tell every state of the zones apart, and
-        let outages lose fewer requests."""
+    def ask_more(self, model: FleetModel, solution: Solution, capacity_share: float, loss_share: float) -> None:
+        """Cut the capacity of all that a plan uses; where that is spot too, outages may lose fewer requests."""
         for key in self._used_keys(model, solution):
             self.rps[key] *= capacity_share
             self.locked.add(key)
         availability = self.model.limits.availability
         if availability is not None and any(o.kind == "spot" for o in used_options(model, solution)):
             stricter = replace(self.model.limits, availability=1 - (1 - availability) * loss_share)
-            self.model = replace(self.model, limits=stricter, states=states)
+            self.model = replace(self.model, limits=stricter)
 
     def _use(self, demand: Demand, group: Group, key: Key) -> float:
         """Share of the group's modelled capacity that its traffic takes."""

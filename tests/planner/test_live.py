@@ -66,7 +66,7 @@ def test_spot_outages_are_lived_through_in_each_draw(trace, tmp_path):
 
 
 def test_a_plan_that_fails_when_played_is_cut_and_solved_again(trace, tmp_path, monkeypatch):
-    """Over periods outages stand at their mean; where nothing replaces lost machines, that promises too much."""
+    """An availability of 0.9 lets a tenth of the requests be lost; a promise to 95 % of them does not."""
     monkeypatch.setattr(live_play, "ALL_REQUESTS", 120_000)
     plan = found(trace, tmp_path, candidates={"purchase": ["on_demand", "spot"]}, rates=(1, 1, 5, 1),
                  spot={"availability": 0.9, "zone_availability": 0.7, "fallback": False})  # fmt: skip
