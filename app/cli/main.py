@@ -98,7 +98,7 @@ READER_LEFT = 141  # 128 + SIGPIPE, as the shell has it for any program whose re
 def _run() -> int | str | None:
     stdout = sys.stdout
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="plan", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
         _say("stopped")
         return 130
