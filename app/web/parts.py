@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -94,10 +96,17 @@ def drawing(name: str, alternative: str, found: go.Figure, points: Rows | Callab
 
 
 def picture(name: str, alternative: str, svg: str, points: Rows | Callable[[], Rows]) -> None:
-    """A picture that needs no charting library: it is there at once. Its text alternative, its download."""
-    st.image(
-        svg.replace("<svg ", f'<svg color="{THEME[look()]["text"]}" ', 1), width="stretch", alt=_plain(alternative)
-    )
+    """A picture that needs no script beyond the page's own, so it is there first. Its text alternative, its download.
+
+    Streamlit's image element is a script of its own, which the browser asks for once it knows that there is an image;
+    an image within Markdown is drawn by what the page has already.
+    """
+    widest = 'width="100%" height="100%"'
+    coloured = re.sub(r'width="\d+" height="\d+"', widest, svg, count=1)
+    coloured = coloured.replace("<svg ", f'<svg color="{THEME[look()]["text"]}" ', 1)
+    content = base64.b64encode(coloured.encode()).decode()
+    text = words(" ".join(_plain(alternative).split()))
+    st.markdown(f"![{text}](data:image/svg+xml;base64,{content})")
     st.caption(alternative)
     download(f"{name}.csv", lambda: _csv(_frame(points() if callable(points) else points)), f"points-{name}")
 
