@@ -72,8 +72,8 @@ def show(answer: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     now, before = found["plan"]["usd_per_hour"], found["usd_per_hour_before"]
     st.warning(f"Not verified: {found['verified_why']}.", icon=":material/science:")
     a, b = st.columns([1, 3])
-    a.metric("USD an hour", f"{now:,.2f}", f"{now - before:+,.2f}" if abs(now - before) >= 0.005 else None,
-             delta_color="inverse")  # fmt: skip
+    more = f"{now - before:+,.2f}" if abs(now - before) >= 0.005 else None
+    a.metric("With these changes (USD an hour)", f"{now:,.2f}", more, delta_color="inverse")
     with b:
         drawing("what-if", "Cost of the plan and of what these changes come to, with its range where a capacity is "
                 "interpolated between limits that were simulated.", cost_figure(found), rows(found))  # fmt: skip
