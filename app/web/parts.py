@@ -14,6 +14,7 @@ from app.charts import Limit, Series
 from app.cli.output import cell
 from app.web.jobs import Job, Jobs
 from app.web.style import THEME, figure, look
+from app.web.worker import apart
 from catalogs.errors import PlanError
 
 if TYPE_CHECKING:
@@ -131,12 +132,12 @@ def error(problem: BaseException) -> None:
         st.error(f"A fault of ours: {type(problem).__name__}. The server's log has the details.")
 
 
-def begin(slot: str, title: str, work: Any) -> None:
-    """Start a job of this visitor under a name; an earlier one of that name is cancelled. The URL finds it again."""
+def begin(slot: str, title: str, *args: Any) -> None:
+    """Start the work of this name (``app.web.work``) as a job; an earlier one is stopped. The URL finds it again."""
     before = job_of(slot)
     if before is not None and not before.done:
         before.cancel()
-    job_id = jobs().start(slot, title, work).job_id
+    job_id = jobs().start(slot, title, apart(slot, *args)).job_id
     st.session_state[f"job-{slot}"] = st.query_params["job"] = job_id
 
 

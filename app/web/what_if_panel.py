@@ -30,11 +30,12 @@ def panel(answer: Mapping[str, Any], ask: Asked) -> None:
     """The sliders and their answer; ``ask`` starts the changed question (settings, its command) anew."""
     if st.session_state.pop("recommend-anew", False):
         st.rerun()  # the whole page: a button's run is of this fragment alone
-    st.subheader("What if")
     model = answer.get("what_if")
     if not model:
-        st.caption("This plan holds no model to solve again: it is older, or too large to keep. Ask anew instead.")
+        st.caption("This plan holds no model to solve again under another load, limit or price: it is older, or too "
+                   "large to keep. Ask anew instead.")  # fmt: skip
         return
+    st.subheader("What if")
     change = sliders(model)
     try:
         found = solve_again(model, change)

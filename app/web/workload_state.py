@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from app.web.parts import words
+from app.web.work import MAX_REQUESTS
 from catalogs.errors import InputError
 from catalogs.files import write_text
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".csv", ".jsonl", ".parquet", ".gz")
 MAX_UPLOAD_BYTES = 200 * 1024 * 1024
-MAX_REQUESTS = 2_000_000
 MAX_UNPACKED_BYTES = 1024 * 1024 * 1024  # what a compressed upload may grow to
 MAX_LINE_BYTES = 8 * 1024 * 1024
 DEMO_COMMAND = "plan init demo && cd demo"

@@ -67,12 +67,11 @@ def test_the_address_restores_the_sliders_and_names_what_it_cannot_have(asked: A
 def test_asking_anew_begins_the_changed_question_and_the_form_takes_it(asked: Any, monkeypatch: Any) -> None:
     begun: list[dict[str, Any]] = []
 
-    def kept(slot: str, title: str, work: Any) -> None:
-        begun.append(work.__closure__[0].cell_contents)
-        begin(slot, title, lambda _progress: {**asked[1], "run": None})
+    def answered_before(_slot: str, settings: dict[str, Any]) -> Any:
+        begun.append(settings)
+        return lambda _progress: {**asked[1], "run": None}
 
-    begin = parts.begin
-    monkeypatch.setattr(parts, "begin", kept)
+    monkeypatch.setattr(parts, "apart", answered_before)
     found = slide(opened(asked), "Latency limits, times these", 0.8)
     slide(found, "That price, times today's", 2.0)
     press(found, "Ask this anew and verify it")

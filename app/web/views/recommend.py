@@ -8,7 +8,6 @@ from typing import Any
 import streamlit as st
 from pandas import DataFrame
 
-from app.cli.output import plain
 from app.runs import load_run
 from app.web.answer_charts import (
     latency_front_figure,
@@ -72,26 +71,11 @@ def form() -> dict[str, Any] | None:
     }
 
 
-def work(settings: dict[str, Any], progress: Any) -> dict[str, Any]:
-    """Plan, keep the run, and return the answer; one that cannot be kept is shown all the same."""
-    from app.cli.recommend import save
-    from planner.problem import problem_from
-    from planner.recommend import recommend
-
-    problem = problem_from(settings)
-    answer = recommend(problem, progress)
-    try:
-        answer["run"] = save(problem, answer)
-    except PlanError as problem_of_ours:
-        answer["not_kept"] = f"{problem_of_ours.what}; {problem_of_ours.remedy}"
-    return dict(plain(answer))
-
-
 def ask(settings: dict[str, Any], text: str) -> None:
     """Begin to answer a question; ``text`` is its command."""
     st.query_params.pop("run", None)
     st.session_state["recommend-command"] = text
-    begin("recommend", "Planning", lambda progress: work(settings, progress))
+    begin("recommend", "Planning", settings)
 
 
 def show(answer: dict[str, Any]) -> None:
