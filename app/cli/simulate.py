@@ -183,6 +183,11 @@ def run_tables(answer: Mapping[str, Any]) -> list[Table]:
         ("KV blocks of a replica", engine["num_gpu_blocks"]),
         ("preemptions", engine["preemptions"]),
         ("prefix cache hit rate", engine["prefix_cache_hit_rate"]),
+        *(
+            (f"{technique}: {what}".replace("_", " "), value)
+            for technique in ("speculation", "swap", "kv_offload")
+            for what, value in engine.get(technique, {}).items()
+        ),
         (f"request time in {' / '.join(shares['request'])}".replace("_", " "), _percents(shares["request"])),
         ("engine time in steps / overhead / idle", _percents(shares["engine"])),
     ]

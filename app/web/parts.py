@@ -204,7 +204,9 @@ def _csv(frame: pd.DataFrame) -> str:
 def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     """Columns that mix words and numbers as words, numbers to four figures; the others are formatted as they are."""
     mixed = [name for name in frame.columns if frame[name].dtype.kind == "O"]
-    return frame.assign(**{name: frame[name].map(lambda v: cell(v) if isinstance(v, float) else v) for name in mixed})
+    return frame.assign(
+        **{name: frame[name].map(lambda v: cell(v) if isinstance(v, int | float) else v) for name in mixed}
+    )
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, Any]:

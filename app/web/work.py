@@ -10,6 +10,7 @@ from typing import Any
 
 from app.cli.output import plain
 from catalogs.errors import InputError, PlanError
+from catalogs.yaml_source import Located, check
 
 Progress = Callable[[str, float], None]
 MAX_REQUESTS = 2_000_000  # that the app reads of a trace, or plays
@@ -51,7 +52,7 @@ def simulate(progress: Progress, scenario: dict[str, Any]) -> Shown:
     from simulator.workload_spec import load_workload
 
     progress("reading the workload", 0.05)
-    read = Scenario.model_validate(scenario)
+    read = check(Located(Path("the form"), scenario, {}), Scenario)
     usd_per_hour = None if read.is_live else fleet_usd_per_hour(read)
     requests = load_workload(read.workload, read.seed)
     if len(requests) > MAX_REQUESTS:

@@ -79,7 +79,7 @@ def test_all_prices_doubled_double_the_cost(answer):
     ],
 )  # fmt: skip
 def test_what_it_cannot_answer_is_refused(answer, change, said):
-    with pytest.raises(InputError, match="outside|called") as refused:
+    with pytest.raises(InputError, match=r"outside|called") as refused:
         usd(answer, **change)
     assert said in str(refused.value)
 
