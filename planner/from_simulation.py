@@ -31,6 +31,7 @@ from planner.relax import explain_infeasible
 from planner.search import Search, pressed
 from planner.store import CapacityStore, default_store
 from planner.verify import Verdict
+from planner.what_if import handed_on
 from simulator.replicas import Line as Served
 from simulator.replicas import build_line
 from simulator.workload import Requests
@@ -259,7 +260,7 @@ def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> d
         document["engine"] = _engine(search.served[line.candidate.config])
     progress("the roads not taken", 0.92)
     others = alternatives.of_search(search, found.model, found.solution, found.refused)
-    around: dict[str, Any] = {}
+    around: dict[str, Any] = {"what_if": handed_on(search, {}, found.solution.usd_per_hour)}
     if problem.explore:
         progress("what would change the answer", 0.96)
         around = explore(problem, search, found.model, found.solution)

@@ -79,7 +79,7 @@ class Search:
     def options(self) -> list[Option]:
         """What can be bought at the present capacities; dominated options are left out."""
         loads = {
-            (config, pattern): self._load(config, pattern)
+            (config, pattern): self.load_of((config, pattern))
             for config in sorted({c.config for c in self.candidates.values()})
             for pattern in self.demand.patterns
         }
@@ -91,6 +91,16 @@ class Search:
                     found += self._offers(candidate, pattern, load / candidate.replicas_per_instance)
         self.model = self._with_shared(found)
         return undominated(found, self.model.limits.quotas)
+
+    def simulated(self) -> FleetModel:
+        """The model with all that can be bought of what was simulated, dominated or not."""
+        found: list[Option] = []
+        for candidate in self.candidates.values():
+            for key in sorted(k for k in self.rps if k[0] == candidate.config):
+                load = self.load_of(key)
+                if load is not None:
+                    found += self._offers(candidate, key[1], load / candidate.replicas_per_instance)
+        return self._with_shared(found).with_options(found)
 
     def _with_shared(self, options: list[Option]) -> FleetModel:
         """The model with the limit that each existing commitment sets over its configurations."""
@@ -110,9 +120,10 @@ class Search:
             self.patterns[option.name] = pattern
         return found
 
-    def _load(self, config: str, pattern: Pattern) -> NDArray[np.float64] | None:
+    def load_of(self, key: Key) -> NDArray[np.float64] | None:
         """(S,) share of one replica that a request a second of each bucket takes; None: it serves none."""
-        rps = self.capacity((config, pattern))
+        config, pattern = key
+        rps = self.capacity(key)
         if rps <= 0:
             return None
         weight, share = self._weights(config), self.demand.rate_rps

@@ -21,8 +21,8 @@ from tests.simulator.test_engine_against_theory import constant_steps
 
 def spec(**adapters: float) -> ReplicaSpec:
     return ReplicaSpec(
-        constant_steps(), num_gpu_blocks=10_001, max_model_len=5000, enable_prefix_caching=False, async_scheduling=False,
-        adapters=Adapters(**adapters),  # type: ignore[arg-type]
+        constant_steps(), num_gpu_blocks=10_001, max_model_len=5000, enable_prefix_caching=False,
+        async_scheduling=False, adapters=Adapters(**adapters),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
