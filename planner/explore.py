@@ -175,7 +175,6 @@ def break_even(problem: Problem, instances: set[str]) -> list[dict[str, Any]]:
             offer = offers.get(form)
             if on_demand is None or offer is None:
                 continue
-            running = 0.0 if offer.upfront_usd else offer.usd_per_hour
             found.append(
                 {
                     "instance_type": name,
@@ -184,7 +183,9 @@ def break_even(problem: Problem, instances: set[str]) -> list[dict[str, Any]]:
                     "on_demand_usd_per_hour": on_demand.usd_per_hour,
                     "upfront_usd": offer.upfront_usd,
                     "utilisation": cost.break_even_utilisation(offer.usd_per_hour, on_demand.usd_per_hour),
-                    "months": cost.break_even_months(offer.upfront_usd, running, on_demand.usd_per_hour),
+                    "months": cost.break_even_months(
+                        offer.upfront_usd, offer.running_usd_per_hour, on_demand.usd_per_hour
+                    ),
                 }
             )
     return found

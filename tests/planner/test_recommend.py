@@ -12,7 +12,7 @@ from catalogs.errors import GateError, InputError, MissingError
 from catalogs.load import find_model
 from planner.candidates import enumerate_candidates
 from planner.fleet_model import FleetModel, Option
-from planner.market import offers_of
+from planner.market import offers_of, user_prices
 from planner.problem import problem_from
 from planner.purchase import Extra
 from planner.recommend import recommend
@@ -148,6 +148,29 @@ def test_a_commitment_that_outlasts_the_horizon_is_paid_for_whole_within_it(trac
     )
     assert half["reserved_3yr"].usd_per_hour == pytest.approx(2 * whole["reserved_3yr"].usd_per_hour)
     assert half["reserved_3yr"].upfront_usd == pytest.approx(whole["reserved_3yr"].upfront_usd)
+
+
+def test_money_upfront_in_part_or_not_at_all_is_spread_over_the_term(trace, tmp_path):
+    prices = tmp_path / "prices.csv"
+    head = "instance_type,region,purchase,usd_per_hour,upfront_usd\ng6e.xlarge,,on_demand,1.861,\n"
+
+    def offer(row, **more):
+        prices.write_text(head + f"g6e.xlarge,,reserved_1yr,{row}\n", encoding="utf-8")
+        user_prices.cache_clear()
+        asked = problem(trace, candidates={"purchase": ["reserved_1yr"], "gpus": ["L40S"]}, prices=str(prices), **more)
+        return offers_of(asked, "g6e.xlarge")["reserved_1yr"]
+
+    whole, part, none = offer("1.2,"), offer("0.6,5256"), offer("1.2,0")
+    assert whole.usd_per_hour == pytest.approx(1.2) and whole.upfront_usd == pytest.approx(1.2 * 8760)
+    assert part.usd_per_hour == pytest.approx(1.2) and part.upfront_usd == 5256 and none.upfront_usd == 0
+    late = {"commitments": {"discount_rate": 0.1}}
+    rates = [offer(row, **late).usd_per_hour for row in ("1.2,", "0.6,5256", "1.2,0")]
+    assert rates[0] > rates[1] > rates[2] == pytest.approx(1.2)  # money paid later costs less
+    half = offer("1.2,0", commitments={"horizon_months": 6})
+    assert half.usd_per_hour == pytest.approx(2.4)  # paid for whole, needed for half of it
+    for wrong in ("1.2,-5", "1.2,much"):
+        with pytest.raises(InputError, match="upfront_usd is"):
+            offer(wrong)
 
 
 def test_engine_settings_are_searched_as_a_product_and_a_typo_is_named(trace):
