@@ -95,7 +95,7 @@ def over_time(lines: Sequence[Line], requests: Requests, records: Records) -> di
     clock = Clock(float(records.arrival_s.min()), float(records.end_s))
     answer: dict[str, Any] = {"t_s": clock.t_s.tolist(), "basis": "counted from the requests' instants"}
     for prefix, roles, stay in _stays(lines, requests, records):
-        engines = [line.spec for line in lines if line.role in roles for _ in range(line.num_engines)]
+        engines = [line.spec for line in lines if line.role in roles for _ in range(line.num_schedulers)]
         kv_tokens = float(sum(spec.num_gpu_blocks * spec.block_size for spec in engines))
         found = course(clock, stay, kv_tokens, engines[0].block_size)
         if lines[0].replica.model.kind != "decoder":
