@@ -59,7 +59,7 @@ def take(w: Any, r: int, i: int) -> None:
         else:
             me.full_slots += 1
         batch.copy_s += me.lora_copy_s
-        me.lora_loads += 1
+        batch.lora_loads += 1
     me.lora_clock += 1
     w.adapters[r, adapter, USED] = me.lora_clock
 
