@@ -10,13 +10,15 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(BIN)/plan: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
-	@echo "compiling the simulator, once"
+	@echo "setting up $(VENV), once: 0.8 GB with numpy, scipy, pandas, pyarrow and numba"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@echo "compiling the simulator, once: about a minute"
 	@$(BIN)/python -m simulator.warm
 	@touch $@
 
 $(VENV)/.tests: $(BIN)/plan
+	@echo "adding what the tests need, once: 2 GB and more, most of it torch"
 	$(BIN)/pip install --quiet --disable-pip-version-check "torch==2.13.0"
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,web]"
 	@touch $@
@@ -41,7 +43,7 @@ QUICK := tests/catalogs tests/app/test_cli.py tests/app/test_estimate.py tests/a
 test-lowest: $(VENV)/.tests ## the quick tests with the lowest allowed version of every dependency
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
-	$(BIN)/uv pip compile --quiet --resolution lowest-direct pyproject.toml -o $(LOWEST)/lowest.txt
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra web --extra onnx pyproject.toml -o $(LOWEST)/lowest.txt
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python -r $(LOWEST)/lowest.txt
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python -e ".[dev]" -c $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pytest -p no:cacheprovider $(QUICK)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from catalogs.errors import InputError
 
@@ -14,13 +15,28 @@ def normalise(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def nearest(name: str, known: Iterable[str], num: int = 3) -> list[str]:
-    """The known names closest to ``name``, best first; those that begin with it before all others."""
+def nearest(name: str, known: Iterable[str], num: int = 3, cutoff: float = 0.3) -> list[str]:
+    """The known names closest to ``name``, best first; those that begin with it before all others.
+
+    Args:
+        name: as it was written.
+        known: what it may mean.
+        num: at most so many.
+        cutoff: share of the characters that must agree, 0 to 1.
+    """
     by_key = {normalise(k): k for k in known}
     key = normalise(name)
     family = [k for k in by_key if len(key) > 2 and k.startswith(key)]
-    close = difflib.get_close_matches(key, by_key, n=num + len(family), cutoff=0.3)
+    close = difflib.get_close_matches(key, by_key, n=num + len(family), cutoff=cutoff)
     return [by_key[k] for k in [*family, *(k for k in close if k not in family)][:num]]
+
+
+def nearest_file(path: Path) -> str:
+    """``did you mean FOLDER/NAME?`` for a file that is not there, or nothing where no neighbour's name is close."""
+    folder = path.parent if path.parent.is_dir() else Path()
+    names = [p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")][:1000]
+    close = nearest(path.name, names, num=1, cutoff=0.6)
+    return f"did you mean {folder / close[0]}?" if close else ""
 
 
 def resolve(name: str, known: Iterable[str], kind: str, where: str = "") -> str:

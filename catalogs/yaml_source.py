@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from catalogs.errors import InputError
-from catalogs.names import nearest
+from catalogs.names import nearest, nearest_file
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_NODES = 200_000
@@ -90,9 +90,7 @@ def read_yaml(path: str | Path) -> Located:
     try:
         raw = source.read_bytes()
     except FileNotFoundError as error:
-        folder = source.parent if source.parent.is_dir() else Path()
-        close = nearest(source.name, [p.name for p in folder.glob("*.y*ml")][:1000], num=1)
-        remedy = f"did you mean {folder / close[0]}?" if close else "`plan init` writes one to start from"
+        remedy = nearest_file(source) or "`plan init` writes one to start from"
         raise InputError("no such file", where=str(source), remedy=remedy) from error
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read: {getattr(error, 'strerror', error)}", where=str(source)) from error

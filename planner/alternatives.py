@@ -15,6 +15,7 @@ from planner.search import Search
 from planner.solve import solve
 
 GAP = 1e-3
+CENT = 0.01  # USD an hour; smaller differences are not told apart in words
 SETTLED = 3  # single types whose capacities are simulated; the others stand at their bounds
 
 
@@ -33,7 +34,7 @@ def runner_up(
     if not found:
         return None
     usd, without, text = min(found)
-    return _entry(f"runner-up: {text}", usd, f"without {without} it costs {_more(usd, best.usd_per_hour)} more")
+    return _entry(f"runner-up: {text}", usd, f"does without {without}; {_dearer(usd, best.usd_per_hour)}")
 
 
 def cheapest_single_types(
@@ -55,9 +56,8 @@ def cheapest_single_types(
             entries.append(_entry(f"{name} only", None, _cannot(alone, name)))
         else:
             text = summary(purchase_lines(alone, plan, candidates))
-            more = _more(plan.usd_per_hour, best.usd_per_hour)
             same = plan.usd_per_hour <= best.usd_per_hour * (1 + 1e-9)
-            why = "this is the plan" if same else f"costs {more} more"
+            why = "this is the plan" if same else _dearer(plan.usd_per_hour, best.usd_per_hour)
             entries.append(_entry(f"{name} only: {text}", plan.usd_per_hour, why))
     entries.sort(key=lambda e: (e["usd_per_hour"] is None, e["usd_per_hour"] or 0.0, e["label"]))
     if entries and entries[0]["usd_per_hour"] is not None:
@@ -74,9 +74,11 @@ def _cannot(model: FleetModel, name: str) -> str:
     return f"{name} alone cannot keep the limits that are set"
 
 
-def _more(usd: float, base: float) -> str:
+def _dearer(usd: float, base: float, bound: str = "") -> str:
+    if abs(usd - base) < CENT / 2:
+        return "costs the same"
     share = f" ({usd / base - 1:.1%})" if base > 0 else ""
-    return f"${usd - base:,.2f} an hour{share}"
+    return f"costs {bound}${usd - base:,.2f} an hour{share} more"
 
 
 def _entry(label: str, usd: float | None, why_not: str) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def _without(search: Search, best: Solution, label: str) -> dict[str, Any] | Non
         return None
     text = summary(purchase_lines(*settled, rest))
     usd = settled[1].usd_per_hour
-    return _entry(f"runner-up: {text}", usd, f"without {label} it costs {_more(usd, best.usd_per_hour)} more")
+    return _entry(f"runner-up: {text}", usd, f"does without {label}; {_dearer(usd, best.usd_per_hour)}")
 
 
 def _single_types(search: Search, best: Solution) -> list[dict[str, Any]]:
@@ -123,7 +125,7 @@ def _single_types(search: Search, best: Solution) -> list[dict[str, Any]]:
             impossible.append(_entry(f"{gpu} only", None, why))
             continue
         text = summary(purchase_lines(model, plan, alone.candidates))
-        why = f"costs at least {_more(plan.usd_per_hour, best.usd_per_hour)} more, at the bound of its capacity"
+        why = f"{_dearer(plan.usd_per_hour, best.usd_per_hour, 'at least ')}, at the bound of its capacity"
         found.append((plan.usd_per_hour, gpu, {**_entry(f"{gpu} only: {text}", plan.usd_per_hour, why), "bound": True}))
     found.sort(key=lambda f: f[:2])
     entries = [_settled_single(search, best, gpu) for _, gpu, _ in found[:SETTLED]]
@@ -142,7 +144,7 @@ def _settled_single(search: Search, best: Solution, gpu: str) -> dict[str, Any]:
     usd = settled[1].usd_per_hour
     text = summary(purchase_lines(*settled, alone.candidates))
     same = usd <= best.usd_per_hour * (1 + 1e-6)
-    why = "this is the plan" if same else f"costs {_more(usd, best.usd_per_hour)} more"
+    why = "this is the plan" if same else _dearer(usd, best.usd_per_hour)
     return _entry(f"{gpu} only: {text}", usd, why)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catalogs.errors import InputError
-from catalogs.names import nearest
+from catalogs.names import nearest, nearest_file
 from simulator.workload import Requests
 from simulator.workload_spec import read_buckets
 
@@ -129,7 +129,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, s
             for row in reader:
                 yield f"{path}:{reader.line_num}", {k: v or "" for k, v in row.items() if k is not None}
     except FileNotFoundError as error:
-        raise InputError("no such file", where=str(path)) from error
+        raise InputError("no such file", where=str(path), remedy=nearest_file(path)) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot be read: {error}", where=str(path)) from error
 

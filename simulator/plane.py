@@ -25,7 +25,7 @@ from simulator import (
 )
 from simulator.packed import Pack
 from simulator.records import COUNTS, FAILED, Records
-from simulator.replica_spec import ReplicaSpec, demand_alone, first_ranks
+from simulator.replica_spec import ReplicaSpec, demand_alone, first_ranks, reserving
 from simulator.workload import Requests
 
 __all__ = ["Plane", "ReplicaSpec", "Snapshot"]
@@ -83,7 +83,7 @@ class Plane:
         if len(replicas) == 0:
             raise InputError("no replica", where="fleet", remedy="a count of at least 1")
         self.requests = requests
-        self.specs = list(replicas)
+        self.specs = [reserving(spec, requests) for spec in replicas]
         self.now_s = 0.0
         self._packs: dict[str, Pack] = {}
         self._seed = seed
@@ -131,6 +131,7 @@ class Plane:
                 remedy="a replica with the smallest block_size among the first",
             )
         demand_alone(spec)
+        spec = reserving(spec, self.requests)
         self.specs.append(spec)
         rows = np.zeros(1, engine_state.REPLICA)
         self._set_up(rows[0], spec, len(self.specs) - 1)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from catalogs.errors import MissingError
+from catalogs.extras import how_to_install
 from simulator.pool import Done, Failure, Function, attempt
 
 RETRIES = 3  # of a task whose worker or node died
@@ -30,8 +31,7 @@ def run_ray(
     try:
         import ray
     except ImportError as error:
-        remedy = "pip install 'gpu-capacity-planner[ray]'"
-        raise MissingError("Ray is not installed", where="--engine ray", remedy=remedy) from error
+        raise MissingError("Ray is not installed", where="--engine ray", remedy=how_to_install("ray")) from error
     try:
         _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)

@@ -16,7 +16,7 @@ from simulator.plain_group import Group, Pipeline
 from simulator.plain_job import Job
 from simulator.plain_routing import FrontEnd, PlainRouter
 from simulator.records import COUNTS, FAILED, REJECTED, Records
-from simulator.replica_spec import ReplicaSpec, first_ranks
+from simulator.replica_spec import ReplicaSpec, first_ranks, reserving
 from simulator.routing import RouterOptions
 from simulator.shared_prefix import SharedPrefix
 from simulator.workload import Requests
@@ -29,6 +29,7 @@ class Run:
         self, requests: Requests, specs: Sequence[ReplicaSpec], router: str, seed: int, options: RouterOptions
     ) -> None:
         n = len(requests)
+        specs = [reserving(spec, requests) for spec in specs]
         self.requests = requests
         self.seed = seed
         self.prefix = {size: SharedPrefix.of(requests, size) for size in {s.block_size for s in specs}}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calibrate.step import StepTable
 from catalogs.errors import InputError
 from simulator import engine_state
 from simulator.techniques import Adapters, KvOffload, Speculation, SwapSpace
+from simulator.workload import Requests
 
 POLICIES = {
     "continuous": engine_state.CONTINUOUS,
@@ -21,6 +22,9 @@ GROUPS = {
     "pipeline_stages": "batches of a pipeline",
     "front_end_ranks": "ranks behind a front end",
 }
+
+
+LONGEST_ANSWER = -1  # of ``reserve_output_tokens``
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class ReplicaSpec:
         max_queue_delay_s: of static batches.
         reserve_output_tokens: the blocks of a prompt and so many output tokens are taken at admission, so that no one
             is preempted, and answers stop there (TensorRT-LLM's guaranteed-no-evict with that ``max_tokens``; with the
-            model's whole context the contiguous caches before paged attention); 0: blocks are taken as needed.
+            model's whole context the contiguous caches before paged attention); 0: blocks are taken as needed;
+            ``LONGEST_ANSWER``: what clients ask for is not known, and taken to be the longest answer of the workload.
         async_scheduling: a step is decided while the one before it runs (vLLM's default since 0.14).
         lockstep_ranks: data-parallel ranks that step together, since they share experts: that many equal specs in a
             row are one group.
@@ -93,7 +98,7 @@ class ReplicaSpec:
                 why="vLLM refuses this: each running sequence needs a token a step",
                 remedy=f"max_num_batched_tokens of at least {self.max_num_seqs}",
             )
-        if self.reserve_output_tokens < 0:
+        if self.reserve_output_tokens < 0 and self.reserve_output_tokens != LONGEST_ANSWER:
             raise InputError(f"reserve_output_tokens is {self.reserve_output_tokens}", where="reserve_output_tokens",
                              remedy="0 (as needed) or more")  # fmt: skip
         if not 0 <= self.max_queue_delay_s < float("inf"):
@@ -140,7 +145,7 @@ class ReplicaSpec:
             "async_scheduling": self.async_scheduling,
             "enable_prefix_caching": self.enable_prefix_caching,
             "speculative": self.speculation is not None,
-            "reserve_output_tokens": self.reserve_output_tokens > 0,
+            "reserve_output_tokens": self.reserve_output_tokens != 0,
             "expert_parallel_size": self.lockstep_ranks > 1,
             f"policy: {self.policy}": POLICIES[self.policy] == engine_state.STATIC,
         }
@@ -168,6 +173,13 @@ class ReplicaSpec:
                 why="no engine with static batches verifies proposals",
                 remedy="policy: continuous",
             )
+
+
+def reserving(spec: ReplicaSpec, requests: Requests) -> ReplicaSpec:
+    """The replica under a workload: what it reserves is known then."""
+    if spec.reserve_output_tokens != LONGEST_ANSWER:
+        return spec
+    return replace(spec, reserve_output_tokens=int(requests.output_tokens.max(initial=0)))
 
 
 def demand_alone(spec: ReplicaSpec) -> None:

@@ -9,11 +9,13 @@ from calibrate.lora import copy_s, lora_of
 from calibrate.memory import MemoryPlan, memory_plan
 from calibrate.profiles import Profile, best_profile, load_profile
 from calibrate.step_time import step_table
+from catalogs.engines import ASYNC_SINCE
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model, resolve_engine
 from catalogs.names import nearest
 from catalogs.schema import Engine, Replica
 from simulator.engine import ReplicaSpec
+from simulator.replica_spec import LONGEST_ANSWER
 from simulator.scenario import Scenario
 from simulator.technique_spec import OPTIONS, demand_fitting_role, with_techniques
 from simulator.techniques import Adapters
@@ -22,8 +24,11 @@ from simulator.workload import Requests
 SETTINGS = (
     "block_size", "max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching", "enable_chunked_prefill",
 )  # fmt: skip
+# Engines that admit a request only with the blocks of its prompt and all tokens that it asks for, and preempt no one.
+RESERVING = ("tensorrt-llm", "tgi")
+SCHEDULER_POLICY = "capacity_scheduler_policy"  # TensorRT-LLM's
+SCHEDULER_POLICIES = ("guaranteed_no_evict", "max_utilization")
 TRITON_QUEUE_DELAY_S = 0.0  # max_queue_delay_microseconds of Triton's dynamic batcher, its default
-ASYNC_SINCE: Mapping[str, tuple[int, int]] = {"vllm": (0, 14)}  # asynchronous scheduling became the default
 SYNCHRONOUS = ("tgi", "onnxruntime", "tensorrt-llm")  # a request joins the next step (TensorRT-LLM: as measured)
 # Clients of a closed loop that always wait: in 86 measured loops of TensorRT-LLM 1.0 on H100 (TP 1 and 4, 8 to 128
 # clients) TTFT holds one request's whole duration over the clients less one, as if one sequence fewer ran than asked.
@@ -91,14 +96,14 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     known = engine_options()
     options = {}
     for name, value in engine.options.items():
-        if name in known.difference(STEP_OPTIONS, OPTIONS):
+        if name in known.difference(STEP_OPTIONS, OPTIONS, (SCHEDULER_POLICY,)):
             options[name] = value
         elif name not in known:
             close = nearest(name, sorted(known), num=1)
             raise InputError(f"unknown engine option {name!r}", where=where,
                              remedy=f"did you mean {close[0]!r}?" if close else "")  # fmt: skip
     table = step_table(replica, profile, engine.max_num_batched_tokens or 2048, engine.max_num_seqs or 256)
-    overheads = profile.overheads(engine.framework)
+    overheads = profile.overheads(engine)
     table = table._replace(prompt_token_s=float(overheads.get("prompt_token_s", 0.0)))
     settings = {name: getattr(engine, name) for name in SETTINGS}
     settings |= {"max_model_len": memory.max_model_len, "policy": policy_of(engine)}
@@ -106,6 +111,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     settings["async_scheduling"] = (
         _is_asynchronous(engine.framework, engine.version or "") if measured_so is None else bool(measured_so)
     )
+    settings["reserve_output_tokens"] = _reserved(engine, where)
     settings["lockstep_ranks"] = _ranks_in_step(replica)
     settings["front_end_ranks"] = _ranks_behind_front_end(replica)
     settings["graph_tokens"] = largest_graph(replica)
@@ -154,7 +160,19 @@ def engine_options() -> frozenset[str]:
         "swap",
         "kv_offload",
     }
-    return frozenset({f.name for f in fields(ReplicaSpec)} - ours) | frozenset((*STEP_OPTIONS, *OPTIONS))
+    read_here = (*STEP_OPTIONS, *OPTIONS, SCHEDULER_POLICY)
+    return frozenset({f.name for f in fields(ReplicaSpec)} - ours) | frozenset(read_here)
+
+
+def _reserved(engine: Engine, where: str) -> int:
+    """What an engine reserves for answers by default (``ReplicaSpec.reserve_output_tokens``)."""
+    policy = engine.options.get(SCHEDULER_POLICY)
+    if policy is not None and engine.framework != "tensorrt-llm":
+        raise InputError(f"{SCHEDULER_POLICY} with framework {engine.framework}", where=where,
+                         why="it is TensorRT-LLM's", remedy=f"leave {SCHEDULER_POLICY} out")  # fmt: skip
+    if policy not in (None, *SCHEDULER_POLICIES):
+        raise InputError(f"no {SCHEDULER_POLICY} {policy!r}", where=where, remedy=" or ".join(SCHEDULER_POLICIES))
+    return LONGEST_ANSWER if engine.framework in RESERVING and policy != "max_utilization" else 0
 
 
 def _ranks_in_step(replica: Replica) -> int:
@@ -205,7 +223,7 @@ def in_closed_loop(line: Line, requests: Requests, num_schedulers: int = 1) -> R
 
 def _is_asynchronous(framework: str, version: str) -> bool:
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    return framework not in SYNCHRONOUS and (len(numbers) < 2 or numbers >= ASYNC_SINCE.get(framework, (0, 0)))
+    return framework not in SYNCHRONOUS and (framework != "vllm" or len(numbers) < 2 or numbers >= ASYNC_SINCE)
 
 
 def build_fleet(scenario: Scenario) -> list[Line]:

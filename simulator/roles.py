@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -108,10 +108,14 @@ def build_pools(scenario: Scenario, lines: Sequence[Line]) -> Pools:
 
 
 def _engines(lines: Sequence[Line], role: str) -> tuple[ReplicaSpec, ...]:
-    """A pool's engines: its router chooses among data-parallel ranks, not a front end; all adapters are in place."""
-    return tuple(
-        replace(x.spec, front_end_ranks=1, adapters=None) for x in lines if x.role == role for _ in range(x.num_engines)
+    """A pool's engines: its router chooses among data-parallel ranks, not a front end; all adapters are in place.
+
+    Prefill answers one token, for which no blocks are set aside.
+    """
+    alike: dict[str, Any] = {"front_end_ranks": 1, "adapters": None} | (
+        {"reserve_output_tokens": 0} if role == "prefill" else {}
     )
+    return tuple(replace(x.spec, **alike) for x in lines if x.role == role for _ in range(x.num_engines))
 
 
 def _check_exchange(lines: Sequence[Line]) -> None:

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from catalogs.errors import InputError
 from catalogs.files import parse_json
-from catalogs.names import nearest
+from catalogs.names import nearest, nearest_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -141,10 +141,7 @@ def _head(path: Path) -> bytes:
     except IsADirectoryError as error:
         raise InputError("is a folder, a trace file is needed", where=str(path)) from error
     except FileNotFoundError as error:
-        folder = path.parent if path.parent.is_dir() else Path()
-        close = nearest(path.name, [p.name for p in folder.iterdir() if p.is_file()][:1000], num=1)
-        remedy = f"did you mean {folder / close[0]}?" if close else ""
-        raise InputError("no such file", where=str(path), remedy=remedy) from error
+        raise InputError("no such file", where=str(path), remedy=nearest_file(path)) from error
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read: {getattr(error, 'strerror', error)}", where=str(path)) from error
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from app.cli.output import Table, emit, format_option
+from catalogs.extras import how_to_install
 
 CORE = ("simpy", "numpy", "scipy", "pandas", "pyarrow", "boto3", "pydantic", "click", "rich", "pyyaml", "numba")
 EXTRAS = {
@@ -49,7 +50,7 @@ def _packages() -> list[dict[str, Any]]:
             installed: str | None = version(name)
         except PackageNotFoundError:
             installed = None
-        get = None if installed else f"pip install 'gpu-capacity-planner[{extra}]'" if extra else f"pip install {name}"
+        get = None if installed else how_to_install(extra) if extra else f"pip install {name}"
         return {"package": name, "version": installed, "extra": extra, "get": get}
 
     return [*[found(n, None) for n in CORE], *[found(n, e) for e, (names, _) in EXTRAS.items() for n in names]]

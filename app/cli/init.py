@@ -32,7 +32,7 @@ def init(folder: Path, force: bool) -> None:
     present = [name for name in FILES if (folder / name).exists()]
     if present and not force:
         raise InputError(
-            f"{' and '.join(present)} exists already", where=str(folder / present[0]),
+            f"{' and '.join(present)} already there", where=str(folder / present[0]),
             why="init does not overwrite your work", remedy="another FOLDER, or --force",
         )  # fmt: skip
     try:

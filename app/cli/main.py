@@ -8,7 +8,9 @@ import importlib
 import importlib.util
 import io
 import os
+import re
 import sys
+from typing import TextIO
 
 import click
 
@@ -22,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "schema": ("app.cli.schema", "schema", "JSON Schema of the input and output forms."),
     "estimate": ("app.cli.estimate", "estimate", "Does a model fit a GPU? Memory, roofline, bottleneck."),
     "recommend": ("app.cli.recommend", "recommend", "The cheapest fleet that keeps the latency promise."),
+    "what-if": ("app.cli.what_if", "what_if", "A plan under another load, limit or price, in a second."),
     "advise": ("app.cli.advise", "advise", "The steps that save most, from the fleet you run today."),
     "verify": ("app.cli.verify", "verify", "Check a plan's certificate in exact arithmetic."),
     "simulate": ("app.cli.simulate", "simulate", "One fleet, one workload."),
@@ -63,18 +66,6 @@ class LazyGroup(click.Group):
             with formatter.section("Commands"):
                 formatter.write_dl(rows)
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        from catalogs.names import nearest
-
-        name = args[0] if args else ""
-        if name and not name.startswith("-") and self.get_command(ctx, name) is None:
-            close = nearest(name, self.list_commands(ctx), num=1)
-            hint = f" Did you mean `plan {close[0]}`?" if close else ""
-            ctx.fail(f"no command {name!r}.{hint}")
-        return super().resolve_command(ctx, args)
-
 
 def _exists(name: str) -> bool:
     return importlib.util.find_spec(COMMANDS[name][0]) is not None
@@ -108,14 +99,17 @@ READER_LEFT = 141  # 128 + SIGPIPE, as the shell has it for any program whose re
 def _run() -> int | str | None:
     stdout = sys.stdout
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="plan", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
         _say("stopped")
         return 130
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return 2
+    except click.ClickException as error:
+        _say(f"error: {_of_usage(error)}")
         return 2
     except PlanError as error:
         _say(f"error: {error}")
@@ -139,12 +133,35 @@ def _run() -> int | str | None:
     return 0
 
 
+def _of_usage(error: click.ClickException) -> PlanError:
+    """What click found wrong with the command line, in the form of our own errors."""
+    from catalogs.names import nearest
+
+    if isinstance(error, click.FileError):
+        return PlanError(error.message, where=error.ui_filename)
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context else "plan"
+    what = error.message
+    where, why = command, ""
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        where = f"{command}: {error.param_hint or error.param.get_error_hint(context)}".replace("'", "")
+        why = (getattr(error.param, "help", None) or "").rstrip(".")
+    if isinstance(error, click.MissingParameter):
+        what = "is missing"
+    close = sorted(error.possibilities or []) if isinstance(error, click.NoSuchOption) else []
+    if context and isinstance(context.command, click.Group) and (unknown := re.search(r"command '(.*)'", what)):
+        known = context.command.list_commands(context)
+        close = [f"`{command} {name}`" for name in nearest(unknown[1], known, num=1, cutoff=0.5)]
+    remedy = f"did you mean {' or '.join(close)}?" if close else f"{command} --help"
+    return PlanError(what[:1].lower() + what[1:].rstrip("."), where=where, why=why, remedy=remedy)
+
+
 _OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 
 def _output_lost(error: OSError) -> int:
     """Nothing more can be printed: quiet if the reader stopped early (``| head``), else a word on why."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes nowhere
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
     if error.errno == errno.EPIPE:
         return READER_LEFT
     _say(f"error: the answer cannot be written to standard output: {error.strerror}\n  try: another place for it")
@@ -165,6 +182,16 @@ def _open_standard_streams() -> None:
     sys.stdin = sys.stdin or open(0)  # noqa: SIM115 - open while the program runs
     sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+    _keep_for_the_answer(sys.stdout)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _keep_for_the_answer(stdout: TextIO) -> None:
+    """Move standard output away from descriptor 1, to which native libraries write as they please.
+
+    SciPy's HiGHS prints a line of its own in rare cases, which would follow the one JSON document.
+    """
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding=stdout.encoding)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

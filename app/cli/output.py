@@ -10,10 +10,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+PIPE_COLUMNS = 120  # what a table may take where no terminal says how wide it is
+LONG_WORD = 40  # characters; longer ones (paths, addresses) may be broken over lines
+GAP = 3  # characters between two columns
 FORMATS = ("table", "json", "csv", "md")
 F = TypeVar("F", bound=Callable[..., Any])
 Progress = Callable[[str, float], None]  # what is being done, share done (0 to 1)
@@ -109,22 +115,65 @@ def _markdown(table: Table) -> str:
 
 
 def _print_tables(tables: Sequence[Table], notes: Sequence[str]) -> None:
-    from rich import box
     from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
+    for table in tables:
+        cells = [[cell(c) for c in row] for row in table.rows]
+        widths = column_widths([list(table.columns), *cells], console.width - 1)
+        if table.title:
+            console.print(Text(table.title, style="italic"))
+        console.print(_records(table, cells) if widths is None else _grid(table, cells, widths))
+    for note in notes:
+        console.print(Text(note))
+
+
+def column_widths(lines: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """How wide each column may be so that a line fits ``room`` characters; the widest give way first.
+
+    None where a word of up to ``LONG_WORD`` characters would have to be broken.
+    """
+    columns = list(zip(*lines, strict=True))
+    least = [min(LONG_WORD, max(len(word) for text in column for word in text.split() or [""])) for column in columns]
+    widths = [max(len(line) for text in column for line in text.split("\n")) for column in columns]
+    while sum(widths) + GAP * len(widths) > room:
+        over, i = max((width - low and width, i) for i, (width, low) in enumerate(zip(widths, least, strict=True)))
+        if over == 0:
+            return None
+        widths[i] -= 1
+    return widths
+
+
+def _grid(table: Table, cells: Sequence[Sequence[str]], widths: Sequence[int]) -> RichTable:
+    from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    for table in tables:
-        shown = RichTable(title=Text(table.title) if table.title else None, title_justify="left", box=box.SIMPLE_HEAD)
-        for i, name in enumerate(table.columns):
-            numeric = all(isinstance(r[i], (int, float)) or r[i] is None for r in table.rows)
-            shown.add_column(Text(name), justify="right" if numeric and table.rows else "left", overflow="fold")
-        for row in table.rows:
-            shown.add_row(*[Text(cell(c)) for c in row])
-        console.print(shown)
-    for note in notes:
-        console.print(Text(note))
+    shown = RichTable(box=box.SIMPLE_HEAD)
+    for i, (name, width) in enumerate(zip(table.columns, widths, strict=True)):
+        numeric = all(isinstance(r[i], (int, float)) or r[i] is None for r in table.rows)
+        justify: Literal["left", "right"] = "right" if numeric and table.rows else "left"
+        shown.add_column(Text(name), justify=justify, overflow="fold", width=width)
+    for row in cells:
+        shown.add_row(*map(Text, row))
+    return shown
+
+
+def _records(table: Table, cells: Sequence[Sequence[str]]) -> RichTable:
+    """A row as lines of name and value, for terminals that are too narrow for the columns."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(box=None, padding=(0, 1), show_header=False)
+    shown.add_column(overflow="fold", width=min(24, max(len(name) for name in table.columns)))
+    shown.add_column(overflow="fold")
+    for row in cells:
+        shown.add_row("")
+        for name, value in zip(table.columns, row, strict=True):
+            shown.add_row(Text(name), Text(value))
+    shown.add_row("")
+    return shown
 
 
 @contextmanager

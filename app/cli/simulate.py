@@ -185,6 +185,11 @@ def run_tables(answer: Mapping[str, Any]) -> list[Table]:
         ("preemptions", engine["preemptions"]),
         ("prefix cache hit rate", engine["prefix_cache_hit_rate"]),
         *_course_rows(answer.get("over_time")),
+        *(
+            (f"{technique}: {what}".replace("_", " "), value)
+            for technique in ("speculation", "swap", "kv_offload")
+            for what, value in engine.get(technique, {}).items()
+        ),
         (f"request time in {' / '.join(shares['request'])}".replace("_", " "), _percents(shares["request"])),
         ("engine time in steps / copies / overhead / idle", _percents(shares["engine"])),
     ]

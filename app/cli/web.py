@@ -9,6 +9,7 @@ import sys
 import click
 
 from catalogs.errors import InputError, MissingError
+from catalogs.extras import how_to_install
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_UPLOAD_MB = 200
@@ -27,7 +28,7 @@ def web(host: str, port: int) -> None:
       plan web --port 8600
     """
     if importlib.util.find_spec("streamlit") is None or importlib.util.find_spec("plotly") is None:
-        raise MissingError("the web app's packages are not installed", remedy="pip install 'gpu-capacity-planner[web]'")
+        raise MissingError("the web app's packages are not installed", remedy=how_to_install("web"))
     if host not in LOOPBACK:
         if not os.environ.get("PLAN_WEB_PASSWORD"):
             raise InputError(
@@ -40,6 +41,7 @@ def web(host: str, port: int) -> None:
             err=True,
         )
     click.echo(f"the app: http://{'127.0.0.1' if host in LOOPBACK else host}:{port}", err=True)
+    os.dup2(sys.stdout.fileno(), 1)  # the server's own words go where ours did
     os.execv(sys.executable, [sys.executable, "-P", "-m", "app.web.serve", *server_flags(host, port)])
 
 

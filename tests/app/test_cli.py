@@ -51,7 +51,7 @@ def test_help_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["recomend"], 2, "Did you mean `plan recommend`?"),
+        (["recomend"], 2, "did you mean `plan recommend`?"),
         (["compare", "nope", "nope"], 2, "no run 'nope'"),
         (["explain", "last"], 2, "there are no runs yet"),
         (["export", "vllm", "last"], 2, "there are no runs yet"),
@@ -81,7 +81,7 @@ def test_init_writes_a_plan_that_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine" / "plan.yaml").write_text("mine")
     again = plan("init", "mine", home=tmp_path)
     assert again.returncode == 2
-    assert "exists already" in again.stderr
+    assert "already there" in again.stderr
     assert (tmp_path / "mine" / "plan.yaml").read_text() == "mine"
 
 

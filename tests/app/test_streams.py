@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -46,6 +47,19 @@ def test_a_full_disk_is_said_in_words() -> None:
     done = plan(["catalog", "gpus"], ">/dev/full")
     assert done.returncode == 2
     assert done.stderr.startswith("error: the answer cannot be written to standard output: No space left")
+
+
+def test_what_a_native_library_prints_does_not_follow_the_answer(tmp_path: Path) -> None:
+    """HiGHS has such a line; here any command's JSON is followed by one from C."""
+    code = (
+        "import ctypes, atexit; libc = ctypes.CDLL(None); atexit.register(libc.puts, b'from C');"
+        "from app.cli.main import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "catalog", "gpus", "--format", "json"], capture_output=True, check=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from calibrate.step import SkewTable, StepTable
 from simulator.engine import ROUTERS, ReplicaSpec, RouterOptions
+from simulator.replica_spec import LONGEST_ANSWER
 from simulator.techniques import Adapters, KvOffload, Speculation, SwapSpace
 from simulator.workload import Requests
 
@@ -120,7 +121,7 @@ def cases(
                 enable_prefix_caching=tiers or (not swapping and draw(st.booleans())),
                 enable_chunked_prefill=draw(st.sampled_from([True, True, False])),
                 policy=draw(st.sampled_from(policies)),
-                reserve_output_tokens=0 if swapping else draw(st.sampled_from([0, 0, 0, 30])),
+                reserve_output_tokens=0 if swapping else draw(st.sampled_from([0, 0, 0, 30, LONGEST_ANSWER])),
                 max_queue_delay_s=draw(st.sampled_from([0.0, 12.3])),
                 async_scheduling=not speculating and not swapping and not pipelined and draw(st.booleans()),
                 speculation=speculation,
