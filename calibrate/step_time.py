@@ -18,7 +18,8 @@ from calibrate import static_batches, work
 from calibrate.attention import Heads, decode_time_s, prefill_time_s
 from calibrate.backends import backend_of, demand_own_backend, eager_decode_extra_s, prefill_factor
 from calibrate.collectives import all_gather_time_s, all_reduce_time_s, send_time_s
-from calibrate.expert_exchange import exchange_family, exchange_time_s
+from calibrate.cuda_graphs import padded_tokens
+from calibrate.expert_exchange import exchange_family, exchange_time_s, ranks_sharing_experts
 from calibrate.gemm import gemm_time_s, quantize_time_s, widened_gemm_time_s
 from calibrate.moe import Experts, busiest_share, experts_time_s
 from calibrate.options import number_option
@@ -51,7 +52,6 @@ SAMPLING_KERNELS = 12  # final norm, logits in fp32, greedy sampling and its boo
 # semi-structured sparsity with 1.27x inference speedup", 2025). Elsewhere and in other formats assumed the same.
 SPARSE_SPEEDUP = 1.22
 LOGIT_BYTES = 7.0  # traffic a logit while sampling: 1.75 passes in fp32, vLLM 0.19 on RTX 4090 and RTX PRO 6000
-GRAPH_SIZES = np.concatenate([[0, 1, 2, 4], np.arange(8, 256, 8), np.arange(256, 513, 16)]).astype(np.float64)
 TableBuilder = Callable[[Replica, Profile, int, int], StepTable]
 
 
@@ -151,6 +151,10 @@ class KernelSums:
         moved = tokens * work.elementwise_bytes_per_token(model, self.replica.tensor_parallel_size)
         traffic = moved / (fit["eff_bandwidth"] * gpu.memory_bandwidth_bytes_per_s)
         return np.asarray(traffic + KERNELS_BETWEEN_GEMMS * fit["launch_s"])
+
+    def experts_s(self, tokens: FloatArray) -> FloatArray:
+        """Experts and their exchange, all layers, where each data-parallel rank has so many tokens."""
+        return self.layers * self._experts_s(tokens)
 
     def _experts_s(self, tokens: FloatArray) -> FloatArray:
         model, replica = self.replica.model, self.replica
@@ -277,6 +281,8 @@ class TableStepModel:
         positionwise = table.mixed_tokens_s if shape.num_prefill_tokens else table.decode_tokens_s
         sequences = shape.num_decode + (1 if shape.num_prefill_tokens else 0)
         time = float(positionwise[tokens]) if tokens else 0.0
+        if table.experts_s is not None and tokens:  # the other ranks are taken to be as busy
+            time += float(table.experts_s[ranks_sharing_experts(self.replica) * tokens])
         time += float(table.sampled_s[shape.num_sampled]) + attention_of(table, shape)
         return max(time + table.overhead_s + table.overhead_per_sequence_s * sequences, 1e-9)
 
@@ -315,14 +321,6 @@ def step_model(replica: Replica, profile: Profile) -> StepTimeModel:
     return TableStepModel(replica, profile)
 
 
-def padded_tokens(replica: Replica, tokens: FloatArray) -> FloatArray:
-    """Tokens that a step computes: vLLM pads to the next captured CUDA graph, up to 512 tokens (its V1 defaults)."""
-    if replica.engine.framework != "vllm" or replica.engine.enforce_eager or replica.model.kind != "decoder":
-        return tokens
-    place = np.minimum(np.searchsorted(GRAPH_SIZES, tokens), len(GRAPH_SIZES) - 1)
-    return np.where(tokens <= GRAPH_SIZES[-1], GRAPH_SIZES[place], tokens)
-
-
 def _axis(last: float, start: float) -> FloatArray:
     """0, start, 2 start, ... up to ``last``."""
     num = max(2, int(np.ceil(np.log2(max(last, 2 * start) / start))) + 1)
@@ -337,8 +335,11 @@ def _rising(grid: FloatArray) -> FloatArray:
 
 def _kernel_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
     kernels = KernelSums(replica, profile)
-    tokens = np.arange(max_tokens + 1, dtype=np.float64)
-    positionwise = kernels.positionwise_s(np.maximum(padded_tokens(replica, tokens), 1.0))
+    padded = np.maximum(padded_tokens(replica, np.arange(max_tokens + 1, dtype=np.float64)), 1.0)
+    positionwise, experts_s = kernels.positionwise_s(padded), None
+    if (ranks := ranks_sharing_experts(replica)) > 1:  # what the others compute is known when they step together
+        positionwise = positionwise - kernels.experts_s(padded)
+        experts_s = kernels.experts_s(np.maximum(np.arange(ranks * max_tokens + 1), 1) / ranks)
     reach = float(max(replica.engine.max_model_len or replica.model.max_position_embeddings, 4096))
     c, n = _axis(max_tokens, 1.0), _axis(max_seqs, 1.0)
     p, k = _axis(reach, 16.0), _axis(reach, 16.0)
@@ -358,6 +359,7 @@ def _kernel_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs:
         overhead_per_sequence_s=overheads["per_sequence_s"],
         request_overhead_s=overheads["request_overhead_s"],
         output_overhead_s=overheads["output_overhead_s"],
+        experts_s=experts_s,
     )
 
 

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from calibrate.cuda_graphs import GRAPH_SIZES
 from simulator.plain_engine import Engine
 from simulator.plain_job import Step
 from simulator.plain_step_time import row
 
 if TYPE_CHECKING:
     from simulator.reference import Run
-
-
-GRAPHS = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))  # vLLM's captured sizes
 
 
 class Group:
@@ -58,7 +56,7 @@ class Group:
         each = [step.num_decode_tokens + sum(chunk[1] for chunk in step.chunks) for step in steps]
         tokens = sum(max(1, own_tokens) for own_tokens in each)  # a rank without work runs a dummy token
         if max(each) <= first.spec.graph_tokens:
-            tokens = len(each) * next(size for size in GRAPHS if size >= max(each))
+            tokens = len(each) * int(GRAPH_SIZES[np.searchsorted(GRAPH_SIZES, max(each))])
         return own + run.speed[first.index] * row(experts, tokens)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
+from calibrate.cuda_graphs import largest_graph
+from calibrate.expert_exchange import ranks_sharing_experts
 from calibrate.lora import copy_s, lora_of
 from calibrate.memory import MemoryPlan, memory_plan
 from calibrate.profiles import Profile, best_profile, load_profile
@@ -123,7 +125,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     if replica.model.kind != "decoder":  # caches nothing: as many blocks as all seats could ever fill, so none is short
         num_blocks = 1 + settings["max_num_seqs"] * -(-settings["max_model_len"] // settings["block_size"])
     stages = replica.pipeline_parallel_size
-    if stages > 1 and _shares_experts(replica):  # micro-batches of their own, in rounds with the other ranks'
+    if stages > 1 and ranks_sharing_experts(replica) > 1:  # micro-batches of their own, in rounds with the other ranks'
         num_blocks = max(2, num_blocks // stages)
         settings["max_num_seqs"] = max(1, settings["max_num_seqs"] // stages)
     elif stages > 1:
@@ -177,11 +179,8 @@ def _reserved(engine: Engine, where: str) -> int:
 
 def _ranks_in_step(replica: Replica) -> int:
     """Engines that step together: data-parallel ranks that share experts; over stages, all their micro-batches too."""
-    return replica.pipeline_parallel_size * replica.data_parallel_size if _shares_experts(replica) else 1
-
-
-def _shares_experts(replica: Replica) -> bool:
-    return replica.model.moe is not None and replica.expert_parallel_size > 1 and replica.data_parallel_size > 1
+    ranks = ranks_sharing_experts(replica)
+    return replica.pipeline_parallel_size * ranks if ranks > 1 else 1
 
 
 def _adapters(replica: Replica) -> Adapters | None:
@@ -193,20 +192,6 @@ def _ranks_behind_front_end(replica: Replica) -> int:
     """Data-parallel ranks that vLLM's front end balances; elsewhere, and over pipelines, the scenario's router does."""
     alone = replica.engine.framework != "vllm" or replica.pipeline_parallel_size > 1
     return 1 if alone else replica.data_parallel_size
-
-
-def largest_graph(replica: Replica) -> int:
-    """Tokens of the largest CUDA graph that vLLM captures; 0: none.
-
-    Twice ``max_num_seqs`` (times the tokens that a sequence verifies), at most 512 and the token budget
-    (``vllm/config/vllm.py``, ``_set_cudagraph_sizes``, 0.19).
-    """
-    engine = replica.engine
-    if engine.framework != "vllm" or engine.enforce_eager or replica.model.kind != "decoder":
-        return 0
-    speculative = engine.options.get("speculative")
-    verified = 1 + int(speculative["num_speculative_tokens"]) if isinstance(speculative, dict) else 1
-    return min(512, 2 * (engine.max_num_seqs or 256) * verified, engine.max_num_batched_tokens or 512)
 
 
 def in_closed_loop(line: Line, requests: Requests, num_schedulers: int = 1) -> ReplicaSpec:
