@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from calibrate.step import StepTable
@@ -131,14 +131,8 @@ class ReplicaSpec:
             "swap": self.swap is not None,
             f"policy: {self.policy}": POLICIES[self.policy] == engine_state.STATIC,
         }
-        for flag, is_set in wrong.items():
-            if is_set:
-                raise InputError(
-                    f"pipeline stages with {flag}",
-                    where="pipeline_parallel_size",
-                    why="a scheduler that has several batches under way decides when one of them has come out",
-                    remedy=f"pipeline_parallel_size 1, or without {flag}",
-                )
+        why = "a scheduler that has several batches under way decides when one of them has come out"
+        _refuse_beside("pipeline stages", "pipeline_parallel_size", wrong, why, "pipeline_parallel_size 1")
 
     def _check_swap(self) -> None:
         wrong = {
@@ -149,14 +143,8 @@ class ReplicaSpec:
             "expert_parallel_size": self.lockstep_ranks > 1,
             f"policy: {self.policy}": POLICIES[self.policy] == engine_state.STATIC,
         }
-        for flag, is_set in wrong.items():
-            if is_set:
-                raise InputError(
-                    f"preemption_mode: swap with {flag}",
-                    where="preemption_mode",
-                    why="swap is that of vLLM V0: synchronous steps, whole sequences of blocks that no other shares",
-                    remedy=f"preemption_mode: recompute, or without {flag}",
-                )
+        why = "swap is that of vLLM V0: synchronous steps, whole sequences of blocks that no other shares"
+        _refuse_beside("preemption_mode: swap", "preemption_mode", wrong, why, "preemption_mode: recompute")
 
     def _check_speculation(self) -> None:
         if self.async_scheduling:
@@ -173,6 +161,13 @@ class ReplicaSpec:
                 why="no engine with static batches verifies proposals",
                 remedy="policy: continuous",
             )
+
+
+def _refuse_beside(what: str, where: str, wrong: Mapping[str, bool], why: str, instead: str) -> None:
+    """Raises ``InputError`` for the first of the settings that is on and has no place beside ``what``."""
+    for flag, is_set in wrong.items():
+        if is_set:
+            raise InputError(f"{what} with {flag}", where=where, why=why, remedy=f"{instead}, or without {flag}")
 
 
 def reserving(spec: ReplicaSpec, requests: Requests) -> ReplicaSpec:
