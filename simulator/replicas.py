@@ -129,7 +129,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
         num_blocks = max(2, num_blocks // stages)
         settings["max_num_seqs"] = max(1, settings["max_num_seqs"] // stages)
     elif stages > 1:
-        settings |= {"pipeline_stages": stages, "async_scheduling": False}
+        settings |= {"pipeline_stages": stages, "async_scheduling": options.get("async_scheduling", False)}
     spec = ReplicaSpec(step_table=table, num_gpu_blocks=num_blocks, name=replica.gpu.name, **settings)
     spec = with_techniques(spec, replica, asked, profile, memory)
     return Line(replica, profile, memory, spec, count)

@@ -102,6 +102,9 @@ def test_a_pipeline_refuses_what_its_scheduler_cannot() -> None:
     for change in ({"async_scheduling": True}, {"lockstep_ranks": 4}, {"policy": "static"}):
         with pytest.raises(InputError, match="pipeline stages with"):
             steps_of(1.0, **change)
+    asked = Engine(options={"async_scheduling": True})
+    with pytest.raises(InputError, match="pipeline stages with async_scheduling"):
+        build_line(Replica(find_model("llama-3.1-8b"), find_gpu("L40S"), pipeline_parallel_size=2, engine=asked))
     with pytest.raises(InputError, match="4 batches of a pipeline is not complete"):
         simulate_replicas(REQUESTS, [steps_of(1.0)] * 3)
 
