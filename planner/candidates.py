@@ -21,13 +21,20 @@ SMALL_BUDGET = 2048  # vLLM's own default on most GPUs
 
 @dataclass(frozen=True)
 class Offer:
-    """What a machine costs in one purchase form."""
+    """What a machine costs in one purchase form.
+
+    Attributes:
+        usd_per_hour: with the money paid upfront spread over the time in which the machine is needed.
+        upfront_usd: paid before a commitment begins.
+        running_usd_per_hour: paid as it goes, beside that.
+    """
 
     usd_per_hour: float
     source: str
     as_of: str
     confidence: str = ""
     upfront_usd: float = 0.0
+    running_usd_per_hour: float = 0.0
 
 
 @dataclass(frozen=True)
