@@ -182,7 +182,8 @@ def _read(path: Path) -> Schedule:
         "bill": sources.bill if asked else folder / sources.bill,
         "busy": None if sources.busy is None else folder / sources.busy,
     }
-    return found.model_copy(update={"report": sources.model_copy(update=beside)})
+    send = [{**d, "path": str(folder / d["path"])} if d.get("kind") == "file" else d for d in found.send]
+    return found.model_copy(update={"report": sources.model_copy(update=beside), "send": send})
 
 
 def _tables(found: Report) -> list[Table]:

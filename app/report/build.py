@@ -143,7 +143,8 @@ def _recommendation(found: Mapping[str, Any]) -> str:
     """The dearest finding's action, or that there is none."""
     costly = [f for f in found["findings"] if f["usd"] and f["usd"] > 0]
     if not costly:
-        return "Nothing stands out: keep the plan."
+        compared = found["spend"]["planned_usd"] is not None
+        return "Nothing stands out: " + ("keep the plan." if compared else "--run holds the bill against a plan.")
     worst = costly[0]
     kind = worst["kind"].replace("_", " ").capitalize()
     return f"{kind}: {worst['text']} (${worst['usd']:,.2f}). Do: {worst['action']}."
