@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from app.charts import Axis, Series, svg
+from app.validation_sources import CLOSED_LOOP_NOTES, OTHER_ENGINES
 from calibrate.profiles import OVERHEADS, default_overheads
 from calibrate.serving import (
     FITTED,
@@ -31,51 +32,6 @@ from simulator.serving_points import Predictor, compare_points
 
 DEFAULT_DATA = "../shared/data"
 RUNS = (("RTX4090_Llama-3.1-8B", "RTX4090", "RTX4090"), ("RTXPRO6000_Llama-3.1-8B", "RTXPRO6000", "RTX-PRO-6000"))
-OTHER_ENGINES = (
-    (
-        "trtllm_docs_v0.14_inflight",
-        "TensorRT-LLM 0.14, in-flight batching at maximum load (NVIDIA's documents)",
-        "The number of requests is not stated: 1,000 at once are simulated. FP8 rows have an FP8 KV cache.",
-    ),
-    (
-        "trtllm_docs_static",
-        "TensorRT-LLM 0.5 to 0.9, static batches (NVIDIA's documents)",
-        "Rows of 0.5 and 0.9 differ in whether a rate is of the group or of one GPU; those of 0.6.1 at TP 2 do not "
-        "say, and are met as if they were of one, hence the worst point.",
-    ),
-    (
-        "bsc_vllm085_h100_nolora",
-        "vLLM 0.8.5 on H100, thousands of prompts at once (BSC)",
-        "The cards are 64 GB H100s whose bandwidth and power are not stated; they are simulated as the 80 GB card. "
-        "Measured TPOT starts higher (weights are read more slowly) and grows by 27 us a sequence, half of what vLLM "
-        "0.12's loops above show.",
-    ),
-    (
-        "argonne_llm_inference_bench",
-        "vLLM and TensorRT-LLM of 2024, static batches (Argonne)",
-        "Engines of 2024 are slower than their kernels by more than today's overheads: the bias is to the fast side, "
-        "more so for vLLM and with more GPUs. The A100's memory size is not stated.",
-    ),
-)
-CLOSED_LOOP_NOTES = (
-    "",
-    "What remains, and why:",
-    "",
-    "- The loops of Llama-3.1-70B in FP8 come from another lab than those of Qwen3-32B. With no host time "
-    "between steps (asynchronous scheduling) their TPOT is met within 3 %; with the overheads that Qwen3-32B's "
-    "synchronous engine shows it comes out 10 % long. One set of constants serves both; it is the one that most"
-    " points ask for.",
-    "- 4,096/128 with 128 clients asks for 4,096 prompt tokens a step. A budget of 2,048 cannot serve that, so "
-    "the queue grows and TTFT with it; the measured engine had a larger budget there. With 8,192 those points "
-    "are met, and the TTFT of the others is off by 31 % in place of 12 %: clients that finish together come "
-    "back together, and all prompts of such a group fall into one step.",
-    "- TensorRT-LLM's TTFT holds a whole request's duration over the clients less one: one client always waits."
-    " The cause is not documented; the simulator keeps one seat free in its closed loops.",
-    "- TensorRT-LLM at TP 4 with 64 and 128 clients: its TTFT jumps up to 2 s while TPOT stays low, as if fewer"
-    " sequences ran than clients asked for; nothing in the settings that are stated explains it.",
-    "- 1,024/8,192 and 8,192/1,024 with 32 and 64 clients at TP 2 overflow the KV cache: TTFT is a queue's "
-    "length, in which a small error of the block count weighs heavily.",
-)
 
 
 @dataclass(frozen=True)
@@ -161,12 +117,12 @@ def _from_errors(point: ServingPoint, errors: dict[str, float]) -> list[Comparis
 def other_engines(data: Path) -> list[Section]:
     """Serving points of other versions, GPUs and labs, that no fit saw."""
     predictor, sections = Predictor(), []
-    for stem, title, note in OTHER_ENGINES:
-        compared = compare_points(read_tidy(data / f"serving/{stem}.csv"), predictor)
-        text = (
-            f"No constant is fitted on these; settings that the source does not state are the engine's defaults. {note}"
-        )
-        sections.append(Section(title, text + note, compared, "unseen", stem.replace(".", "-")))
+    for source in OTHER_ENGINES:
+        compared = compare_points(read_tidy(data / f"serving/{source.stem}.csv"), predictor)
+        compared = [each for each in compared if each.metric not in source.without]
+        said = "No constant is fitted on these; settings that the source does not state are the engine's defaults."
+        slug = source.stem.replace(".", "-")
+        sections.append(Section(source.title, f"{said} {source.note}", compared, "unseen", slug))
     return sections
 
 
@@ -189,8 +145,6 @@ def static_batches(data: Path) -> list[Section]:
 
 def memory(data: Path) -> list[Section]:
     """KV tokens that engines logged."""
-    from dataclasses import replace
-
     from calibrate.memory import memory_plan
     from simulator.real_runs import read_run
 
@@ -292,9 +246,28 @@ def refit_overheads(data: Path, path: Path) -> None:
             "async_scheduling": False,
             "error_median": medians,
         }
+    table["vllm"]["asynchronous"] = _fit_asynchronous(points, table["vllm"])
     numbers = {k: v for k, v in table["vllm"].items() if isinstance(v, float)}
     table["default"] = numbers | {"async_scheduling": False, "source": "as vLLM's; not measured for this framework"}
     write_text(path, json.dumps(table, indent=1) + "\n")
+
+
+def _fit_asynchronous(points: Sequence[ServingPoint], start: Mapping[str, Any]) -> dict[str, Any]:
+    """vLLM's overheads where a step is prepared while the one before it runs.
+
+    Fitted on the loops whose version is not stated (Llama-3.1-70B in FP8, another lab's): the host's work hardly shows
+    in them, unlike in those of 0.12, which schedules synchronously.
+    """
+    mine = [
+        replace(p, engine={**p.engine, "options": {"async_scheduling": True}})
+        for p in points
+        if p.framework == "vllm" and not p.version
+    ]
+    predictor = Predictor()
+    begin = {k: v for k, v in start.items() if isinstance(v, float)} | {"step_overhead_s": 2e-4, "per_sequence_s": 1e-5}
+    fit = fit_overheads(mine, predictor, begin, OF_AN_ENGINE)
+    source = f"fitted on {len(mine)} closed loops on H100 that behave asynchronously, version not stated"
+    return {name: float(f"{fit[name]:.4g}") for name in OF_AN_ENGINE} | {"async_scheduling": True, "source": source}
 
 
 def _percent(value: object) -> str:

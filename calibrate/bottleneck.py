@@ -275,7 +275,7 @@ def _collectives_s(kernels: KernelSums, tokens: float) -> float:
 
 
 def _overhead_s(kernels: KernelSums, shape: StepShape) -> float:
-    known = kernels.profile.overheads(kernels.replica.engine.framework)
+    known = kernels.profile.overheads(kernels.replica.engine)
     sequences = shape.num_decode + (1 if shape.num_prefill_tokens else 0)
     return float(known.get("step_overhead_s", 0.0)) + float(known.get("per_sequence_s", 0.0)) * sequences
 

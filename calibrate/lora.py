@@ -132,10 +132,7 @@ def lora_step_s(replica: Replica, tokens: FloatArray) -> FloatArray:
     return np.where(tokens > 0, replica.model.num_layers * total, 0.0)
 
 
-def load_s(replica: Replica) -> float:
-    """Mean seconds that a request waits for its adapter from host memory; all adapters are equally popular."""
+def copy_s(replica: Replica) -> float:
+    """Seconds in which an adapter is copied from host memory into its slot; 0 without adapters."""
     lora = lora_of(replica.engine)
-    if lora is None:
-        return 0.0
-    miss = max(0.0, 1.0 - lora.max_loras / lora.num_adapters)
-    return miss * slot_bytes(replica, lora.slot_rank) / replica.gpu.pcie_bytes_per_s
+    return 0.0 if lora is None else slot_bytes(replica, lora.slot_rank) / replica.gpu.pcie_bytes_per_s

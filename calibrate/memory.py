@@ -18,6 +18,7 @@ from calibrate.lora import lora_bytes, lora_of
 from calibrate.options import number_option, recomputation_of
 from calibrate.precisions import check_sparse_kernels, precision, support
 from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes, split
+from catalogs.engines import version_of
 from catalogs.errors import InputError
 from catalogs.load import gpus, resolve_engine
 from catalogs.schema import Engine, Model, Replica
@@ -40,6 +41,10 @@ COMPILE_TRANSIENT_BYTES = 583.4e6
 GRAPH_BYTES = 0.5 * GIB
 GRAPHS_IN_BUDGET_SINCE = (0, 21)
 CHECKPOINT = "activation_checkpoint_layers"
+# SGLang's mem_fraction_static is of the memory that is free before loading, and holds weights and cache; the other
+# parts must fit beside it (model_runner.py, profile_max_num_token). Its largest captured batch on most GPUs.
+BESIDE_SGLANG_STATIC = ("activations", "NCCL and CUDA modules")
+SGLANG_LARGEST_GRAPH = 256
 MIN_KV_TOKENS = 1024  # below this a replica cannot serve one ordinary request
 SLIDING_REFERENCE_TOKENS = 2048  # context at which sliding-window layers' share of the KV is taken
 
@@ -200,7 +205,7 @@ def _account(replica: Replica, reserves: Mapping[str, float]) -> MemoryPlan:
     eager = engine.enforce_eager or engine.framework == "onnxruntime" or model.kind != "decoder"
     graphs = 0.0 if eager else reserves["cuda_graphs"]
     nccl = reserves["nccl"] if replica.num_gpus > 1 else 0.0
-    transient = 0.0 if eager or engine.framework == "tensorrt-llm" else reserves["compile_transient"]
+    transient = 0.0 if eager or engine.framework in ("tensorrt-llm", "sglang") else reserves["compile_transient"]
     used = [
         MemoryPart("weights: layers", weights - tables, "computed", f"this GPU's share, stored in {replica.precision}"),
         MemoryPart("weights: embedding and head", tables, "computed", "split over tensor parallelism"),
@@ -218,6 +223,10 @@ def _account(replica: Replica, reserves: Mapping[str, float]) -> MemoryPlan:
     utilization = engine.gpu_memory_utilization or 0.9
     if engine.framework == "tensorrt-llm":  # a share of what is free once the engine is loaded
         room = utilization * (gpu.memory_bytes - held - outside)
+    elif engine.framework == "sglang":  # a share of what is free before that, for weights and cache alone
+        free = gpu.memory_bytes - context.num_bytes - reserves["non_torch"] - nccl
+        static = sum(p.num_bytes for p in used if p.name not in BESIDE_SGLANG_STATIC)
+        room = min(utilization * free - static, gpu.memory_bytes - held - outside)
     else:
         inside = graphs if _graphs_in_budget(engine) else 0.0
         room = min(utilization * gpu.memory_bytes - held - inside, gpu.memory_bytes - held - outside)
@@ -267,6 +276,8 @@ def _peak(replica: Replica) -> tuple[Activations, str]:
     else:
         tokens = engine.max_num_batched_tokens or 2048
         seqs = min(engine.max_num_seqs or 256, tokens)
+        if engine.framework == "sglang":  # no step is profiled; its cache binds long before the seats
+            seqs = min(seqs, SGLANG_LARGEST_GRAPH)
         what = f"one step of {tokens:,} tokens, {seqs:,} sequences sampled"
     workspace = 0.0
     if model.kind != "vision":
@@ -309,9 +320,9 @@ def _kv_bytes_per_token(replica: Replica) -> float:
 
 
 def _graphs_in_budget(engine: Engine) -> bool:
-    if engine.framework != "vllm" or not engine.version:
-        return engine.framework in ("sglang", "tgi")
-    digits = [int("".join(c for c in part if c.isdigit()) or 0) for part in engine.version.split(".")[:2]]
+    if engine.framework != "vllm":
+        return engine.framework == "tgi"
+    digits = [int("".join(c for c in part if c.isdigit()) or 0) for part in version_of(engine).split(".")[:2]]
     return tuple(digits) >= GRAPHS_IN_BUDGET_SINCE
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from catalogs.errors import InputError, MissingError
 from catalogs.files import parse_json
 from catalogs.names import normalise
-from catalogs.schema import Replica
+from catalogs.schema import Engine, Replica
 
 SCHEMA_VERSION = 1
 SHIPPED = Path(__file__).parent / "shipped"
@@ -26,6 +26,7 @@ LENT: Mapping[str, tuple[str, ...]] = {
     "all_gather": (),
     "all_to_all": (),
 }
+ARITHMETIC = ("tile_", "eff_flops", "eff_sm_flops")  # parameters that are shares of the GPU's peak FLOP/s
 OVERHEADS = Path(__file__).parent / "engine_overheads.json"
 
 
@@ -42,6 +43,8 @@ class Profile:
         model, precision, framework, versions: what a profile of one model was taken with; empty: any.
         tables: measured tables of an imported profile.
         carried_from: shipped profile whose families stand for those that this one lacks.
+        power: power that arithmetic at peak takes over the board's limit, here (demand) and where those families were
+            measured; empty: as there.
         device: for a measured device that the catalogue does not know: its own peaks.
     """
 
@@ -60,6 +63,7 @@ class Profile:
     versions: Mapping[str, str] = field(default_factory=dict)
     tables: Mapping[str, Any] = field(default_factory=dict)
     carried_from: str = ""
+    power: Mapping[str, float] = field(default_factory=dict)
     device: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -79,13 +83,17 @@ class Profile:
             remedy="leave `profile:` out to use the best shipped one, or measure: plan calibrate run",
         )
 
-    def overheads(self, framework: str) -> Mapping[str, Any]:
-        """Engine overheads of a framework: the profile's own, else the fitted defaults of the project."""
-        own = self.engine_overheads.get(framework)
-        if own is not None:
-            return own
+    def overheads(self, engine: Engine) -> Mapping[str, Any]:
+        """Engine overheads of a framework: the profile's own, else the fitted defaults of the project.
+
+        Those of asynchronous scheduling, where they are known and the engine is told to use it.
+        """
         known = default_overheads()
-        return known.get(framework, known.get("default", {}))
+        found = self.engine_overheads.get(engine.framework)
+        if found is None:
+            found = known.get(engine.framework, known.get("default", {}))
+        hidden = found.get("asynchronous")
+        return {**found, **hidden} if hidden and engine.options.get("async_scheduling") is True else found
 
 
 @cache
@@ -118,11 +126,34 @@ def profile_from_dict(document: Mapping[str, Any], where: str = "") -> Profile:
         raise InputError(f"not a profile: {', '.join(missing)} missing", where=where)
     carried = document.get("carried_from")
     if carried:
-        document = {**document, "families": {**_families_of(str(carried), where), **document.get("families", {})}}
+        base = _within_power(_families_of(str(carried), where), document.get("power", {}))
+        document = {**document, "families": {**base, **document.get("families", {})}}
     if document["kind"] == "kernels" and document["name"] != SHARED:
         document = _with_lent(document)
     known = Profile.__dataclass_fields__
     return Profile(**{k: v for k, v in document.items() if k in known})
+
+
+def _within_power(families: Mapping[str, Any], power: Mapping[str, float]) -> dict[str, Any]:
+    """Families of another GPU under a tighter power limit: the closer a kernel comes to the peak, the more it slows.
+
+    As in ``static_batches``: power at a share of the peak grows with it, and the limit gives way smoothly.
+    """
+    if not power:
+        return dict(families)
+
+    def slowed(fit: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value * held(value) if name.startswith(ARITHMETIC) else value for name, value in fit.items()}
+
+    def held(share: float) -> float:
+        here, there = (1.0 + (min(share, 1.0) * power[each]) ** 4 for each in ("demand", "measured"))
+        return float((there / here) ** 0.25)
+
+    dense = ("gemm", "moe", "prefill_attention")
+    return {
+        family: {v: slowed(fit) for v, fit in variants.items()} if family in dense else variants
+        for family, variants in families.items()
+    }
 
 
 def _with_lent(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,17 @@ Predict = Callable[["ServingPoint", Mapping[str, float]], Metrics]
 FITTED = {"step_overhead_s": 1e-5, "per_sequence_s": 1e-7, "request_overhead_s": 1e-4, "prompt_token_s": 1e-6}
 OF_AN_ENGINE = ("step_overhead_s", "per_sequence_s", "request_overhead_s")
 LARGEST_COUNTED_ERROR = 0.25  # log; a fit counts larger ones as this
-MAX_LOAD_REQUESTS = 1000  # requests that are sent at once where a table says "maximum load" and no number
+# Requests that are sent at once where a table says "maximum load": by (input, output) length, as TensorRT-LLM's
+# performance overview describes its runs (docs/source/performance/perf-overview.md, "Preparing a Dataset"), and where a
+# table says nothing. The same page has most runs use 0.95 of the free memory for KV.
+MAX_LOAD_REQUESTS = 1000
+TENSORRT_LLM_REQUESTS = {
+    (128, 128): 30000, (128, 2048): 3000, (128, 4096): 1500, (500, 2000): 3000, (1000, 1000): 3000, (2048, 128): 3000,
+    (2048, 2048): 1500, (5000, 500): 1500, (20000, 2000): 1000,
+}  # fmt: skip
+TENSORRT_LLM_SEATS = 2048  # max_batch_size: decodes beside the longest prompt that fit max_num_tokens
+PUBLISHED = {"minimax-m2": "fp8-block"}  # the weights that its publisher offers, where a table states no precision
+SHORT_PROMPT_TOKENS = 32  # assumed where a table says "short"; first tokens are then not compared
 _FRAMEWORKS = {"vllm": "vllm", "trtllm": "tensorrt-llm", "tensorrtllm": "tensorrt-llm", "sglang": "sglang",
                "tgi": "tgi", "onnxruntime": "onnxruntime"}  # fmt: skip
 
@@ -36,7 +46,7 @@ class ServingPoint:
 
     Attributes:
         model, gpu: catalogue names. precision, kv_cache_dtype, framework, version: as served.
-        tensor_parallel_size: GPUs of the replica.
+        tensor_parallel_size, data_parallel_size, expert_parallel_size: how the replica's GPUs share the model.
         input_tokens, output_tokens: longest of each; lengths are uniform down to ``shortest`` times that.
         concurrency: clients of a closed loop. num_requests: how many were sent in all.
         engine: settings that were said (``max_num_seqs``, ``max_num_batched_tokens`` ...).
@@ -55,6 +65,8 @@ class ServingPoint:
     num_requests: int
     measured: Mapping[str, float]
     kv_cache_dtype: str = "auto"
+    data_parallel_size: int = 1
+    expert_parallel_size: int = 1
     version: str = ""
     shortest: float = 1.0
     engine: Mapping[str, Any] = field(default_factory=dict)
@@ -63,7 +75,11 @@ class ServingPoint:
     @property
     def group(self) -> str:
         """What is left out together: one engine serving one model on so many GPUs."""
-        return f"{self.framework} {self.model} {self.precision} {self.gpu} tp{self.tensor_parallel_size}"
+        sizes = (
+            ("tp", self.tensor_parallel_size), ("dp", self.data_parallel_size), ("ep", self.expert_parallel_size)
+        )  # fmt: skip
+        parallel = " ".join(f"{name}{size}" for name, size in sizes if size > 1 or name == "tp")
+        return f"{self.framework} {self.model} {self.precision} {self.gpu} {parallel}"
 
 
 def framework_of(name: str, where: str = "") -> str:
@@ -157,27 +173,55 @@ def _tidy_point(group: Any, origin: str) -> ServingPoint | None:
     try:
         model, gpu = find_model(_model_name(str(row["model"]))).name, find_gpu(_gpu_name(str(row["gpu"]))).name
         framework = framework_of(str(row["framework"]))
-        isl, osl = int(float(row["isl"])), max(1, int(float(row["osl"])))
-        tp = int(float(row["tp"]))
+        isl, osl, assumed = *_lengths(row), "short" in str(row["isl"])
+        tp, dp, ep = _parallel(row)
     except (InputError, ValueError):
         return None
     load, notes = str(row["concurrency_or_rate"]), str(row["notes"])
     clients, requests = _load(load)
     measured = {name: value for name, value in map(_metric, group.to_dict("records")) if name}
+    if assumed:
+        measured = {name: value for name, value in measured.items() if not name.startswith("ttft")}
     if not clients or not measured or "Pipeline" in notes:
         return None
-    engine = {k: int(v) for k, v in re.findall(r"(max_num_seqs|max_num_batched_tokens)=(\d+)", f"{load} {notes}")}
+    engine: dict[str, Any] = {
+        k: int(v) for k, v in re.findall(r"(max_num_seqs|max_num_batched_tokens)=(\d+)", f"{load} {notes}")
+    }
     if load.startswith("batch="):
         engine |= {"max_num_seqs": clients, "max_num_batched_tokens": max(2048, clients, clients * isl)}
+    if load.startswith("inf rate"):
+        clients = requests = TENSORRT_LLM_REQUESTS.get((isl, osl), MAX_LOAD_REQUESTS)
+        engine["gpu_memory_utilization"] = 0.95
+        if isl + TENSORRT_LLM_SEATS > 8192:  # no prompt is cut: the budget must have held it
+            engine["max_num_batched_tokens"] = isl + TENSORRT_LLM_SEATS
+    if "cuda graph OFF" in notes:
+        engine["enforce_eager"] = True
+    done = re.search(r"\b(?:ok=)?(\d+)(?: done|\b fail)", notes)
+    requests = int(done[1]) if done else requests
     blocks = re.search(r"kv_tokens=(\d+)", notes)
     if blocks:
         engine["num_gpu_blocks"] = int(blocks[1]) // 16
-    precision = _precision(str(row["precision"]))
+    precision = _precision(str(row["precision"])) or PUBLISHED.get(model, find_model(model).dtype)
     kv = "fp8" if framework == "tensorrt-llm" and precision == "fp8" else "auto"  # its FP8 recipe quantizes both
     return ServingPoint(
-        model, gpu, precision, framework, tp, isl, osl, clients, requests, measured, kv,
+        model, gpu, precision, framework, tp, isl, osl, clients, requests, measured, kv, dp, ep,
         version=str(row.get("framework_version", "")).replace("nan", ""), engine=engine, origin=origin,
     )  # fmt: skip
+
+
+def _lengths(row: Any) -> tuple[int, int]:
+    """Input and output tokens of a row."""
+    isl = str(row["isl"])
+    return SHORT_PROMPT_TOKENS if "short" in isl else int(float(isl)), max(1, int(float(row["osl"])))
+
+
+def _parallel(row: Any) -> tuple[int, int, int]:
+    """Tensor, data and expert parallel sizes of a row; ``tep8`` and ``dep8`` spread experts over all GPUs."""
+    spread = re.search(r"\b([td])ep(\d+)\b", f"{row['tp']} {row['notes']}".replace("_", " "))
+    if spread is None:
+        return int(float(row["tp"])), 1, 1
+    size = int(spread[2])
+    return (size, 1, size) if spread[1] == "t" else (1, size, size)
 
 
 def _load(text: str) -> tuple[int, int]:
@@ -203,7 +247,8 @@ def _metric(row: Mapping[str, Any]) -> tuple[str, float]:
     known = {
         "mean_ttft": "ttft_s", "ttft": "ttft_s", "first_token_latency": "ttft_s", "mean_tpot": "tpot_s",
         "e2e_latency": "e2e_s", "output_throughput": "output_tokens_per_s", "duration": "duration_s",
-        "ttft_p50": "ttft_p50_s", "tpot_p50": "tpot_p50_s", "median_ttft": "ttft_p50_s", "median_tpot": "tpot_p50_s",
+        "ttft_p50": "ttft_p50_s", "tpot_p50": "tpot_p50_s", "e2e_latency_p50": "e2e_p50_s",
+        "median_ttft": "ttft_p50_s", "median_tpot": "tpot_p50_s", "median_e2el": "e2e_p50_s",
     }  # fmt: skip
     try:
         value = float(row["value"]) * (scale if "throughput" not in name else 1.0)
@@ -213,7 +258,11 @@ def _metric(row: Mapping[str, Any]) -> tuple[str, float]:
 
 
 def _model_name(name: str) -> str:
-    return {"LLaMA v3.1 8B": "llama-3.1-8b", "LLaMA 7B": "llama-2-7b", "Mistral 7B": "mistral-7b"}.get(name, name)
+    known = {
+        "LLaMA v3.1 8B": "llama-3.1-8b", "LLaMA 7B": "llama-2-7b", "Mistral 7B": "mistral-7b",
+        "TheBloke/Mistral-7B-v0.1-AWQ": "mistral-7b", "MiniMaxAI/MiniMax-M2.5": "minimax-m2",
+    }  # fmt: skip
+    return known.get(name, name)
 
 
 def _gpu_name(name: str) -> str:
@@ -226,7 +275,8 @@ def _gpu_name(name: str) -> str:
 
 
 def _precision(name: str) -> str:
-    return "int4-awq" if "awq" in name.lower() else name.lower()
+    """A precision's name; empty where none is stated."""
+    return "int4-awq" if "awq" in name.lower() else name.lower().replace("nan", "")
 
 
 def relative_errors(point: ServingPoint, predicted: Metrics) -> dict[str, float]:

@@ -20,6 +20,7 @@ from calibrate.links import fit_links
 from calibrate.profile_text import dump
 from calibrate.profiles import SCHEMA_VERSION, SHIPPED
 from calibrate.shared_fit import cross_error, fit_shared
+from calibrate.static_batches import power_demand
 from calibrate.work import attention_gemms, lm_head, mlp_gemms
 from catalogs.files import write_text
 from catalogs.load import find_gpu, find_model
@@ -97,11 +98,27 @@ def shared_document(measured: Mapping[str, tuple[Gpu, Frames]]) -> dict[str, Any
     }
 
 
+_POWER = "; dense arithmetic slowed by the board's lower power limit (energy a FLOP from MLPerf batches)"
+
+
+def power_limits(gpu: Gpu, base: str) -> dict[str, float]:
+    """Power that arithmetic at peak asks of a GPU's limit, and did of the one that profile ``base`` was measured on.
+
+    The tables of ``base`` hold what its own limit costs; ``shared`` stands for the median of what was measured. Empty
+    where the limit is no tighter: a higher one is not known to help.
+    """
+    measured = [find_gpu(FITTED[base][0])] if base in FITTED else [find_gpu(g) for g, *_ in FITTED.values()]
+    reference = float(np.median([power_demand(each, "bf16") for each in measured]))
+    demand = power_demand(gpu, "bf16")
+    return {"demand": round(demand, 3), "measured": round(reference, 3)} if demand > 1.01 * reference else {}
+
+
 def carried_document(
     gpu_name: str, base: str, shared: Mapping[str, Any], siblings: Mapping[str, Any], framework: str = ""
 ) -> dict[str, Any]:
     """A GPU without tables of its own (of that framework): profile ``base``'s parameters on its data sheet."""
     same_chip = base in SAME_CHIP
+    power = power_limits(find_gpu(gpu_name), base)
     basis = "the spread between H100 and H200, one chip in two products" if same_chip else "GPUs left out"
     errors: dict[str, Any] = {}
     for family, variants in shared["error"].items():
@@ -118,8 +135,9 @@ def carried_document(
         **({"framework": framework} if framework else {}),
         "source": f"data sheet of {gpu_name}; parameters carried over from profile {base}",
         "as_of": AS_OF,
-        "method": f"carried over from {base}: {basis} give the error",
+        "method": f"carried over from {base}: {basis} give the error" + _POWER * bool(power),
         "carried_from": base,
+        **({"power": power} if power else {}),
         "families": {},
         "error": errors,
     }

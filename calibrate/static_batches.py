@@ -60,12 +60,23 @@ def seconds_per_item(gpu: Gpu, dtype: str, flops: float, num_bytes: float, fit: 
         num_bytes: activation bytes of an item, in that type.
         fit: as ``fitted_constants`` gives it.
     """
-    width = 1.0 if dtype in ("int8", "fp8") else 0.5 if dtype in ("int4", "fp4") else 4.0 if dtype == "fp32" else 2.0
     busy = fit["compute_factor"] * flops / peak_flops(gpu, dtype) + num_bytes / gpu.memory_bandwidth_bytes_per_s
     if gpu.tdp_w <= 0.0:
         return float(busy)
-    power = flops * fit["energy_j_per_flop_byte_nm"] * width * process_nm(gpu) / gpu.tdp_w
+    power = flops * _joules_per_flop(gpu, dtype, fit) / gpu.tdp_w
     return float((busy**SMOOTHNESS + power**SMOOTHNESS) ** (1.0 / SMOOTHNESS))
+
+
+def _joules_per_flop(gpu: Gpu, dtype: str, fit: Mapping[str, Any]) -> float:
+    width = 1.0 if dtype in ("int8", "fp8") else 0.5 if dtype in ("int4", "fp4") else 4.0 if dtype == "fp32" else 2.0
+    return float(fit["energy_j_per_flop_byte_nm"] * width * process_nm(gpu))
+
+
+def power_demand(gpu: Gpu, dtype: str, fit: Mapping[str, Any] | None = None) -> float:
+    """Power that dense arithmetic at the data sheet's peak would take, over the board's limit; 0: no TDP known."""
+    if gpu.tdp_w <= 0.0:
+        return 0.0
+    return peak_flops(gpu, dtype) * _joules_per_flop(gpu, dtype, fit or fitted_constants()) / gpu.tdp_w
 
 
 def _dtype(replica: Replica) -> tuple[str, float]:

@@ -297,7 +297,7 @@ OVERHEAD_KEYS = ("step_overhead_s", "per_sequence_s", "request_overhead_s", "out
 
 
 def _overheads(kernels: KernelSums) -> dict[str, float]:
-    known = kernels.profile.overheads(kernels.replica.engine.framework)
+    known = kernels.profile.overheads(kernels.replica.engine)
     return {key: float(known.get(key, 0.0)) for key in OVERHEAD_KEYS}
 
 

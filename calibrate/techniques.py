@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from calibrate.backends import backend_of
-from calibrate.lora import load_s, lora_of, lora_step_s
+from calibrate.lora import lora_of, lora_step_s
 from calibrate.options import number_option, recomputation_of
 from calibrate.precisions import on_gpu, precision
 from calibrate.step import StepTable
@@ -61,5 +61,4 @@ def with_adapters(replica: Replica, table: StepTable) -> StepTable:
     return table._replace(
         decode_tokens_s=table.decode_tokens_s + more[: len(table.decode_tokens_s)],
         mixed_tokens_s=table.mixed_tokens_s + more[: len(table.mixed_tokens_s)],
-        request_overhead_s=table.request_overhead_s + load_s(replica),
     )

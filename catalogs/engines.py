@@ -13,6 +13,7 @@ from catalogs.schema import Engine, Gpu, Model
 from catalogs.units import GIB
 
 DATA = Path(__file__).parent
+ASYNC_SINCE = (0, 14)  # vLLM's --async-scheduling became the default
 
 
 @cache
@@ -60,7 +61,10 @@ def _tier_holds(tier: Mapping[str, object], gpu: Gpu) -> bool:
 
 
 def resolve_engine(engine: Engine, model: Model, gpu: Gpu) -> Engine:
-    """The engine with every ``None`` filled by its framework's default; ``num_gpu_blocks`` stays for the memory model.
+    """The engine with every ``None`` filled by its framework's default, but for ``version`` and ``num_gpu_blocks``.
+
+    A stated vLLM version from 0.14 on schedules asynchronously unless told otherwise; where no version is stated, what
+    was measured in closed loops stands (0.12, synchronous).
 
     As vLLM does: a batch never holds more tokens than ``max_num_seqs`` x ``max_model_len``, and never more sequences
     than tokens.
@@ -70,6 +74,7 @@ def resolve_engine(engine: Engine, model: Model, gpu: Gpu) -> Engine:
     """
     framework = resolve(engine.framework, _engines(), "framework", "framework")
     defaults = engine_defaults(framework, gpu)
+    engine = replace(engine, framework=framework)
 
     def pick(name: str) -> object:
         own = getattr(engine, name)
@@ -86,8 +91,7 @@ def resolve_engine(engine: Engine, model: Model, gpu: Gpu) -> Engine:
         max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
     return replace(
         engine,
-        framework=framework,
-        version=str(pick("version")),
+        options=_with_async_scheduling(engine),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
@@ -96,3 +100,16 @@ def resolve_engine(engine: Engine, model: Model, gpu: Gpu) -> Engine:
         enable_prefix_caching=bool(pick("enable_prefix_caching")),
         enable_chunked_prefill=bool(pick("enable_chunked_prefill")),
     )
+
+
+def version_of(engine: Engine) -> str:
+    """The version that was stated, else the one whose defaults the catalogue holds."""
+    return engine.version or str(engine_defaults(engine.framework)["version"])
+
+
+def _with_async_scheduling(engine: Engine) -> Mapping[str, object]:
+    stated = tuple(int(part) for part in (engine.version or "").split(".")[:2] if part.isdigit())
+    asked = {"async_scheduling", "speculative", "preemption_mode"} & set(engine.options)
+    if engine.framework != "vllm" or stated < ASYNC_SINCE or asked:
+        return engine.options
+    return {**engine.options, "async_scheduling": True}

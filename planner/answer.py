@@ -62,6 +62,7 @@ def line_document(line: Line, periods: Sequence[str] = ()) -> dict[str, Any]:
         "gpu": c.gpu,
         "gpus_per_replica": c.gpus_per_replica,
         "tensor_parallel_size": c.tensor_parallel_size,
+        **_other_sizes(c),
         "precision": c.precision,
         "framework": c.framework,
         "purchase": line.option.purchase,
@@ -75,6 +76,12 @@ def line_document(line: Line, periods: Sequence[str] = ()) -> dict[str, Any]:
         "quality_score": c.score,
         "price_source": _price_source(line),
     }
+
+
+def _other_sizes(candidate: Candidate) -> dict[str, int]:
+    """Pipeline, data and expert parallel sizes of what is simulated; a capacity table's rows state none."""
+    names = ("pipeline_parallel_size", "data_parallel_size", "expert_parallel_size")
+    return {} if candidate.replica is None else {name: getattr(candidate.replica, name) for name in names}
 
 
 def _shares(line: Line) -> list[float]:
@@ -108,6 +115,11 @@ def plan_document(lines: Sequence[Line], usd_per_hour: float, rates: tuple[float
     }
 
 
+def ended_by(solution: Solution, hurried: bool) -> str:
+    """What ended the search for the plan: ``gap`` (proven), ``work`` (its limits of nodes and rounds) or ``time``."""
+    return "time" if hurried or solution.hurried else "gap" if solution.optimal else "work"
+
+
 def summary(lines: Sequence[Line]) -> str:
     """The purchase list in a phrase: ``3-4 x g6e.xlarge (L40S, fp8, spot) + 1 x p5.4xlarge (H100-SXM, bf16)``."""
     parts = []
@@ -116,6 +128,6 @@ def summary(lines: Sequence[Line]) -> str:
         count = f"{low}" if low == high else f"{low}-{high}"
         form = "" if line.option.purchase == "on_demand" else f", {line.option.purchase}"
         c = line.candidate
-        tp = f", tp{c.tensor_parallel_size}" if c.tensor_parallel_size > 1 else ""
-        parts.append(f"{count} x {c.instance_type} ({c.gpu}{tp}, {c.precision}{form})")
+        what = ", ".join([c.gpu, *c.parallelism, c.precision])
+        parts.append(f"{count} x {c.instance_type} ({what}{form})")
     return " + ".join(parts) or "nothing"

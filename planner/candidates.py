@@ -15,6 +15,7 @@ from catalogs.schema import Engine, Gpu, Instance, Model, Replica
 from planner.problem import Candidates, Problem
 
 ENGINE_CORE = frozenset(f.name for f in fields(Engine)) - {"framework", "options"}
+TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 SMALL_BUDGET = 2048  # vLLM's own default on most GPUs
 
 
@@ -63,8 +64,17 @@ class Candidate:
     def config(self) -> str:
         """The replica, in words; the same on every instance type with this GPU."""
         more = f" {self.setting}" if self.setting else ""
-        tp = f" tp{self.tensor_parallel_size}" if self.tensor_parallel_size > 1 else ""
-        return f"{self.gpu}{tp} {self.precision} {self.framework}{more}"
+        return " ".join([self.gpu, *self.parallelism, self.precision, self.framework]) + more
+
+    @property
+    def parallelism(self) -> list[str]:
+        """How a replica is spread over its GPUs: ``tp2``, ``pp2``, ``dp2``, ``ep4``; sizes of 1 are not said."""
+        sizes = {"tp": self.tensor_parallel_size}
+        if self.replica is not None:
+            sizes["pp"] = self.replica.pipeline_parallel_size
+            sizes["dp"] = self.replica.data_parallel_size
+            sizes["ep"] = self.replica.expert_parallel_size
+        return [f"{name}{size}" for name, size in sizes.items() if size > 1]
 
     @property
     def label(self) -> str:
@@ -101,22 +111,32 @@ def enumerate_candidates(problem: Problem, model: Model) -> tuple[list[Candidate
 
 def _replicas(problem: Problem, model: Model, gpu: Gpu, instance: Instance) -> Iterator[tuple[Replica, str]]:
     chosen = problem.candidates
-    sizes = chosen.tensor_parallel_size or [1, 2, 4, 8]
-    for tp, name, framework, kv in itertools.product(
-        [n for n in sizes if n <= instance.num_gpus],
+    for sizes, name, framework, kv in itertools.product(
+        _parallelism(chosen, model, instance),
         chosen.precision or default_precisions(model, gpu),
         chosen.frameworks,
         chosen.kv_cache_dtype,
     ):
-        link = instance.interconnect_bytes_per_s if tp > 1 else None
+        tp, pp, dp, ep = sizes
+        link = instance.interconnect_bytes_per_s if tp * pp * dp > 1 else None
         for settings in _engine_settings(chosen, framework, gpu):
             words = [f"kv {kv}"] if kv != "auto" else []
             words += [f"{key} {str(value).lower()}" for key, value in settings.items() if value is not None]
             replica = Replica(
-                model, gpu, tensor_parallel_size=tp, precision=precision(name, "candidates.precision").name,
+                model, gpu, tp, pp, dp, ep, precision=precision(name, "candidates.precision").name,
                 kv_cache_dtype=kv, engine=_engine(framework, settings), interconnect_bytes_per_s=link,
             )  # fmt: skip
             yield replica, " ".join(words)
+
+
+def _parallelism(chosen: Candidates, model: Model, instance: Instance) -> list[tuple[int, int, int, int]]:
+    """Tensor, pipeline, data and expert parallel sizes that fit one instance; experts only where there are."""
+    experts = chosen.expert_parallel_size if model.moe is not None else [1]
+    sizes = itertools.product(
+        chosen.tensor_parallel_size or TENSOR_PARALLEL_SIZES, chosen.pipeline_parallel_size, chosen.data_parallel_size,
+        experts,
+    )  # fmt: skip
+    return [(tp, pp, dp, ep) for tp, pp, dp, ep in sizes if tp * pp * dp <= instance.num_gpus]
 
 
 def _engine_settings(chosen: Candidates, framework: str, gpu: Gpu) -> Iterator[dict[str, Any]]:

@@ -14,16 +14,39 @@ from planner.demand import Demand, Pattern
 from planner.store import CapacityStore
 from simulator.engine import ReplicaSpec, simulate_replicas
 from simulator.metrics import Latencies, class_mask, promised_percentile
+from simulator.pool import results_of
 from simulator.replicas import Line
 from simulator.scaling import scale_requests
 from simulator.workload import Requests, Slo
 
-METHOD = 3  # raise it when the search changes, so that kept capacities are found anew
+METHOD = 4  # raise it when the search changes, so that kept capacities are found anew
 TOLERANCE = 0.03  # relative width at which the search stops
 MAX_REPLICAS = 6  # searched together at most; more only pool better
 TARGET_REQUESTS = 12000  # a search simulates about this many at most
 TPOT_SLACK = 1.3  # a percentile lets some requests be slower than its limit; see rate_bound
 MIN_REQUESTS = 50
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one replica sustains of a pattern of sizes: all that a worker needs to find it.
+
+    Attributes:
+        line: what the replica is.
+        num_replicas: that share the requests.
+        requests: of the pattern, at ``rate_rps`` altogether.
+        bound_rps: a rate that one replica cannot exceed.
+        slos, router, seed: as in ``Capacities``.
+    """
+
+    line: Line
+    num_replicas: int
+    requests: Requests
+    rate_rps: float
+    bound_rps: float
+    slos: tuple[Slo, ...]
+    router: str
+    seed: int
 
 
 @dataclass
@@ -36,6 +59,7 @@ class Capacities:
         router: between replicas.
         seed: of the simulations.
         store: kept capacities.
+        workers: simulations at a time; None: one a core. They change nothing but the time that it takes.
         simulations: how many were run, not counting what was remembered.
     """
 
@@ -44,6 +68,7 @@ class Capacities:
     router: str
     seed: int
     store: CapacityStore
+    workers: int | None = None
     simulations: int = 0
     _parts: dict[Pattern, Requests] = field(default_factory=dict)
     _spec_hashes: dict[int, str] = field(default_factory=dict)
@@ -85,7 +110,8 @@ class Capacities:
         kept = self.store.get(name)
         if kept is None:
             tokens = self.demand.mean_tokens[bucket]
-            kept = 1 / max(bounds.rate_bound_rps(line.spec, float(tokens[0]), float(tokens[1]), None), 1e-9)
+            rate_rps = bounds.rate_bound_rps(line.spec, float(tokens[0]), float(tokens[1]), None) * line.num_engines
+            kept = 1 / max(rate_rps, 1e-9)
             self.store.put(name, kept)
         return kept
 
@@ -97,57 +123,36 @@ class Capacities:
         if part.hash_ids is None and any(v > limits[n] for n, v in self.floors(line, pattern).items()):
             return 0.0  # with shared prefixes a prompt may cost less than its floor
         tpots = [s.limit_s for s in self.slos if s.metric == "tpot"]
-        return bounds.rate_bound_rps(
+        engine_rps = bounds.rate_bound_rps(
             line.spec,
             float(part.input_tokens.mean()) if part.hash_ids is None else 1.0,
             float(part.output_tokens.mean()),
             TPOT_SLACK * max(tpots) if tpots else None,
         )
+        return engine_rps * line.num_engines
 
-    def rps(self, line: Line, pattern: Pattern) -> float:
-        """Requests a second that a replica sustains of this mix, found by simulation; 0: none."""
-        bound = self.bound_rps(line, pattern)
-        if bound <= 0:
-            return 0.0
-        num = self._replicas(bound, pattern)
-        key = self._key(line, pattern, num)
-        kept = self.store.get(key)
-        if kept is None:
-            kept = self._search(line, pattern, num, bound)
-            self.store.put(key, kept)
-        return kept
+    def rps(self, pairs: Sequence[tuple[Line, Pattern]]) -> list[float]:
+        """Requests a second that each replica sustains of its mix of sizes, found by simulation; 0: none."""
+        questions = [self._question(line, pattern) for line, pattern in pairs]
+        keys = [self._key(q.line, pattern, q.num_replicas) for q, (_, pattern) in zip(questions, pairs, strict=True)]
+        kept = [0.0 if q.bound_rps <= 0 else self.store.get(key) for q, key in zip(questions, keys, strict=True)]
+        unknown = [i for i, rps in enumerate(kept) if rps is None]
+        found = results_of(sustained_rps, [questions[i] for i in unknown], self.workers, threads=True)
+        for i, (rps, simulations) in zip(unknown, found, strict=True):
+            self.store.put(keys[i], rps)
+            self.simulations += simulations
+            kept[i] = rps
+        return [rps for rps in kept if rps is not None]
+
+    def _question(self, line: Line, pattern: Pattern) -> Question:
+        bound, rate = self.bound_rps(line, pattern), self.demand.rate_of(pattern)
+        num = int(np.clip(round(rate / (0.7 * bound)), 1, MAX_REPLICAS)) if bound > 0 else 1
+        return Question(line, num, self.part(pattern), rate, bound, self.slos, self.router, self.seed)
 
     def holds(self, line: Line, requests: Requests, num_replicas: int) -> bool:
         """Whether that many replicas keep every promise on these requests."""
         self.simulations += 1
-        records = simulate_replicas(requests, [line.spec] * num_replicas, self.router, self.seed)
-        return keeps(requests, Latencies.of(requests, records), self.slos)
-
-    def _replicas(self, bound: float, pattern: Pattern) -> int:
-        rate = self.demand.rate_of(pattern)
-        return int(np.clip(round(rate / (0.7 * bound)), 1, MAX_REPLICAS))
-
-    def _search(self, line: Line, pattern: Pattern, num: int, bound: float) -> float:
-        """Bisection over the rate of the pattern's requests, on ``num`` replicas together."""
-        part, rate = self.part(pattern), self.demand.rate_of(pattern)
-        most = max(TARGET_REQUESTS / len(part), 1.0) * rate
-        high = min(1.05 * bound * num, most * 4)
-        low, factor = 0.0, 0.62
-        trial = high * factor
-        while trial * len(part) / rate >= MIN_REQUESTS:
-            if self.holds(line, _at_rate(part, trial / rate), num):
-                low = trial
-                break
-            high, trial = trial, trial * factor
-        if low == 0.0:
-            return 0.0
-        while high / low > 1 + TOLERANCE:
-            middle = float(np.sqrt(low * high))
-            if self.holds(line, _at_rate(part, middle / rate), num):
-                low = middle
-            else:
-                high = middle
-        return low / num
+        return _holds(line, requests, num_replicas, self.slos, self.router, self.seed)
 
     def _spec_hash(self, spec: ReplicaSpec) -> str:
         if id(spec) not in self._spec_hashes:
@@ -157,9 +162,45 @@ class Capacities:
     def _key(self, line: Line, pattern: Pattern, num: int) -> str:
         if pattern not in self._hashes:
             self._hashes[pattern] = hash_requests(self.part(pattern))
-        asked = [METHOD, self._spec_hash(line.spec), self._hashes[pattern], num, self.router, self.seed,
-                 [(s.metric, s.percentile, s.limit_s, s.request_class) for s in self.slos]]  # fmt: skip
+        asked = [METHOD, self._spec_hash(line.spec), line.num_engines, self._hashes[pattern], num, self.router,
+                 self.seed, [(s.metric, s.percentile, s.limit_s, s.request_class) for s in self.slos]]  # fmt: skip
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def sustained_rps(question: Question) -> tuple[float, int]:
+    """The highest rate of one replica, by bisection over the rate of the requests, and how many simulations it took."""
+    q, simulations = question, 0
+
+    def at(rate_rps: float) -> bool:
+        nonlocal simulations
+        simulations += 1
+        return _holds(q.line, _at_rate(q.requests, rate_rps / q.rate_rps), q.num_replicas, q.slos, q.router, q.seed)
+
+    most = max(TARGET_REQUESTS / len(q.requests), 1.0) * q.rate_rps
+    high = min(1.05 * q.bound_rps * q.num_replicas, most * 4)
+    low, factor = 0.0, 0.62
+    trial = high * factor
+    while trial * len(q.requests) / q.rate_rps >= MIN_REQUESTS:
+        if at(trial):
+            low = trial
+            break
+        high, trial = trial, trial * factor
+    if low == 0.0:
+        return 0.0, simulations
+    while high / low > 1 + TOLERANCE:
+        middle = float(np.sqrt(low * high))
+        low, high = (middle, high) if at(middle) else (low, middle)
+    return low / q.num_replicas, simulations
+
+
+def engines_of(line: Line, num_replicas: int) -> list[ReplicaSpec]:
+    """What the simulator runs for so many replicas: one engine for each data-parallel rank and micro-batch of each."""
+    return [line.spec] * (num_replicas * line.num_engines)
+
+
+def _holds(line: Line, requests: Requests, num_replicas: int, slos: Sequence[Slo], router: str, seed: int) -> bool:
+    records = simulate_replicas(requests, engines_of(line, num_replicas), router, seed)
+    return keeps(requests, Latencies.of(requests, records), slos)
 
 
 def keeps(requests: Requests, latencies: Latencies, slos: Sequence[Slo]) -> bool:

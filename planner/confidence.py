@@ -11,8 +11,9 @@ import numpy as np
 from calibrate.step import StepTable
 from planner.capacity import Capacities
 from planner.demand import Demand
-from planner.verify import Group, fresh_draw, simulate_fleet
+from planner.verify import Group, Verdict, fresh_draw, simulate_fleet
 from simulator.metrics import Latencies, class_mask, promised_percentile
+from simulator.pool import results_of
 from simulator.workload import Slo
 
 BATCHES = 20
@@ -21,14 +22,14 @@ UNKNOWN_STEP_ERROR = 0.15  # how far one PCIe card differs between labs, where a
 
 def fresh_seeds(capacities: Capacities, demand: Demand, groups: Sequence[Group], num: int) -> dict[str, Any]:
     """Simulate the fleet on ``num`` fresh draws; how often it kept its promise, and the spread of each percentile."""
-    kept = 0
-    values: dict[str, list[float]] = {name_of(s): [] for s in capacities.slos}
-    for seed in range(1, num + 1):
-        drawn = fresh_draw(demand, capacities.seed * 1000 + seed)
-        verdict = simulate_fleet(capacities, drawn, groups, seed)
-        kept += verdict.ok
-        for slo in capacities.slos:
-            values[name_of(slo)].append(percentile_of(slo, drawn, verdict.latencies))
+
+    def draw(seed: int) -> Verdict:
+        return simulate_fleet(capacities, fresh_draw(demand, capacities.seed * 1000 + seed), groups, seed)
+
+    verdicts = results_of(draw, range(1, num + 1), capacities.workers, threads=True)
+    capacities.simulations += sum(v.simulations for v in verdicts)
+    kept = sum(v.ok for v in verdicts)
+    values = {name_of(slo): [percentile_of(slo, v.demand, v.latencies) for v in verdicts] for slo in capacities.slos}
     return {
         "draws": num,
         "kept": kept,

@@ -13,7 +13,6 @@ Once the commitments y are fixed, periods have nothing in common. So:
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from planner.fleet_model import FleetModel
 from planner.milp import Solution
 from planner.program import optimizer, quiet_stdout, relative_gap
 from planner.relaxation import Relaxed, cheapest_by_bucket, relax
+from simulator.pool import cpu_count
 
 log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float64]
@@ -36,6 +36,7 @@ SMOOTHING = 0.7  # share of the best prices so far in the next (Wentges 1997)
 SAMPLE = 8  # periods that are solved with every option that could pay
 SHORT_LIST = 12  # options of the sample's plans that the other periods are solved with first
 LONG_LIST_GAP = 2  # times the gap asked for: beyond it, the bound must rise, and longer lists do not help
+ROUNDS = 12  # of prices and whole commitments, at most: the end of the search on a machine that is fast enough
 MASTER_ROUNDS = 2  # of prices, between two looks at whole commitments
 
 
@@ -52,13 +53,15 @@ def separable(model: FleetModel) -> bool:
 def solve_decomposed(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> Solution | None:
     """The cheapest plan of a separable model; None where some period cannot be served."""
     end = time.monotonic() + time_limit_s
-    with quiet_stdout(), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with quiet_stdout(), ThreadPoolExecutor(max_workers=cpu_count()) as pool:
         relaxed = relax(model)
         if relaxed is None:
             return None
         state = _State(model, cells_of(model), relaxed, gap, end, pool)
         state.round_commitments()
-        while state.open():
+        for _ in range(ROUNDS):
+            if not state.open():
+                break
             log.debug("%.4f to %.4f, %.1f s left", state.lower, state.upper, end - time.monotonic())
             before = state.lower, state.upper, state.num_plans
             state.price()
@@ -285,7 +288,10 @@ class _State:
         lower = min(self.lower, self.upper)
         achieved = relative_gap(self.upper, lower)
         optimal = achieved <= self.gap + 1e-9
-        return Solution(self.chosen, held, fallback, routed, unserved, self.upper, self.upper, lower, achieved, optimal)
+        hurried = not optimal and time.monotonic() >= self.end
+        return Solution(
+            self.chosen, held, fallback, routed, unserved, self.upper, self.upper, lower, achieved, optimal, hurried
+        )
 
 
 def _over_quota(model: FleetModel, commitments: FloatArray) -> bool:

@@ -16,10 +16,11 @@ import numpy as np
 from calibrate.profiles import best_profile
 from calibrate.step import StepShape
 from calibrate.step_time import step_model
-from catalogs.load import find_gpu, find_model, price_of
-from catalogs.schema import Engine, Replica
+from catalogs.load import price_of
+from catalogs.schema import Replica
 from catalogs.units import HOURS_PER_MONTH, SECONDS_PER_HOUR
 from planner.bill import Bill
+from planner.explain import replica_of
 from planner.observed import Observed
 from planner.prometheus import share_above
 from planner.spend_findings import Finding
@@ -145,17 +146,6 @@ def step_time_drift(observed: Observed, plan: Mapping[str, Any], model: str) -> 
         f"at this batch ({ratio - 1:+.0%})",
         "recalibrate: `plan calibrate endpoint` against this server, then plan again",
     )]  # fmt: skip
-
-
-def replica_of(line: Mapping[str, Any], model: str) -> Replica:
-    """A plan's line as the replica that it runs."""
-    return Replica(
-        find_model(model),
-        find_gpu(line["gpu"]),
-        tensor_parallel_size=int(line["tensor_parallel_size"]),
-        precision=str(line["precision"]),
-        engine=Engine(framework=str(line["framework"])),
-    )
 
 
 def predicted_step_s(observed: Observed, replica: Replica) -> float | None:

@@ -28,6 +28,8 @@ def replica_of(line: Mapping[str, Any], model: str) -> Replica:
         find_gpu(str(line["gpu"])),
         tensor_parallel_size=int(line.get("tensor_parallel_size") or 1),
         pipeline_parallel_size=int(line.get("pipeline_parallel_size") or 1),
+        data_parallel_size=int(line.get("data_parallel_size") or 1),
+        expert_parallel_size=int(line.get("expert_parallel_size") or 1),
         precision=str(line.get("precision") or "bf16"),
         kv_cache_dtype=str(engine.pop("kv_cache_dtype", "auto")),
         engine=Engine(**{k: v for k, v in engine.items() if k in ENGINE_FIELDS}),
@@ -59,7 +61,8 @@ def explain_line(line: Mapping[str, Any], answer: Mapping[str, Any], model: str)
     busiest = max(range(len(rates)), key=lambda i: rates[i])
     counts = line["instances"]
     replicas = max(1, counts[min(busiest, len(counts) - 1)] * int(line.get("replicas_per_instance") or 1))
-    tokens_per_s = rates[busiest] / replicas * outputs
+    engines = replicas * replica.data_parallel_size * replica.pipeline_parallel_size  # that step side by side
+    tokens_per_s = rates[busiest] / engines * outputs
     context = inputs + outputs / 2.0
     batch = 1.0
     for _ in range(50):

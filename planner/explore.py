@@ -18,8 +18,9 @@ from planner.fleet_model import FleetModel
 from planner.market import TERM_YEARS, offers_of
 from planner.milp import Solution
 from planner.problem import Problem
-from planner.search import Search
+from planner.search import Key, Search
 from planner.solve import solve
+from planner.what_if import handed_on
 
 SLO_FACTORS = (0.75, 1.5)  # of every limit; each asks for new capacities, so they are few
 SWING = 0.2  # of load and price in the tornado
@@ -27,17 +28,20 @@ RIVALS = 1  # GPU types that a changed promise is answered with, besides the cho
 
 
 def explore(problem: Problem, search: Search, model: FleetModel, best: Solution) -> dict[str, Any]:
-    """Pareto fronts, tornado, and the cheap and dear end that the profiles' own errors leave open."""
+    """Pareto fronts, tornado, the cheap and dear end that the profiles' own errors leave open, and the model itself."""
     rivals = _rivals(search, model, best)
-    by_factor = {f: _at_slo(search, rivals, f) for f in SLO_FACTORS}
+    settled = {f: _at_slo(search, rivals, f) for f in SLO_FACTORS}
+    by_factor = {f: (usd, plan) for f, (usd, plan, _) in settled.items()}
     front = [{"slo_factor": 1.0, "usd_per_hour": best.usd_per_hour, "plan": summary(_lines(model, best, search))}]
     front += [{"slo_factor": f, "usd_per_hour": u, "plan": p} for f, (u, p) in by_factor.items()]
     error = _error(search, model, best)
     ends = {"step_time_error": error, "cheap": _at_load(model, 1 - error), "dear": _at_load(model, 1 + error)}
+    quality = _quality_front(search)
     return {
+        "what_if": handed_on(search, {f: rps for f, (_, _, rps) in settled.items()}, best.usd_per_hour),
         "pareto": {
             "cost_against_latency": sorted(front, key=lambda p: p["slo_factor"]),
-            "cost_against_quality": _quality_front(search),
+            "cost_against_quality": quality,
         },
         "tornado": _tornado(model, best, error, by_factor),
         "cost_range": ends,
@@ -62,16 +66,18 @@ def _rivals(search: Search, model: FleetModel, best: Solution) -> dict[str, Cand
     return {k: c for k, c in search.candidates.items() if c.gpu in chosen or c.gpu in near}
 
 
-def _at_slo(search: Search, candidates: dict[str, Candidate], factor: float) -> tuple[float | None, str]:
-    """Cost of the cheapest plan when every limit is multiplied."""
+def _at_slo(
+    search: Search, candidates: dict[str, Candidate], factor: float
+) -> tuple[float | None, str, dict[Key, float]]:
+    """The cheapest plan when every limit is multiplied: its cost, its words, and the capacities simulated for it."""
     before = search.capacities
     slos = tuple(replace(s, limit_s=s.limit_s * factor) for s in before.slos)
-    capacities = Capacities(before.demand, slos, before.router, before.seed, before.store)
+    capacities = Capacities(before.demand, slos, before.router, before.seed, before.store, before.workers)
     other = replace(search.restricted(candidates), capacities=capacities, rps={}, locked=set(), patterns={}, weights={})
     settled = other.settle(lambda _what, _share: None)
     if settled is None:
-        return None, "no plan keeps it"
-    return settled[1].usd_per_hour, summary(_lines(*settled, other))
+        return None, "no plan keeps it", other.rps
+    return settled[1].usd_per_hour, summary(_lines(*settled, other)), other.rps
 
 
 def _quality_front(search: Search) -> list[dict[str, Any]]:

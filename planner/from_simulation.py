@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from calibrate.profile_error import replica_error
+from catalogs.engines import version_of
 from catalogs.errors import GateError, InputError, MissingError
 from catalogs.load import find_model
 from catalogs.schema import Model
 from planner import alternatives, confidence
-from planner.answer import SCHEMA_VERSION, Line, plan_document, purchase_lines
+from planner.answer import SCHEMA_VERSION, Line, ended_by, plan_document, purchase_lines
 from planner.candidates import Candidate, enumerate_candidates
 from planner.capacity import Capacities
 from planner.demand import demand_of
@@ -30,6 +31,7 @@ from planner.relax import explain_infeasible
 from planner.search import Search, pressed
 from planner.store import CapacityStore, default_store
 from planner.verify import Verdict
+from planner.what_if import handed_on
 from simulator.replicas import Line as Served
 from simulator.replicas import build_line
 from simulator.workload import Requests
@@ -56,11 +58,13 @@ class Found:
         return purchase_lines(self.model, self.solution, self.search.candidates)
 
 
-def recommend_by_simulation(problem: Problem, progress: Progress, prove: bool = False) -> dict[str, Any]:
+def recommend_by_simulation(
+    problem: Problem, progress: Progress, prove: bool = False, workers: int | None = None
+) -> dict[str, Any]:
     """See ``planner.recommend``."""
     store = default_store()
     try:
-        found = find_plan(problem, progress, store)
+        found = find_plan(problem, progress, store, workers)
         progress("fresh draws of the workload", 0.85)
         answer = describe(found, progress)
         if prove:
@@ -73,8 +77,8 @@ def recommend_by_simulation(problem: Problem, progress: Progress, prove: bool = 
     return answer
 
 
-def find_plan(problem: Problem, progress: Progress, store: CapacityStore) -> Found:
-    """Search for the cheapest verified fleet.
+def find_plan(problem: Problem, progress: Progress, store: CapacityStore, workers: int | None = None) -> Found:
+    """Search for the cheapest verified fleet, with so many simulations at a time (None: one a core).
 
     Raises:
         InputError, MissingError, GateError: see ``planner.recommend``.
@@ -97,7 +101,7 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore) -> Fou
     kept = {c.label: c for c in candidates if c.config in served}
     if not kept:
         raise _nothing_fits(model, refused)
-    capacities = Capacities(horizon.shape, problem.slos, problem.router, problem.seed, store)
+    capacities = Capacities(horizon.shape, problem.slos, problem.router, problem.seed, store, workers)
     model_without = base_model(problem, horizon, list(kept.values()))
     search = Search(
         kept, served, capacities, horizon, model_without, extra_of(problem), problem.solver.gap,
@@ -226,7 +230,7 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
     live = play(problem, search, lines)
     progress("the roads not taken", 0.92)
     others = alternatives.of_search(search, found.model, found.solution, found.refused)
-    around: dict[str, Any] = {}
+    around: dict[str, Any] = {"what_if": handed_on(search, {}, found.solution.usd_per_hour)}
     if problem.explore and search.horizon.num_periods == 1:
         progress("what would change the answer", 0.96)
         around = explore(problem, search, found.model, found.solution)
@@ -248,6 +252,7 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
         "live": live,
         "lower_bound_usd_per_hour": round(found.solution.bound, 6),
         "mip_gap": found.solution.gap,
+        "ended_by": ended_by(found.solution, search.hurried),
         "rounds": search.rounds,
         "simulations": search.capacities.simulations,
         "alternatives": others,
@@ -306,7 +311,7 @@ def _engine(served: Served) -> dict[str, Any]:
     engine = served.replica.engine
     return {
         "framework": engine.framework,
-        "version": engine.version,
+        "version": version_of(engine),
         "max_num_seqs": served.spec.max_num_seqs,
         "max_num_batched_tokens": served.spec.max_num_batched_tokens,
         "max_model_len": served.spec.max_model_len,

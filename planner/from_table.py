@@ -9,7 +9,7 @@ import numpy as np
 
 from catalogs.errors import GateError, InputError, MissingError
 from planner import alternatives
-from planner.answer import SCHEMA_VERSION, plan_document, purchase_lines
+from planner.answer import SCHEMA_VERSION, ended_by, plan_document, purchase_lines
 from planner.candidates import Candidate, Offer
 from planner.capacity_table import Buckets, TableEntry, buckets_of, loads, read_capacity_table, read_demand
 from planner.fleet_model import FleetModel, Limits, Option, Quota
@@ -61,6 +61,7 @@ def recommend_from_table(
         "verified_why": _why_not_verified(problem, entries),
         "lower_bound_usd_per_hour": round(best.bound, 6),
         "mip_gap": best.gap,
+        "ended_by": ended_by(best, False),
         "alternatives": [*([second] if second else []), *others],
         "assumptions": [ASSUMED_LINEAR, *notes],
         "profiles": [{"name": str(problem.capacity_table.name), "source": "your capacity table", "error": None}],

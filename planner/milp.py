@@ -18,6 +18,7 @@ from planner.program import INFEASIBLE, IntArray, Program, Result, quiet_stdout,
 
 FloatArray = NDArray[np.float64]
 COUNT_LIMIT = 1e6
+NODES = 20_000  # of a search, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Solution:
         usd_per_hour: expected cost.
         objective, bound, gap: as minimised (with CVaR, where asked); gap is relative.
         optimal: proven within the gap that was asked for.
+        hurried: the clock ended the search before its gap or its work limits did.
     """
 
     committed: FloatArray
@@ -56,6 +58,7 @@ class Solution:
     bound: float
     gap: float
     optimal: bool
+    hurried: bool = False
 
 
 def build(model: FleetModel) -> tuple[Program, Columns]:
@@ -72,13 +75,16 @@ def build(model: FleetModel) -> tuple[Program, Columns]:
     return program, columns
 
 
-def solve(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> Solution | None:
+def solve(
+    model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0, node_limit: int | None = NODES
+) -> Solution | None:
     """The cheapest plan, or None where the limits contradict each other (``planner.relax`` says which).
 
-    A time limit is honoured: the best plan found so far comes back with its own gap and ``optimal`` False.
+    A limit of nodes ends the search at the same plan on every machine; one of time may not. Either way the best plan
+    found so far comes back with its own gap and ``optimal`` False.
     """
     program, columns = build(model)
-    result = program.solve(gap * 0.5, time_limit_s)
+    result = program.solve(gap * 0.5, time_limit_s, node_limit=node_limit)
     if result.values is None and result.status == INFEASIBLE:
         return None
     if result.values is None:
@@ -272,7 +278,8 @@ def _rounded_up(program: Program, failed: Result) -> Result | None:
     if found is None or found.objective is None:
         return None
     bound = max(failed.bound, found.bound)
-    return Result(failed.status, found.values, found.objective, bound, relative_gap(found.objective, bound))
+    gap = relative_gap(found.objective, bound)
+    return Result(failed.status, found.values, found.objective, bound, gap, failed.hurried)
 
 
 def _solution(model: FleetModel, c: Columns, result: Result, gap: float) -> Solution:
@@ -300,4 +307,5 @@ def _solution(model: FleetModel, c: Columns, result: Result, gap: float) -> Solu
         result.bound,
         achieved,
         achieved <= gap + 1e-9,
+        result.hurried and achieved > gap + 1e-9,
     )

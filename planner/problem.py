@@ -41,6 +41,9 @@ class Candidates(Strict):
         ["on_demand"], min_length=1
     )
     tensor_parallel_size: list[int] | None = Field(None, description="None: 1, 2, 4, 8 as the instance allows")
+    pipeline_parallel_size: list[int] = Field([1], description="stages to try")
+    data_parallel_size: list[int] = Field([1], description="ranks of one replica to try")
+    expert_parallel_size: list[int] = Field([1], description="of models with experts: GPUs that share them out, to try")
     max_num_seqs: list[int] | None = Field(None, description="engine seats to try; None: the framework's default")
     max_num_batched_tokens: list[int] | None = Field(None, description="None: the framework's default")
     kv_cache_dtype: list[str] = Field(["auto"], min_length=1)
@@ -48,7 +51,10 @@ class Candidates(Strict):
         {}, description="other engine settings to try, each a list: {enable_prefix_caching: [true, false]}"
     )
 
-    @field_validator("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens")
+    @field_validator(
+        "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "expert_parallel_size", "max_num_seqs",
+        "max_num_batched_tokens",
+    )  # fmt: skip
     @classmethod
     def _positive(cls, values: list[int] | None) -> list[int] | None:
         if values is not None and (not values or min(values) < 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-OPTIMAL, TIME_LIMIT, INFEASIBLE, UNBOUNDED = 0, 1, 2, 3  # scipy.optimize.milp's own codes
+OPTIMAL, TIME_LIMIT, INFEASIBLE, UNBOUNDED = 0, 1, 2, 3  # scipy.optimize.milp's own codes; the second for nodes too
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Result:
     objective: float | None
     bound: float
     gap: float | None
+    hurried: bool = False  # the clock ended the search: on another machine it may end elsewhere
 
 
 @dataclass
@@ -153,14 +155,16 @@ class Program:
         values = np.concatenate([e[2] for e in self._entries])
         return csr_matrix((values, (rows, cols)), shape=(self.num_rows, self.num_columns))
 
-    def solve(self, gap: float = 1e-3, time_limit_s: float = 60.0, relax: bool = False) -> Result:
-        """Solve with HiGHS; ``relax`` drops integrality.
+    def solve(
+        self, gap: float = 1e-3, time_limit_s: float = 60.0, relax: bool = False, node_limit: int | None = None
+    ) -> Result:
+        """Solve with HiGHS; ``relax`` drops integrality; nodes are a limit that does not depend on the machine.
 
         Returns:
             status, the best solution found (None if none), a proven lower bound, and the relative gap between them.
         """
         with quiet_stdout():
-            return self.solve_with(self.cost, self.bounds[1], gap, time_limit_s, relax)
+            return self.solve_with(self.cost, self.bounds[1], gap, time_limit_s, relax, None, node_limit)
 
     def relaxed(self) -> tuple[FloatArray, float, FloatArray] | None:
         """The linear relaxation: values, objective, and each row's shadow price (>= 0 if <=); None: infeasible."""
@@ -212,6 +216,7 @@ class Program:
         if self.num_columns == 0:
             met = not ((row_low > 0) | (row_high < 0)).any()
             return Result(OPTIMAL, np.zeros(0), 0.0, 0.0, 0.0) if met else Result(INFEASIBLE, None, None, 0.0, None)
+        start = time.monotonic()
         found = optimize.milp(
             cost,
             integrality=np.zeros(self.num_columns) if relax else integer,
@@ -220,13 +225,14 @@ class Program:
             options=options,
         )
         status = int(found.status)
+        hurried = status == TIME_LIMIT and time.monotonic() - start >= time_limit_s
         if found.x is None:
             bound = _finite(found.get("mip_dual_bound"))
-            return Result(status, None, None, 0.0 if bound is None else bound, None)
+            return Result(status, None, None, 0.0 if bound is None else bound, None, hurried)
         objective = float(found.fun or 0.0)
         bound = _finite(found.get("mip_dual_bound"))
         lower = objective if bound is None or relax else min(bound, objective)
-        return Result(status, np.asarray(found.x), objective, lower, relative_gap(objective, lower))
+        return Result(status, np.asarray(found.x), objective, lower, relative_gap(objective, lower), hurried)
 
     def rounded_up(self, cost: FloatArray, high: FloatArray, low: FloatArray | None = None) -> Result | None:
         """The relaxation's counts rounded up, where that keeps every row and bound: for when a search found none."""

@@ -10,13 +10,19 @@ from planner.problem import Problem
 Progress = Callable[[str, float], None]
 
 
-def recommend(problem: Problem, progress: Progress = lambda _what, _share: None, prove: bool = False) -> dict[str, Any]:
+def recommend(
+    problem: Problem,
+    progress: Progress = lambda _what, _share: None,
+    prove: bool = False,
+    workers: int | None = None,
+) -> dict[str, Any]:
     """Answer a problem in the contract's form.
 
     Args:
         problem: see ``planner.problem``.
         progress: told what is being done and which share of the work is done.
         prove: add a certificate of the optimum, under ``_certificate``.
+        workers: simulations at a time; None: one a core. The answer does not depend on it.
 
     Raises:
         InputError: input that cannot be read or makes no sense. MissingError: no price, profile or catalogue entry.
@@ -28,4 +34,4 @@ def recommend(problem: Problem, progress: Progress = lambda _what, _share: None,
         return recommend_from_table(problem, progress, prove)
     from planner.from_simulation import recommend_by_simulation
 
-    return recommend_by_simulation(problem, progress, prove)
+    return recommend_by_simulation(problem, progress, prove, workers)

@@ -7,9 +7,7 @@ has the capacity of the failing line cut to what the simulation shows; one that 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,8 +29,9 @@ Progress = Callable[[str, float], None]
 Key = tuple[str, Pattern]  # configuration, buckets
 KINDS: dict[str, Kind] = {"on_demand": "on_demand", "spot": "spot"}
 EPSILON = 1e-7
-COARSE_GAP, COARSE_LIMIT_S = 3e-3, 4.0
-ROUGH_GAP = 0.02  # of plans over many periods that only stand for comparison
+COARSE_GAP, COARSE_LIMIT_S = 3e-3, 20.0
+FIRST_GAP = 5e-3  # of plans over many periods until one of them keeps its promise; then the gap that was asked for
+ROUGH_GAP, ROUGH_LIMIT_S = 0.02, 10.0  # of plans over many periods that only stand for comparison
 MAX_CHECKS = 24  # different fleets that are simulated; the busiest first
 
 
@@ -63,6 +62,8 @@ class Search:
     weights: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     rounds: int = 0
     checked: int = 0  # (period, spot state) pairs simulated as whole fleets
+    first: bool = False  # no plan has kept its promise yet: the gap may be wider
+    hurried: bool = False  # the clock ended one of the searches behind the plan
 
     @property
     def demand(self) -> Demand:
@@ -78,7 +79,7 @@ class Search:
     def options(self) -> list[Option]:
         """What can be bought at the present capacities; dominated options are left out."""
         loads = {
-            (config, pattern): self._load(config, pattern)
+            (config, pattern): self.load_of((config, pattern))
             for config in sorted({c.config for c in self.candidates.values()})
             for pattern in self.demand.patterns
         }
@@ -90,6 +91,16 @@ class Search:
                     found += self._offers(candidate, pattern, load / candidate.replicas_per_instance)
         self.model = self._with_shared(found)
         return undominated(found, self.model.limits.quotas)
+
+    def simulated(self) -> FleetModel:
+        """The model with all that can be bought of what was simulated, dominated or not."""
+        found: list[Option] = []
+        for candidate in self.candidates.values():
+            for key in sorted(k for k in self.rps if k[0] == candidate.config):
+                load = self.load_of(key)
+                if load is not None:
+                    found += self._offers(candidate, key[1], load / candidate.replicas_per_instance)
+        return self._with_shared(found).with_options(found)
 
     def _with_shared(self, options: list[Option]) -> FleetModel:
         """The model with the limit that each existing commitment sets over its configurations."""
@@ -109,9 +120,10 @@ class Search:
             self.patterns[option.name] = pattern
         return found
 
-    def _load(self, config: str, pattern: Pattern) -> NDArray[np.float64] | None:
+    def load_of(self, key: Key) -> NDArray[np.float64] | None:
         """(S,) share of one replica that a request a second of each bucket takes; None: it serves none."""
-        rps = self.capacity((config, pattern))
+        config, pattern = key
+        rps = self.capacity(key)
         if rps <= 0:
             return None
         weight, share = self._weights(config), self.demand.rate_rps
@@ -132,7 +144,7 @@ class Search:
         """The same search among fewer candidates; what it simulates is shared."""
         if self.horizon.num_periods == 1:
             return replace(self, candidates=candidates, rounds=0)
-        return replace(self, candidates=candidates, rounds=0, gap=ROUGH_GAP, time_limit_s=COARSE_LIMIT_S)
+        return replace(self, candidates=candidates, rounds=0, gap=ROUGH_GAP, time_limit_s=ROUGH_LIMIT_S)
 
     def settle(self, progress: Progress) -> tuple[FleetModel, Solution] | None:
         """Solve until the optimum rests on simulated capacities alone; None: no plan, even at the bounds."""
@@ -144,15 +156,20 @@ class Search:
         while True:
             options = self.options()
             model = (_sketch(self.model) if coarse else self.model).with_options(options)
-            gap, limit = (COARSE_GAP, COARSE_LIMIT_S) if coarse else (self.gap, self.time_limit_s)
+            gap, limit = (COARSE_GAP, COARSE_LIMIT_S) if coarse else (self._gap, self.time_limit_s)
             solution = solve(model, gap, limit) if options else None
             if solution is None:
                 return None
+            self.hurried |= solution.hurried and not self.first
             unknown = self._unknown(model, solution)
             if not unknown:
                 return model, solution
             progress(f"simulating {len(self.rps) + len(unknown)} configurations", self._share())
             self._simulate(unknown)
+
+    @property
+    def _gap(self) -> float:
+        return max(self.gap, FIRST_GAP) if self.first else self.gap
 
     def _share(self) -> float:
         return 0.1 + 0.6 * (1 - float(np.exp(-len(self.rps) / 12)))
@@ -163,11 +180,7 @@ class Search:
         return sorted(keys - set(self.rps))
 
     def _simulate(self, keys: Sequence[Key]) -> None:
-        work = [(self.served[config], pattern) for config, pattern in keys]
-        for _, pattern in work:
-            self.capacities.part(pattern)
-        with ThreadPoolExecutor(max_workers=min(len(work), os.cpu_count() or 1)) as pool:
-            found = list(pool.map(lambda w: self.capacities.rps(*w), work))
+        found = self.capacities.rps([(self.served[config], pattern) for config, pattern in keys])
         self.rps.update(zip(keys, found, strict=True))
 
     def groups(
@@ -264,6 +277,7 @@ class Search:
         """
         best: tuple[FleetModel, Solution, Verdict] | None = None
         failing: tuple[FleetModel, Solution, Verdict] | None = None
+        self.first = self.horizon.num_periods > 1
         for self.rounds in range(1, max_rounds + 1):
             settled = self.settle(progress)
             if settled is None:
@@ -276,8 +290,11 @@ class Search:
             if not verdict.ok:
                 failing = (model, solution, verdict)
                 continue
-            if best is None or solution.usd_per_hour < best[1].usd_per_hour - 1e-9:
+            if best is None or solution.usd_per_hour <= best[1].usd_per_hour + 1e-9:
                 best = (model, solution, verdict)
+            if self.first and solution.gap > self.gap:
+                self.first = False
+                continue
             if self.horizon.num_periods > 1 or model.is_kind("spot").any():
                 return best
             groups, keys = self.groups(model, solution)
@@ -302,6 +319,7 @@ class Search:
             if self.model.demand.shape[1] == 1:
                 demand = scaled(demand, self.scale)
             verdict = simulate_fleet(self.capacities, demand, groups)
+            self.capacities.simulations += verdict.simulations
             if not verdict.ok:
                 self.tighten(demand, groups, keys, verdict)
                 failed = failed or verdict

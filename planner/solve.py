@@ -15,6 +15,8 @@ from planner.program import relative_gap
 from planner.relaxation import cheapest_by_bucket
 
 LARGE = 600  # whole-number variables; beyond this a model is decomposed
+ONE_SIZE_LARGE = 4000  # the same where requests are of one size: first tried whole, for a few nodes
+FIRST_NODES, FIRST_SHARE = 200, 0.5  # of nodes, and of the time, that this try may take
 UNTIED_SHARE, PART_SHARE = 0.4, 0.7  # of the time: for the bound; of the rest, for the plan over few options
 
 
@@ -23,18 +25,54 @@ def solve(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> S
     scenarios, periods = model.demand.shape[:2]
     if len(model.options) * scenarios * periods <= LARGE:
         return milp.solve(model, gap, time_limit_s)
-    starts = [o.start_hours for o in model.options]
+    end = time.monotonic() + time_limit_s
     without = model.with_options([replace(o, start_hours=0.0) for o in model.options])
     if not decompose.separable(without):
         return solve_tied(model, gap, time_limit_s)
-    found = decompose.solve_decomposed(without, gap, time_limit_s)
+    found = _whole_or_in_parts(without, gap, time_limit_s)
     if found is None:
         return None
-    found = replace(found, usd_per_hour=found.usd_per_hour + boot_usd_per_hour(model, found, np.array(starts)))
-    achieved = relative_gap(found.usd_per_hour, found.bound)
+    found = _with_boots(model, found, gap)
+    left_s = end - time.monotonic()
+    if not found.optimal and any(o.start_hours > 0 for o in model.options) and _one_size(model) and left_s > 0:
+        whole = milp.solve(model, gap, left_s, FIRST_NODES)  # boots in the bound too
+        found = found if whole is None else _better(found, whole, gap)
     if model.limits.budget_usd_per_hour is not None and found.usd_per_hour > model.limits.budget_usd_per_hour + 1e-9:
         return None
-    return replace(found, objective=found.usd_per_hour, gap=achieved, optimal=achieved <= gap + 1e-9)
+    return found
+
+
+def _one_size(model: FleetModel) -> bool:
+    """Whether all requests are of one size, and the model not too large to be tried whole."""
+    scenarios, periods, buckets = model.demand.shape
+    return bool(buckets == 1 and len(model.options) * scenarios * periods <= ONE_SIZE_LARGE)
+
+
+def _with_boots(model: FleetModel, plan: Solution, gap: float) -> Solution:
+    usd = plan.usd_per_hour + boot_usd_per_hour(model, plan, np.array([o.start_hours for o in model.options]))
+    return _bounded(replace(plan, usd_per_hour=usd, objective=usd), plan.bound, gap)
+
+
+def _better(one: Solution, other: Solution, gap: float) -> Solution:
+    """The cheaper of two plans of one model, under the higher of their bounds."""
+    best = min((one, other), key=lambda s: s.objective)
+    found = _bounded(best, max(one.bound, other.bound), gap)
+    return replace(found, hurried=not found.optimal and (one.hurried or other.hurried))
+
+
+def _whole_or_in_parts(model: FleetModel, gap: float, time_limit_s: float) -> Solution | None:
+    """A separable model. Fleets of a few machines an hour leave a wide gap to their relaxation, and HiGHS's cuts close
+    it where all requests are of one size; where they do not, the better of both plans and of both bounds is kept."""
+    end = time.monotonic() + time_limit_s
+    whole = None
+    if _one_size(model):
+        whole = milp.solve(model, gap, time_limit_s * FIRST_SHARE, FIRST_NODES)
+        if whole is not None and whole.optimal:
+            return whole
+    parts = decompose.solve_decomposed(model, gap, max(end - time.monotonic(), 1.0))
+    if whole is None or parts is None:
+        return parts
+    return _better(parts, whole, gap)
 
 
 def solve_tied(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> Solution | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.capacity import Capacities, keeps
+from planner.capacity import Capacities, engines_of, keeps
 from planner.demand import Demand
 from simulator.engine import simulate_replicas
 from simulator.metrics import Latencies
@@ -57,6 +57,11 @@ class Verdict:
     rate_rps: tuple[float, ...]
     busy: tuple[float, ...]
 
+    @property
+    def simulations(self) -> int:
+        """Runs of the simulator: one for each group that got requests."""
+        return sum(rate > 0 for rate in self.rate_rps)
+
 
 def assign(bucket: NDArray[np.int64], shares: NDArray[np.float64], seed: int = 0) -> NDArray[np.int64]:
     """The group of each request: within a bucket, groups take turns in proportion to their shares.
@@ -96,15 +101,14 @@ def simulate_fleet(capacities: Capacities, demand: Demand, groups: Sequence[Grou
             busy.append(0.0)
             continue
         part = requests if len(rows) == len(requests) else take(requests, rows)
-        capacities.simulations += 1
-        records = simulate_replicas(part, [group.served.spec] * group.num_replicas, capacities.router, seed)
+        records = simulate_replicas(part, engines_of(group.served, group.num_replicas), capacities.router, seed)
         found = Latencies.of(part, records)
         for name, values in columns.items():
             values[rows] = found.of_metric(name)
         completed[rows] = found.completed
         oks.append(keeps(part, found, capacities.slos))
         rates.append(len(part) / demand.duration_s)
-        busy.append(float(records.busy_s.sum() / (group.num_replicas * max(records.end_s, 1e-9))))
+        busy.append(float(records.busy_s.mean() / max(records.end_s, 1e-9)))
     latencies = Latencies(columns["ttft"], columns["tpot"], columns["e2e"], columns["queue"], completed)
     ok = keeps(requests, latencies, capacities.slos)
     return Verdict(demand, latencies, ok, tuple(oks), tuple(rates), tuple(busy))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simulator import kv_cache, step_eval
+from simulator import adapters, kv_cache, step_eval
 from simulator.compiled import inner
 from simulator.engine_state import DECODING, FAR, FINISHING
 from simulator.records import COMPLETED
@@ -73,6 +73,7 @@ def start_decoding(w: Any, r: int, i: int) -> None:
 def finish(w: Any, r: int, i: int, end: float) -> None:
     """The last token is in flight; seat and blocks are held until it is out."""
     me = w.replicas[r]
+    adapters.give_back(w, r, i)
     w.requests[i].phase = FINISHING
     w.requests[i].end_s = end
     me.num_finishing += 1

@@ -40,6 +40,7 @@ class Pools:
         block_bytes: KV of one block, whole model.
         latency_s: of a transfer, before its first byte.
         first_token: who samples the token that the client sees first.
+        hidden_share: of a transfer's bytes that can move while the prompt is computed; 0: it starts when that is done.
         decode_router: chooses the decode replica when the prompt is computed; one of ``ROUTERS``.
     """
 
@@ -49,6 +50,7 @@ class Pools:
     block_bytes: float
     latency_s: float = 0.0
     first_token: str = "decode"
+    hidden_share: float = 0.0
     decode_router: str = "least_loaded"
 
     def __post_init__(self) -> None:
@@ -71,6 +73,9 @@ class Pools:
         for name, values in (("link_bytes_per_s", self.link_bytes_per_s), ("block_bytes", (self.block_bytes,))):
             if any(not 0 < v < np.inf for v in values):
                 raise InputError(f"{name} is not a positive number", where="disaggregation", remedy="bytes, above 0")
+        if not 0 <= self.hidden_share < 1:
+            raise InputError(f"hidden_share is {self.hidden_share}", where="disaggregation",
+                             why="the last layer's KV moves once it is computed", remedy="0 to below 1")  # fmt: skip
         if not 0 <= self.latency_s < np.inf or len(self.link_bytes_per_s) != len(specs):
             raise InputError("latency_s below 0, or not one link a replica", where="disaggregation",
                              remedy="latency_s of 0 or more")  # fmt: skip
@@ -125,7 +130,8 @@ class DisaggregatedPlane(Plane):
         rows["generated"][n:] = 0 if decodes_first else 1
         self._world.replicas["link_bytes_per_s"] = pools.link_bytes_per_s
         self._world = self._world._replace(
-            ended=np.zeros(2 * n, np.int64), transfers=new_transfers(n, pools.block_bytes, pools.latency_s)
+            ended=np.zeros(2 * n, np.int64),
+            transfers=new_transfers(n, pools.block_bytes, pools.latency_s, pools.hidden_share),
         )
 
     def advance(self, until_s: float) -> None:

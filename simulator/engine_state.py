@@ -38,6 +38,14 @@ REPLICA = np.dtype(
         ("max_delay_s", np.float64),  # static batches: how long the first request waits for others
         ("rank_0", np.int64),  # of its lock-step group, and how many ranks that has
         ("num_ranks", np.int64),
+        ("graph_tokens", np.int64),  # of its largest CUDA graph, up to which the ranks of a group are padded alike
+        ("front", np.int64),  # first of the ranks behind its front end, and how many they are
+        ("num_front", np.int64),
+        ("load", np.int64),  # after its last decision, in which 100 ms that was, and before these began (see front_end)
+        ("noted_s", np.float64),
+        ("load_before", np.int64),
+        ("told_load", np.int64),  # what the front end takes its load to be, and (first rank) when it was last told
+        ("told_s", np.float64),
         ("step_tokens", np.int64),  # of the step that a lock-step group is deciding
         ("step_work", np.float64),
         ("step_ending", np.int64),
@@ -83,6 +91,14 @@ REPLICA = np.dtype(
         ("block_copy_s", np.float64),  # of a block, one way
         ("copy_s", np.float64),  # for which the next step waits
         ("load_s", np.float64),  # which the next step lasts at least
+        ("copied_s", np.float64),  # by which copies have made its steps longer
+        ("num_adapters", np.int64),  # LoRA (see ``adapters``): that requests ask for
+        ("lora_slots", np.int64),  # 0: no adapters
+        ("lora_copy_s", np.float64),  # of one into its slot
+        ("used_slots", np.int64),  # by running sequences, and slots that hold an adapter
+        ("full_slots", np.int64),
+        ("lora_clock", np.int64),
+        ("lora_loads", np.int64),
         ("swap_outs", np.int64),
         ("swap_ins", np.int64),
         ("cpu_block_s", np.float64),  # of loading a block from host memory, from disk
@@ -142,6 +158,7 @@ class World(NamedTuple):
         replicas, requests: rows of ``REPLICA`` and ``REQUEST``.
         nodes, shared: the KV caches (see ``kv_cache``).
         links, tiers: the tiers of KV offload (see ``kv_tiers``).
+        adapters: (r, adapters, 2) of LoRA (see ``adapters``).
         crossing: (r, block size) decoding sequences that need a block where ``steps % block_size`` is the column.
         running: (r, seats) requests in order of admission.
         ended, num_ended: requests whose end was decided since the caller last looked (where someone does; else empty).
@@ -155,6 +172,7 @@ class World(NamedTuple):
     shared: kv_cache.Shared
     links: NDArray[np.int32]
     tiers: I64
+    adapters: I64
     crossing: I64
     running: I64
     ended: I64

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator import loop, routing, step_eval, waiting
+from simulator import front_end, loop, routing, step_eval, waiting
 from simulator.compiled import entry, inner
 from simulator.event_heap import pop, push
 
@@ -86,6 +86,10 @@ def deliver(w: Any, feed: Any, router: Any, at_s: float) -> None:
         feed.lost[0] += 1
         w.requests[i].replica = -1
         return
+    if w.replicas[r].num_front > 1:
+        for rank in range(w.replicas[r].front, w.replicas[r].front + w.replicas[r].num_front):
+            loop.advance_replica(w, rank, at_s, False)
+        r = front_end.choose_rank(w, r, at_s)
     overhead = w.tables.overhead[w.replicas[r].table]
     front_s = max(at_s, w.replicas[r].front_s) + overhead[step_eval.PROMPT_TOKEN_S] * w.requests[i].input
     w.replicas[r].front_s = front_s

@@ -80,6 +80,7 @@ def start_transfers(w: Any, r: int, now: float) -> None:
         kv_cache.take_cached_blocks(w, r, i, hit)
         kv_cache.take_blocks(w, r, need - hit)
         w.requests[i].phase, w.requests[i].computed = HELD, length
+        w.requests[i].slots = length
         w.requests[i].num_cached_tokens = hit * bs
         if me.prefix_caching:
             me.prefix_queries += w.requests[i].input
@@ -90,13 +91,20 @@ def start_transfers(w: Any, r: int, now: float) -> None:
 
 @inner
 def _send(w: Any, r: int, i: int, now: float, num_blocks: int) -> None:
-    """Put a transfer of some blocks on both ends' links."""
+    """Put a transfer of some blocks on both ends' links.
+
+    Layer by layer, what the link carried while the prompt was computed is there already.
+    """
     transfers, n = w.transfers, len(w.transfers.start_s)
-    source = w.replicas[w.requests[i - n].replica]
+    prompt = w.requests[i - n]
+    source = w.replicas[prompt.replica]
     me = w.replicas[r]
     num_bytes = num_blocks * transfers.block_bytes[0]
+    bytes_per_s = min(me.link_bytes_per_s, source.link_bytes_per_s)
+    ahead_s = max(0.0, prompt.finish_s - max(prompt.scheduled_s, source.link_free_s))
+    ahead = min(transfers.hidden_share[0] * num_bytes, bytes_per_s * ahead_s)
     start_s = max(now, max(me.link_free_s, source.link_free_s))
-    end_s = start_s + transfers.latency_s[0] + num_bytes / min(me.link_bytes_per_s, source.link_bytes_per_s)
+    end_s = start_s + transfers.latency_s[0] + (num_bytes - ahead) / bytes_per_s
     me.link_free_s = source.link_free_s = end_s
     transfers.start_s[i - n], transfers.end_s[i - n], transfers.num_bytes[i - n] = start_s, end_s, num_bytes
     push(transfers, end_s, i)

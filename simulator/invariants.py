@@ -76,9 +76,10 @@ def check_world(world: engine_state.World, now_s: float) -> None:
             computed = rows["slots"][running]
         _demand(world.crossing[r].sum() == crossing, 2, "the block-crossing counters are off")
         _demand(_free_blocks(world, r) == me["free"], 2, "the free queue does not add up")
+        kept = "slots" if me["spec_tokens"] else "computed"
         held = np.flatnonzero((rows["replica"] == r) & (rows["phase"] == engine_state.HELD))
         _demand(len(held) == me["num_held"], 11, "a request holds blocks without a seat and is not counted")
-        holding, computed = np.concatenate([running, held]), np.concatenate([computed, rows["computed"][held]])
+        holding, computed = np.concatenate([running, held]), np.concatenate([computed, rows[kept][held]])
         _demand(_held_blocks(world, r, holding, computed) + me["free"] == me["num_blocks"], 2, "blocks leak")
         _check_tiers(world, r)
         spoken = rows["generated"][running]

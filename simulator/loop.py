@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simulator import decoding, handover, preemption, prefilling, speculation, step_eval, swapping, waiting
+from simulator import decoding, front_end, handover, preemption, prefilling, speculation, step_eval, swapping, waiting
 from simulator.compiled import inner
 from simulator.engine_state import NEVER, PREFILL_FIRST
 
@@ -44,9 +44,12 @@ def _plan_step(w: Any, r: int, now: float) -> tuple[int, float, int, int]:
         tokens, work, ending = 0, 0.0, 0
         if me.swap_head < 0 or me.prefilling >= 0:
             tokens, work, ending = prefilling.prefill(w, r, now, me.max_tokens)
-        return tokens, work, ending, 0 if tokens > 0 else _plan_decodes(w, r, now)
-    decodes = _plan_decodes(w, r, now)
-    tokens, work, ending = prefilling.prefill(w, r, now, me.max_tokens - me.verify)
+        decodes = 0 if tokens > 0 else _plan_decodes(w, r, now)
+    else:
+        decodes = _plan_decodes(w, r, now)
+        tokens, work, ending = prefilling.prefill(w, r, now, me.max_tokens - me.verify)
+    if me.num_front > 1:
+        front_end.note_load(w, r, now)
     return tokens, work, ending, decodes
 
 
@@ -80,18 +83,25 @@ def _decide(w: Any, r: int, until_s: float) -> None:
 
 @inner
 def _decide_together(w: Any, first: int) -> None:
-    """One decision of all ranks of a lock-step group: each waits for the slowest, and all share the experts."""
+    """One decision of all ranks of a lock-step group: each waits for the slowest, and all share the experts.
+
+    A rank without work computes one token, as vLLM's dummy batch; where all ranks' tokens fit a CUDA graph, all run the
+    graph that the largest of them needs (``vllm/v1/worker/dp_utils.py``).
+    """
     now, last = w.replicas[first].next_s, first + w.replicas[first].num_ranks
-    slowest, total = 0.0, 0
+    slowest, total, most = 0.0, 0, 0
     for r in range(first, last):
         me = w.replicas[r]
         me.step_tokens, me.step_work, me.step_ending, me.step_decodes = _plan_step(w, r, now)
         tokens = me.step_tokens + me.verify
-        total += tokens
+        total += max(tokens, 1)
+        most = max(most, tokens)
         if tokens > 0:
             own = _step_s(w, r, me.step_tokens, me.step_work, me.step_ending, me.step_decodes)
             slowest = max(slowest, me.speed * own)
-    if total > 0:
+    if most > 0:
+        if most <= w.replicas[first].graph_tokens:
+            total = w.replicas[first].num_ranks * step_eval.graph_size(most)
         time = slowest + w.replicas[first].speed * step_eval.experts_s(w.tables, w.replicas[first].table, total)
         for r in range(first, last):
             _commit_step(w, r, now, time, w.replicas[r].step_ending, w.replicas[r].step_decodes)
@@ -145,7 +155,9 @@ def _step_s(w: Any, r: int, tokens: int, work: float, ending: int, decodes: int)
         contexts = decoding.decode_contexts(w, r) if decodes > 0 else (0.0, 0.0, 0.0)
         keys, sampled = work / tokens if tokens > 0 else 0.0, decodes + ending
         time = step_eval.step_s(w.tables, me.table, tokens, keys, decodes, decodes, contexts, sampled, seqs)
-    return max(time, me.load_s) + me.copy_s  # type: ignore[no-any-return]
+    longer = max(time, me.load_s) + me.copy_s
+    me.copied_s += me.speed * (longer - time)
+    return longer  # type: ignore[no-any-return]
 
 
 @inner
@@ -169,9 +181,7 @@ def _decode_steps(w: Any, r: int, now: float, until_s: float) -> None:
     me = w.replicas[r]
     start = max(now, me.inflight_s)
     limit = until_s
-    head = me.head
-    if head >= 0 and w.requests[head].ready_s > now:
-        limit = min(limit, w.requests[head].ready_s)
+    limit = min(limit, waiting.next_ready_s(w, r, now))
     limit = min(limit, handover.next_event_s(w, r, now))
     most = me.next_done - me.steps
     if me.num_finishing > 0 or me.preempted_now or me.prefilling >= 0:

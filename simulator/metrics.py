@@ -20,7 +20,27 @@ from simulator.workload import Requests, Slo
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 METRICS = ("ttft", "tpot", "e2e", "queue")
 NUM_BATCHES = 20
-STUDENT_T_19 = 2.093  # two-sided 95 % quantile of Student's t with 19 degrees of freedom
+MIN_BATCHES = 5
+TAIL_VALUES = 5
+# two-sided 95 % quantile of Student's t, from MIN_BATCHES - 1 to NUM_BATCHES - 1 degrees of freedom
+STUDENT_T = (
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+    2.120,
+    2.110,
+    2.101,
+    2.093,
+)
 MIN_STEADY_REQUESTS = 200  # below this, batch means say nothing
 MAX_WARM_UP_SHARE = 0.5  # MSER's own bound: a later cut means that the run never settled
 Float = NDArray[np.float64]
@@ -154,11 +174,38 @@ def warm_up_cut(values: Float) -> int:
     return 5 * int(np.argmin(error[: int(num * MAX_WARM_UP_SHARE) + 1]))
 
 
-def steady_state(latencies: Latencies, arrival_s: Float) -> dict[str, Any] | None:
-    """Latencies without the warm-up, each with a 95 % interval by batch means; None for a run that is too short.
+def half_widths_95(values: Float, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float | None]:
+    """Half of a 95 % interval of the mean and of percentiles of correlated values in their order of time.
 
-    The cut is made where TTFT settles. Intervals are those of ``NUM_BATCHES`` consecutive batches (Student's t). A run
-    that does not settle in its first half is not steady: its load may be more than the fleet can carry.
+    Up to ``NUM_BATCHES`` consecutive batches, each with ``TAIL_VALUES`` beyond the percentile; their spread about the
+    figure of all values (sectioning: Asmussen and Glynn, "Stochastic Simulation", 2007, III.5). None where there are
+    too few values for ``MIN_BATCHES``.
+    """
+    by_number: dict[int, list[float]] = {}
+    for p in percentiles:
+        by_number.setdefault(min(NUM_BATCHES, int(len(values) * min(p, 100.0 - p) / 100.0 / TAIL_VALUES)), []).append(p)
+    answer: dict[str, float | None] = {"mean": None, **{f"p{p:g}": None for p in percentiles}}
+    for num_batches, chosen in by_number.items():
+        if num_batches < MIN_BATCHES:
+            continue
+        batches = np.array_split(values, num_batches)
+        spread = np.array([np.percentile(batch, chosen) for batch in batches]) - np.percentile(values, chosen)
+        names = [f"p{p:g}" for p in chosen]
+        if num_batches == max(by_number):
+            spread = np.column_stack([spread, [batch.mean() - values.mean() for batch in batches]])
+            names.append("mean")
+        width = STUDENT_T[num_batches - MIN_BATCHES] * np.sqrt(
+            (spread**2).sum(axis=0) / (num_batches - 1) / num_batches
+        )
+        answer |= dict(zip(names, width.tolist(), strict=True))
+    return answer
+
+
+def steady_state(latencies: Latencies, arrival_s: Float) -> dict[str, Any] | None:
+    """Latencies without the warm-up, each with a 95 % interval; None for a run that is too short.
+
+    The cut is made where TTFT settles. A run that does not settle in its first half is not steady: its load may be more
+    than the fleet can carry.
     """
     done = np.flatnonzero(latencies.completed & ~np.isnan(latencies.ttft))
     if len(done) < MIN_STEADY_REQUESTS:
@@ -175,15 +222,8 @@ def steady_state(latencies: Latencies, arrival_s: Float) -> dict[str, Any] | Non
         values = values[~np.isnan(values)]
         if len(values) < MIN_STEADY_REQUESTS // 2:
             continue
-        batches = np.array_split(values, NUM_BATCHES)
-        part = {}
-        for name, found, of_batches in (
-            ("mean", values.mean(), np.array([b.mean() for b in batches])),
-            ("p95", np.percentile(values, 95), np.array([np.percentile(b, 95) for b in batches])),
-        ):
-            part[name] = float(found)
-            part[f"{name}_half_width_95"] = float(STUDENT_T_19 * of_batches.std(ddof=1) / np.sqrt(NUM_BATCHES))
-        answer[f"{metric}_s"] = part
+        widths = {f"{name}_half_width_95": width for name, width in half_widths_95(values).items()}
+        answer[f"{metric}_s"] = summary(values) | widths
     return answer
 
 

@@ -208,7 +208,10 @@ class TwoPools(Run):
         source = int(self.replica[i])
         num_bytes = num_blocks * self.pools.block_bytes
         start_s = max(now, self.link_free_s[source], self.link_free_s[r])
-        end_s = start_s + self.pools.latency_s + num_bytes / min(links[source], links[r])
+        bytes_per_s = min(links[source], links[r])
+        ahead_s = max(0.0, float(self.finish_s[i] - max(self.scheduled_s[i], self.link_free_s[source])))
+        ahead = min(self.pools.hidden_share * num_bytes, bytes_per_s * ahead_s)  # moved while the prompt was computed
+        end_s = start_s + self.pools.latency_s + (num_bytes - ahead) / bytes_per_s
         self.link_free_s[source] = self.link_free_s[r] = end_s
         self.start_s[i], self.end_s[i], self.num_bytes[i] = start_s, end_s, num_bytes
         self.jobs[i] = job

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simulator.plain_adapters import AdapterSlots
 from simulator.plain_blocks import Block, BlockPool, Tier
 from simulator.plain_step_time import engine_step_s, uniform
 from simulator.records import COMPLETED
@@ -70,6 +71,8 @@ class Engine:
         self.depth = 2 if spec.async_scheduling else 1
         self.iterations = self.preemptions = self.prefix_queries = self.prefix_hits = 0
         self.drafted = self.accepted = 0
+        self.copied_s, self.lora_loads = 0.0, 0
+        self.slots = AdapterSlots(spec.adapters, run.seed)
         self.swap_outs = self.swap_ins = self.cpu_hits = self.disk_hits = 0
         self.swapped: deque[Job] = deque()
         self.swap_free = 0 if spec.swap is None else spec.swap.num_blocks
@@ -79,6 +82,7 @@ class Engine:
         self.busy_s = self.last_end_s = 0.0
         self.group: Group
         self.preempted_now = False
+        self.loads: list[tuple[float, int]] = [(-np.inf, 0)]  # (decision, load after it), where a front end asks
 
     @property
     def longest(self) -> int:
@@ -132,7 +136,9 @@ class Engine:
 
     def step_s(self, step: Step) -> float:
         """Seconds of a step at full speed, with the copies that it waits for."""
-        seconds = max(engine_step_s(self.spec, step), self.load_s) + self.copy_s
+        alone = engine_step_s(self.spec, step)
+        seconds = max(alone, self.load_s) + self.copy_s
+        self.copied_s += self.run.speed[self.index] * (seconds - alone)
         self.load_s = self.copy_s = 0.0
         return seconds
 
@@ -143,6 +149,7 @@ class Engine:
             if sequence.num_sampled == 1:
                 self.run.first_token_s[sequence.index] = out_s
             if sequence.all_sampled:
+                self.slots.give_back(sequence.index)
                 self.run.finish_s[sequence.index] = out_s
                 self.run.status[sequence.index] = COMPLETED
                 self.run.ended(sequence.index, out_s)
@@ -186,6 +193,8 @@ class Engine:
                 sequence.num_sampled += 1
                 step.sampling.append(sequence)
         step.sampling = step.decodes + step.sampling
+        if self.spec.front_end_ranks > 1:
+            self.loads.append((now, 4 * (len(self.waiting) + len(self.swapped)) + len(self.running)))
         return step
 
     def schedule_decodes(self, step: Step) -> None:
@@ -271,10 +280,14 @@ class Engine:
 
     def admit_waiting(self, step: Step, now: float, budget: int) -> int:
         """Seats for waiting requests in order; returns what is left of the budget."""
-        while budget > 0 and self.waiting and len(self.running) < self.spec.max_num_seqs:
-            sequence = self.waiting[0]
+        place = 0
+        while budget > 0 and place < len(self.waiting) and len(self.running) < self.spec.max_num_seqs:
+            sequence = self.waiting[place]
             if sequence.ready_s > now:
                 return budget
+            if not self.slots.fit(sequence.index):
+                place += 1
+                continue
             hit = self.find_cached(sequence)
             loads = self.find_in_tiers(sequence, len(hit))
             before = (len(hit) + len(loads)) * self.spec.block_size
@@ -287,7 +300,10 @@ class Engine:
             held = sum(block.num_holders > 0 for block in hit)
             if self.blocks_for(sequence, sequence.num_tokens) - held > len(self.pool.free):
                 return budget
-            self.waiting.popleft()
+            del self.waiting[place]
+            copies = self.slots.take(sequence.index)
+            self.lora_loads += copies
+            self.copy_s += copies * (self.spec.adapters.copy_s if self.spec.adapters else 0.0)
             self.admit(sequence, now, hit, loads)
             grown = self.grow(sequence, tokens, admitted=True)
             assert grown
@@ -376,6 +392,8 @@ class Engine:
     def preempt(self) -> Job:
         """Take the last running sequence's blocks; it waits in host memory, or heads the queue to be computed anew."""
         sequence = self.running.pop()
+        if not sequence.all_sampled:
+            self.slots.give_back(sequence.index)
         self.pool.give_back(sequence.blocks)
         num_blocks, sequence.blocks = len(sequence.blocks), []
         swap = self.spec.swap

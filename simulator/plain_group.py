@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from simulator.reference import Run
 
 
+GRAPHS = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))  # vLLM's captured sizes
+
+
 class Group:
     """Engines that step together: data-parallel ranks that share experts; else a single one."""
 
@@ -51,5 +54,8 @@ class Group:
         experts = first.spec.step_table.experts_s
         if len(self.engines) == 1 or experts is None:
             return own
-        tokens = sum(step.num_decode_tokens + sum(chunk[1] for chunk in step.chunks) for step in steps)
+        each = [step.num_decode_tokens + sum(chunk[1] for chunk in step.chunks) for step in steps]
+        tokens = sum(max(1, own_tokens) for own_tokens in each)  # a rank without work runs a dummy token
+        if max(each) <= first.spec.graph_tokens:
+            tokens = len(each) * next(size for size in GRAPHS if size >= max(each))
         return own + run.speed[first.index] * row(experts, tokens)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simulator.front_end import UPDATE_S
 from simulator.routing import OVERLOAD, RouterOptions
 from simulator.workload import Requests
 
@@ -14,6 +16,24 @@ if TYPE_CHECKING:
     from simulator.plain_engine import Engine
 
 M64 = 2**64 - 1
+
+
+class FrontEnd:
+    """Chooses a rank of a data-parallel replica as ``simulator.front_end`` does."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self.engines = engines
+        self.load, self.told_s = [0] * len(engines), 0.0
+
+    def choose(self, now: float) -> Engine:
+        """The rank that takes a request."""
+        told_s = math.floor(now / UPDATE_S) * UPDATE_S
+        if told_s > self.told_s:
+            self.told_s = told_s
+            self.load = [next(load for at_s, load in reversed(e.loads) if at_s < told_s) for e in self.engines]
+        best = self.load.index(min(self.load))
+        self.load[best] += 4
+        return self.engines[best]
 
 
 class PlainRouter:

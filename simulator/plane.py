@@ -17,6 +17,7 @@ from simulator import (
     invariants,
     kv_cache,
     kv_tiers,
+    replica_rows,
     routing,
     step_eval,
     transfers,
@@ -24,8 +25,7 @@ from simulator import (
 )
 from simulator.packed import Pack
 from simulator.records import COUNTS, FAILED, Records
-from simulator.replica_spec import POLICIES, ReplicaSpec, demand_alone, first_ranks
-from simulator.techniques import KvOffload
+from simulator.replica_spec import ReplicaSpec, demand_alone, first_ranks, reserving
 from simulator.workload import Requests
 
 __all__ = ["Plane", "ReplicaSpec", "Snapshot"]
@@ -83,7 +83,7 @@ class Plane:
         if len(replicas) == 0:
             raise InputError("no replica", where="fleet", remedy="a count of at least 1")
         self.requests = requests
-        self.specs = list(replicas)
+        self.specs = [reserving(spec, requests) for spec in replicas]
         self.now_s = 0.0
         self._packs: dict[str, Pack] = {}
         self._seed = seed
@@ -131,6 +131,7 @@ class Plane:
                 remedy="a replica with the smallest block_size among the first",
             )
         demand_alone(spec)
+        spec = reserving(spec, self.requests)
         self.specs.append(spec)
         rows = np.zeros(1, engine_state.REPLICA)
         self._set_up(rows[0], spec, len(self.specs) - 1)
@@ -138,12 +139,13 @@ class Plane:
         self._world = world._replace(
             tables=step_eval.pack_tables(self._tables),
             replicas=np.concatenate([world.replicas, rows]),
-            nodes=_with_nodes(world),
+            nodes=replica_rows.with_nodes(world),
             shared=kv_cache.with_replica(world.shared),
             links=np.concatenate([world.links, np.full((2, *world.links.shape[1:]), kv_tiers.ABSENT, np.int32)]),
-            tiers=np.concatenate([world.tiers, _new_tiers([spec])]),
-            crossing=_with_row(world.crossing, spec.block_size, 0),
-            running=_with_row(world.running, spec.max_num_seqs, -1),
+            tiers=np.concatenate([world.tiers, replica_rows.new_tiers([spec])]),
+            adapters=replica_rows.with_adapters(world.adapters, replica_rows.num_adapters(spec)),
+            crossing=replica_rows.with_row(world.crossing, spec.block_size, 0),
+            running=replica_rows.with_row(world.running, spec.max_num_seqs, -1),
         )
         self._router = routing.with_replica(self._router, weight)
         return len(self.specs) - 1
@@ -185,17 +187,19 @@ class Plane:
         row = self._world.replicas[replica]
         kept = {
             name: row[name]
-            for name in ("iterations", "preemptions", "busy_s", "prefix_queries", "prefix_hits", *COUNTS)
+            for name in ("iterations", "preemptions", "busy_s", "copied_s", "prefix_queries", "prefix_hits", *COUNTS)
         }
         row["inflight_s"] = row["idle_since_s"] = min(row["inflight_s"], self.now_s)
-        for name in ("num_running", "num_decode", "sum_context", "num_finishing", "num_waiting", "steps"):
+        for name in ("num_running", "num_decode", "sum_context", "num_finishing", "num_waiting", "steps",
+                     "used_slots", "full_slots"):  # fmt: skip
             row[name] = 0
+        self._world.adapters[replica] = 0
         self._set_up(row, self.specs[replica], replica)
         for name, value in kept.items():
             row[name] = value
         self._world.crossing[replica] = 0
         self._world.links[2 * replica : 2 * replica + 2] = kv_tiers.ABSENT
-        self._world.tiers[2 * replica : 2 * replica + 2] = _new_tiers([self.specs[replica]])
+        self._world.tiers[2 * replica : 2 * replica + 2] = replica_rows.new_tiers([self.specs[replica]])
         return lost
 
     def send_again(self, requests: NDArray[np.int64], at_s: float) -> None:
@@ -269,12 +273,13 @@ class Plane:
             num_gpu_blocks=np.array([s.num_gpu_blocks for s in self.specs], np.int64),
             end_s=float(np.max(replicas["inflight_s"], initial=0.0)),
             stall_s=rows["stall_s"].copy(),
+            copied_s=replicas["copied_s"].copy(),
             counts={name: replicas[name].copy() for name in COUNTS},
         )
 
     def _set_up(self, row: np.void, spec: ReplicaSpec, rank_0: int) -> None:
         """Write one replica's settings and empty state."""
-        _set_up(row, spec, rank_0)
+        replica_rows.set_up(row, spec, rank_0)
         draft = None if spec.speculation is None else spec.speculation.draft_table
         row["table"] = self._table_of(spec.step_table)
         row["draft_table"] = -1 if draft is None else self._table_of(draft)
@@ -293,6 +298,8 @@ class Plane:
         replicas = np.zeros(num_replicas, engine_state.REPLICA)
         for row, spec, rank_0 in zip(replicas, self.specs, first_ranks(self.specs), strict=True):
             self._set_up(row, spec, rank_0)
+        replicas["front"] = first_ranks(self.specs, "front_end_ranks")
+        replicas["num_front"] = [spec.front_end_ranks for spec in self.specs]
         rows = np.zeros(len(requests), engine_state.REQUEST)
         rows["input"] = requests.input_tokens
         rows["output"] = requests.output_tokens
@@ -312,69 +319,14 @@ class Plane:
             nodes=np.zeros(len(rows) + num_replicas * shared.content.shape[1], kv_cache.NODE),
             shared=shared,
             links=np.full((2 * num_replicas, num_contents, 2), kv_tiers.ABSENT, np.int32),
-            tiers=_new_tiers(self.specs),
+            tiers=replica_rows.new_tiers(self.specs),
+            adapters=np.zeros((num_replicas, max(replica_rows.num_adapters(s) for s in self.specs), 2), np.int64),
             crossing=np.zeros((num_replicas, max(s.block_size for s in self.specs)), np.int64),
             running=np.full((num_replicas, max(s.max_num_seqs for s in self.specs)), -1, np.int64),
             ended=np.zeros(0 if requests.concurrency is None else len(requests), np.int64),
             num_ended=np.zeros(1, np.int64),
             transfers=transfers.new_transfers(0),
         )
-
-
-def _new_tiers(specs: Sequence[ReplicaSpec]) -> NDArray[np.int64]:
-    """Empty tiers of KV offload, two a replica."""
-    tiers = np.full((2 * len(specs), 4), -1, np.int64)
-    tiers[:, kv_tiers.USED] = 0
-    none = KvOffload(0, 0.0)
-    sizes = [(o.num_cpu_blocks, o.num_disk_blocks) for o in (spec.kv_offload or none for spec in specs)]
-    tiers[:, kv_tiers.CAPACITY] = np.array(sizes, np.int64).ravel()
-    return tiers
-
-
-def _with_nodes(world: engine_state.World) -> NDArray[np.void]:
-    """The caches' nodes with those of one more replica."""
-    num_slots = world.shared.content.shape[1]
-    return np.concatenate([world.nodes, np.zeros(num_slots, kv_cache.NODE)]) if num_slots else world.nodes
-
-
-def _with_row(array: NDArray[np.int64], columns: int, fill: int) -> NDArray[np.int64]:
-    """One more row, and as many columns as it needs."""
-    grown = np.full((len(array) + 1, max(array.shape[1], columns)), fill, np.int64)
-    grown[:-1, : array.shape[1]] = array
-    return grown
-
-
-def _set_up(row: np.void, spec: ReplicaSpec, rank_0: int) -> None:
-    """Write one replica's settings and empty state, but for its tables."""
-    row["num_blocks"] = row["free"] = row["plain_after"] = spec.num_gpu_blocks - 1
-    row["block_size"] = spec.block_size
-    row["max_num_seqs"] = spec.max_num_seqs
-    row["max_tokens"] = spec.max_num_batched_tokens
-    row["max_model_len"] = spec.max_model_len
-    row["prefix_caching"] = spec.enable_prefix_caching
-    row["chunked"] = spec.enable_chunked_prefill
-    row["asynchronous"] = spec.async_scheduling
-    row["policy"] = POLICIES[spec.policy]
-    row["max_delay_s"] = spec.max_queue_delay_s
-    row["reserve"] = spec.reserve_output_tokens
-    row["rank_0"], row["num_ranks"] = rank_0, spec.lockstep_ranks
-    row["next_s"] = np.inf
-    row["speed"] = 1.0
-    row["next_done"] = row["shortest"] = engine_state.FAR
-    row["longest"] = -engine_state.FAR
-    for name in ("prefilling", "head", "tail", "first", "last", "swap_head", "swap_tail", *transfers.QUEUES):
-        row[name] = -1
-    row["copy_s"] = row["load_s"] = 0.0
-    if spec.swap is not None:
-        row["swap_space"] = row["swap_free"] = spec.swap.num_blocks
-        row["block_copy_s"] = spec.swap.block_copy_s
-    if spec.kv_offload is not None:
-        row["cpu_block_s"], row["disk_block_s"] = spec.kv_offload.cpu_block_s, spec.kv_offload.disk_block_s
-        row["overlap"] = spec.kv_offload.overlap
-    if spec.speculation is not None:
-        row["spec_tokens"] = spec.speculation.num_speculative_tokens
-        row["lookahead"] = spec.speculation.num_lookahead_tokens
-        row["acceptance_rate"] = spec.speculation.acceptance_rate
 
 
 def router_keys(requests: Requests, router: str) -> NDArray[np.int64]:

@@ -1,7 +1,9 @@
 """Runs many independent tasks, on this machine's cores or on a Ray cluster; one that fails does not stop the rest.
 
-The function must be importable (a module's own, not a lambda), since workers are fresh processes. Results come as they
-are ready; whoever needs an order sorts by the task's number, so that the number of workers changes nothing.
+The function must be importable (a module's own, not a lambda), since workers are fresh processes; where nearly all of a
+task's time is the compiled loop's, which gives the interpreter free, threads of this process do as well and start at
+once. Results come as they are ready; whoever needs an order sorts by the task's number, so that the number of workers
+changes nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +13,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
-from catalogs.errors import PlanError
+from catalogs.errors import InputError, PlanError
 
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 Function = Callable[[Any], Any]
@@ -59,6 +61,13 @@ def run_here(function: Function, tasks: Sequence[Any], numbers: Sequence[int]) -
     """One after another, in this process."""
     for number in numbers:
         yield Done(number, attempt(function, tasks[number]))
+
+
+def run_threads(function: Function, tasks: Sequence[Any], numbers: Sequence[int], workers: int) -> Iterator[Done]:
+    """In ``workers`` threads of this process, in the order of the numbers."""
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(lambda number: attempt(function, tasks[number]), numbers)
+        yield from map(Done, numbers, results)
 
 
 def run_processes(function: Function, tasks: Sequence[Any], numbers: Sequence[int], workers: int) -> Iterator[Done]:
@@ -143,6 +152,7 @@ def run_tasks(
     numbers: Sequence[int] | None = None,
     workers: int | None = None,
     ray_address: str | None = None,
+    threads: bool = False,
 ) -> Iterator[Done]:
     """Run a function on every task and yield what is done as it is done.
 
@@ -153,6 +163,8 @@ def run_tasks(
         workers: processes on this machine; None: one a core, and 1: this process. On Ray: tasks at a time; None: two
             for each core of the cluster.
         ray_address: of a running Ray cluster; None: this machine.
+        threads: workers are threads of this process: for tasks that are mostly compiled loop, and too short or too few
+            to pay for the start of processes.
 
     Raises:
         MissingError: Ray is not installed, or no cluster answers.
@@ -164,4 +176,24 @@ def run_tasks(
         yield from run_ray(function, tasks, chosen, ray_address, workers)
         return
     count = min(workers or cpu_count(), max(1, len(chosen)))
-    yield from run_here(function, tasks, chosen) if count == 1 else run_processes(function, tasks, chosen, count)
+    if count == 1:
+        yield from run_here(function, tasks, chosen)
+    else:
+        run = run_threads if threads else run_processes
+        yield from run(function, tasks, chosen, count)
+
+
+def results_of(
+    function: Function, tasks: Sequence[Any], workers: int | None = None, *, threads: bool = False
+) -> list[Any]:
+    """Every task's result, in the order of the tasks, on this machine.
+
+    Raises:
+        InputError: a task was refused for its input. RuntimeError: a task failed otherwise.
+    """
+    found: dict[int, Any] = {}
+    for done in run_tasks(function, tasks, workers=workers, threads=threads):
+        if isinstance(done.result, Failure):
+            raise (InputError if done.result.kind == "InputError" else RuntimeError)(done.result.what)
+        found[done.number] = done.result
+    return [found[number] for number in range(len(tasks))]

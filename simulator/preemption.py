@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simulator import decoding, kv_cache
+from simulator import adapters, decoding, kv_cache
 from simulator.compiled import entry, inner
 from simulator.engine_state import DECODING, DONE, FINISHING, HELD, SWAPPED, WAITING
 
@@ -102,6 +102,7 @@ def preempt_last(w: Any, r: int, now: float) -> int:
         give_back(w, r, i, False)
         w.requests[i].phase = DONE
     else:
+        adapters.give_back(w, r, i)
         decodes = w.requests[i].phase == DECODING
         if decodes:
             decoding.stop_decoding(w, r, i)

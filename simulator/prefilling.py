@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator import handover, kv_cache, kv_tiers, preemption, speculation, waiting
+from simulator import adapters, handover, kv_cache, kv_tiers, preemption, speculation, waiting
 from simulator.compiled import inner
 from simulator.engine_state import PREFILLING, STATIC
 
@@ -58,10 +58,13 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
     if me.arrived_head >= 0:
         arrived, reach = handover.admit_arrived(w, r, now, budget)
         tokens, work, ending, budget = tokens + arrived, work + reach, ending + arrived, budget - arrived
-    while budget > 0 and me.head >= 0 and me.num_running < me.max_num_seqs:
-        i = me.head
+    before, i = -1, me.head
+    while budget > 0 and i >= 0 and me.num_running < me.max_num_seqs:
         if w.requests[i].ready_s > now:
             break
+        if not adapters.fits(w, r, i):
+            before, i = i, w.requests[i].next
+            continue
         length = w.requests[i].input + w.requests[i].generated
         hit, held = kv_cache.find_cached_blocks(w, r, i, (length - 1) // bs)
         in_cpu, on_disk = kv_tiers.find(w, r, i, hit, (length - 1) // bs)
@@ -72,6 +75,8 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
             chunk = rest  # alone in its step, a preempted sequence may have outgrown the budget
         if (chunk < rest and not me.chunked) or preemption.blocks_held(w, r, i, length) - held > me.free:
             break
+        after = w.requests[i].next
+        _take_from_queue(w, r, before, i)
         _admit(w, r, i, now, on_gpu, in_cpu, on_disk)
         kv_cache.take_blocks(w, r, preemption.blocks_held(w, r, i, hit * bs + chunk) - on_gpu)
         kv_cache.remember_blocks(w, r, i, on_gpu * bs, hit * bs + chunk)
@@ -84,20 +89,31 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
             ending += 1
         else:
             me.prefilling = i
+        i = after
     if budget > 0 and me.head < 0 and me.remote_head >= 0 and me.num_running < me.max_num_seqs:
         handover.start_transfers(w, r, now)
     return tokens, work, ending
 
 
 @inner
+def _take_from_queue(w: Any, r: int, before: int, i: int) -> None:
+    """Take a request out of the queue, in which ``before`` (or -1) comes before it."""
+    me = w.replicas[r]
+    if before < 0:
+        me.head = w.requests[i].next
+    else:
+        w.requests[before].next = w.requests[i].next
+    if w.requests[i].next < 0:
+        me.tail = before
+    me.num_waiting -= 1
+
+
+@inner
 def _admit(w: Any, r: int, i: int, now: float, on_gpu: int, in_cpu: int, on_disk: int) -> None:
-    """The head of the queue becomes the last running request; some of its blocks are cached, here or in a tier."""
+    """A request becomes the last running one; some of its blocks are cached, here or in a tier."""
     me = w.replicas[r]
     bs = me.block_size
-    me.head = w.requests[i].next
-    if me.head < 0:
-        me.tail = -1
-    me.num_waiting -= 1
+    adapters.take(w, r, i)
     kv_cache.take_cached_blocks(w, r, i, on_gpu)
     kv_tiers.load(w, r, in_cpu, on_disk)
     w.running[r, me.num_running] = i

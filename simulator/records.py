@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 COMPLETED, REJECTED, FAILED = 0, 1, 2
-COUNTS = ("drafted", "accepted", "swap_outs", "swap_ins", "cpu_hits", "disk_hits")
+COUNTS = ("drafted", "accepted", "swap_outs", "swap_ins", "cpu_hits", "disk_hits", "lora_loads")
 STATUS_NAMES = ("completed", "rejected", "failed")
 
 
@@ -46,7 +46,9 @@ class Records:
         end_s: when the last replica went idle.
         stall_s: (n,) preempted and waiting to be admitted again; None where it was not measured.
         counts: (r,) each, what techniques did, by the names in ``COUNTS``: tokens that speculation proposed and that
-            were accepted; sequences swapped out and in; prompt tokens found in host memory and on disk.
+            were accepted; sequences swapped out and in; prompt tokens found in host memory and on disk; LoRA adapters
+            copied to the GPU.
+        copied_s: (r,) by which copies (of swapped or offloaded KV, of adapters) made steps longer; None: not measured.
         handover: KV transfers between prefill and decode replicas; None without disaggregation.
         series: optional time series, name to array, all on ``series["t_s"]``.
     """
@@ -70,3 +72,4 @@ class Records:
     stall_s: NDArray[np.float64] | None = None
     counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     handover: Handover | None = None
+    copied_s: NDArray[np.float64] | None = None

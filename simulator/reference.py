@@ -13,9 +13,9 @@ import numpy as np
 
 from simulator.plain_engine import Engine, Job
 from simulator.plain_group import Group
-from simulator.plain_routing import PlainRouter
+from simulator.plain_routing import FrontEnd, PlainRouter
 from simulator.records import COUNTS, FAILED, REJECTED, Records
-from simulator.replica_spec import ReplicaSpec, first_ranks
+from simulator.replica_spec import ReplicaSpec, first_ranks, reserving
 from simulator.routing import RouterOptions
 from simulator.shared_prefix import SharedPrefix
 from simulator.workload import Requests
@@ -28,6 +28,7 @@ class Run:
         self, requests: Requests, specs: Sequence[ReplicaSpec], router: str, seed: int, options: RouterOptions
     ) -> None:
         n = len(requests)
+        specs = [reserving(spec, requests) for spec in specs]
         self.requests = requests
         self.seed = seed
         self.prefix = {size: SharedPrefix.of(requests, size) for size in {s.block_size for s in specs}}
@@ -39,6 +40,11 @@ class Run:
             first: Group([e for e, f in zip(self.engines, firsts, strict=True) if f == first]) for first in set(firsts)
         }
         self.router = PlainRouter(router, self.engines, requests, options, seed)
+        fronts = first_ranks(specs, "front_end_ranks")
+        each = {
+            first: FrontEnd([e for e, f in zip(self.engines, fronts, strict=True) if f == first]) for first in fronts
+        }
+        self.front_of = [each[first] for first in fronts]
         self.heap: list[tuple[float, int, int]] = []  # instant; -1 arrival or replica deciding; request or turn
         self.arrival_s = np.array(requests.arrival_s, float)
         self.scheduled_s, self.first_token_s, self.finish_s = (np.full(n, np.nan) for _ in range(3))
@@ -81,7 +87,7 @@ class Run:
 
     def happen(self, i: int, now: float) -> None:
         """A request arrives."""
-        r = self.router.choose(i, now)
+        r = self.front_of[self.router.choose(i, now)].choose(now).index
         if not self.engines[r].accept(self.job(i, r, now)):
             self.status[i] = REJECTED
             self.ended(i, now)
@@ -117,6 +123,7 @@ class Run:
             prefix_hits=column("prefix_hits"),
             num_gpu_blocks=np.array([engine.spec.num_gpu_blocks for engine in engines], np.int64),
             end_s=max(engine.last_end_s for engine in engines),
+            copied_s=column("copied_s", np.float64),
             counts={name: column(name) for name in COUNTS},
         )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calibrate.step import StepTable
 from catalogs.errors import InputError
 from simulator import engine_state
-from simulator.techniques import KvOffload, Speculation, SwapSpace
+from simulator.techniques import Adapters, KvOffload, Speculation, SwapSpace
+from simulator.workload import Requests
 
 POLICIES = {
     "continuous": engine_state.CONTINUOUS,
@@ -16,6 +17,10 @@ POLICIES = {
     "static": engine_state.STATIC,
     "dynamic": engine_state.STATIC,
 }
+GROUPS = {"lockstep_ranks": "lock-step ranks", "front_end_ranks": "ranks behind a front end"}
+
+
+LONGEST_ANSWER = -1  # of ``reserve_output_tokens``
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,18 @@ class ReplicaSpec:
         max_queue_delay_s: of static batches.
         reserve_output_tokens: the blocks of a prompt and so many output tokens are taken at admission, so that no one
             is preempted, and answers stop there (TensorRT-LLM's guaranteed-no-evict with that ``max_tokens``; with the
-            model's whole context the contiguous caches before paged attention); 0: blocks are taken as needed.
+            model's whole context the contiguous caches before paged attention); 0: blocks are taken as needed;
+            ``LONGEST_ANSWER``: what clients ask for is not known, and taken to be the longest answer of the workload.
         async_scheduling: a step is decided while the one before it runs (vLLM's default since 0.14).
         lockstep_ranks: data-parallel ranks that step together, since they share experts: that many equal specs in a
             row are one group.
+        front_end_ranks: data-parallel ranks behind one front end, which balances them (``front_end``): that many equal
+            specs in a row.
+        graph_tokens: tokens of the largest CUDA graph, up to which lock-step ranks are padded alike; 0: none.
         speculation: speculative decoding (see ``Speculation``).
         swap: preempted sequences go to host memory (see ``SwapSpace``); None: they are computed again.
         kv_offload: tiers of the prefix cache beyond the GPU (see ``KvOffload``).
+        adapters: LoRA (see ``Adapters``).
         name: for people.
     """
 
@@ -55,13 +65,16 @@ class ReplicaSpec:
     max_queue_delay_s: float = 0.1
     reserve_output_tokens: int = 0
     lockstep_ranks: int = 1
+    front_end_ranks: int = 1
+    graph_tokens: int = 0
     speculation: Speculation | None = None
     swap: SwapSpace | None = None
     kv_offload: KvOffload | None = None
+    adapters: Adapters | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
-        for field in ("lockstep_ranks", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+        for field in (*GROUPS, "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field} is {getattr(self, field)}", where=field, remedy="a number of at least 1")
         if self.num_gpu_blocks < 2:
@@ -78,7 +91,7 @@ class ReplicaSpec:
                 why="vLLM refuses this: each running sequence needs a token a step",
                 remedy=f"max_num_batched_tokens of at least {self.max_num_seqs}",
             )
-        if self.reserve_output_tokens < 0:
+        if self.reserve_output_tokens < 0 and self.reserve_output_tokens != LONGEST_ANSWER:
             raise InputError(f"reserve_output_tokens is {self.reserve_output_tokens}", where="reserve_output_tokens",
                              remedy="0 (as needed) or more")  # fmt: skip
         if not 0 <= self.max_queue_delay_s < float("inf"):
@@ -107,7 +120,7 @@ class ReplicaSpec:
             "async_scheduling": self.async_scheduling,
             "enable_prefix_caching": self.enable_prefix_caching,
             "speculative": self.speculation is not None,
-            "reserve_output_tokens": self.reserve_output_tokens > 0,
+            "reserve_output_tokens": self.reserve_output_tokens != 0,
             "expert_parallel_size": self.lockstep_ranks > 1,
             f"policy: {self.policy}": POLICIES[self.policy] == engine_state.STATIC,
         }
@@ -137,6 +150,13 @@ class ReplicaSpec:
             )
 
 
+def reserving(spec: ReplicaSpec, requests: Requests) -> ReplicaSpec:
+    """The replica under a workload: what it reserves is known then."""
+    if spec.reserve_output_tokens != LONGEST_ANSWER:
+        return spec
+    return replace(spec, reserve_output_tokens=int(requests.output_tokens.max(initial=0)))
+
+
 def demand_alone(spec: ReplicaSpec) -> None:
     """A rank of a lock-step group does not come or go by itself; raises ``InputError``."""
     if spec.lockstep_ranks > 1:
@@ -148,8 +168,8 @@ def demand_alone(spec: ReplicaSpec) -> None:
         )
 
 
-def first_ranks(specs: Sequence[ReplicaSpec]) -> list[int]:
-    """For each replica the first of its lock-step group.
+def first_ranks(specs: Sequence[ReplicaSpec], field: str = "lockstep_ranks") -> list[int]:
+    """For each replica the first of its group: of ``lockstep_ranks``, or of ``front_end_ranks``.
 
     Raises:
         InputError: a group that is not complete.
@@ -157,13 +177,14 @@ def first_ranks(specs: Sequence[ReplicaSpec]) -> list[int]:
     firsts: list[int] = []
     while len(firsts) < len(specs):
         first = len(firsts)
-        group = specs[first : first + specs[first].lockstep_ranks]
-        if len(group) < specs[first].lockstep_ranks or any(s.lockstep_ranks != len(group) for s in group):
+        size = getattr(specs[first], field)
+        group = specs[first : first + size]
+        if len(group) < size or any(getattr(s, field) != size for s in group):
             raise InputError(
-                f"a group of {specs[first].lockstep_ranks} lock-step ranks is not complete",
+                f"a group of {size} {GROUPS[field]} is not complete",
                 where="fleet",
-                why="data-parallel ranks that share experts step together",
-                remedy="as many equal replicas in a row as lockstep_ranks says",
+                why="data-parallel ranks that share experts step together, and a front end knows all of its ranks",
+                remedy=f"as many equal replicas in a row as {field} says",
             )
-        firsts += [first] * len(group)
+        firsts += [first] * size
     return firsts

@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
+from calibrate.lora import copy_s, lora_of
 from calibrate.memory import MemoryPlan, memory_plan
 from calibrate.profiles import Profile, best_profile, load_profile
 from calibrate.step_time import step_table
+from catalogs.engines import ASYNC_SINCE
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model, resolve_engine
 from catalogs.names import nearest
-from catalogs.schema import Replica
+from catalogs.schema import Engine, Replica
 from simulator.engine import ReplicaSpec
+from simulator.replica_spec import LONGEST_ANSWER
 from simulator.scenario import Scenario
-from simulator.technique_spec import OPTIONS, demand_no_techniques, with_techniques
+from simulator.technique_spec import OPTIONS, demand_fitting_role, with_techniques
+from simulator.techniques import Adapters
 from simulator.workload import Requests
 
 SETTINGS = (
     "block_size", "max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching", "enable_chunked_prefill",
 )  # fmt: skip
-FRAMEWORK_POLICY: Mapping[str, str] = {"tgi": "prefill_first", "onnxruntime": "dynamic"}  # others: as vLLM V1
+# Engines that admit a request only with the blocks of its prompt and all tokens that it asks for, and preempt no one.
+RESERVING = ("tensorrt-llm", "tgi")
+SCHEDULER_POLICY = "capacity_scheduler_policy"  # TensorRT-LLM's
+SCHEDULER_POLICIES = ("guaranteed_no_evict", "max_utilization")
 TRITON_QUEUE_DELAY_S = 0.0  # max_queue_delay_microseconds of Triton's dynamic batcher, its default
-ASYNC_SINCE: Mapping[str, tuple[int, int]] = {"vllm": (0, 14)}  # asynchronous scheduling became the default
 SYNCHRONOUS = ("tgi", "onnxruntime", "tensorrt-llm")  # a request joins the next step (TensorRT-LLM: as measured)
 # Clients of a closed loop that always wait: in 86 measured loops of TensorRT-LLM 1.0 on H100 (TP 1 and 4, 8 to 128
 # clients) TTFT holds one request's whole duration over the clients less one, as if one sequence fewer ran than asked.
@@ -85,24 +91,28 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     known = engine_options()
     options = {}
     for name, value in engine.options.items():
-        if name in known.difference(STEP_OPTIONS, OPTIONS):
+        if name in known.difference(STEP_OPTIONS, OPTIONS, (SCHEDULER_POLICY,)):
             options[name] = value
         elif name not in known:
             close = nearest(name, sorted(known), num=1)
             raise InputError(f"unknown engine option {name!r}", where=where,
                              remedy=f"did you mean {close[0]!r}?" if close else "")  # fmt: skip
     table = step_table(replica, profile, engine.max_num_batched_tokens or 2048, engine.max_num_seqs or 256)
-    overheads = profile.overheads(engine.framework)
+    overheads = profile.overheads(engine)
     table = table._replace(prompt_token_s=float(overheads.get("prompt_token_s", 0.0)))
     settings = {name: getattr(engine, name) for name in SETTINGS}
-    settings |= {"max_model_len": memory.max_model_len, "policy": FRAMEWORK_POLICY.get(engine.framework, "continuous")}
+    settings |= {"max_model_len": memory.max_model_len, "policy": policy_of(engine)}
     measured_so = overheads.get("async_scheduling")  # overheads of a synchronous engine hold time that another hides
     settings["async_scheduling"] = (
         _is_asynchronous(engine.framework, engine.version or "") if measured_so is None else bool(measured_so)
     )
+    settings["reserve_output_tokens"] = _reserved(engine, where)
     settings["lockstep_ranks"] = _ranks_in_step(replica)
+    settings["front_end_ranks"] = _ranks_behind_front_end(replica)
+    settings["graph_tokens"] = largest_graph(replica)
     if settings["policy"] == "dynamic":
         settings["max_queue_delay_s"] = TRITON_QUEUE_DELAY_S
+    settings["adapters"] = _adapters(replica)
     settings |= options
     num_blocks = memory.num_gpu_blocks
     if replica.model.kind != "decoder":  # caches nothing: as many blocks as all seats could ever fill, so none is short
@@ -116,10 +126,45 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     return Line(replica, profile, memory, spec, count)
 
 
+def policy_of(engine: Engine) -> str:
+    """How an engine forms its steps (the sources stand in ``catalogs/engines.yaml``).
+
+    vLLM V1 and TensorRT-LLM mix prompts and decodes; so does TGI where it cuts prompts into chunks, else prompts come
+    first; SGLang computes prompts first and alone; ONNX Runtime gets the batches of the server in front of it.
+    """
+    if engine.framework == "onnxruntime":
+        return "dynamic"
+    prompts_first = engine.framework == "sglang" or (engine.framework == "tgi" and not engine.enable_chunked_prefill)
+    return "prefill_first" if prompts_first else "continuous"
+
+
 def engine_options() -> frozenset[str]:
     """Names that ``engine.options`` may hold: techniques of the engine loop, of its steps and of its memory."""
-    ours = {"step_table", "num_gpu_blocks", "lockstep_ranks", "name", "speculation", "swap", "kv_offload"}
-    return frozenset({f.name for f in fields(ReplicaSpec)} - ours) | frozenset((*STEP_OPTIONS, *OPTIONS))
+    ours = {
+        "step_table",
+        "num_gpu_blocks",
+        "lockstep_ranks",
+        "front_end_ranks",
+        "graph_tokens",
+        "adapters",
+        "name",
+        "speculation",
+        "swap",
+        "kv_offload",
+    }
+    read_here = (*STEP_OPTIONS, *OPTIONS, SCHEDULER_POLICY)
+    return frozenset({f.name for f in fields(ReplicaSpec)} - ours) | frozenset(read_here)
+
+
+def _reserved(engine: Engine, where: str) -> int:
+    """What an engine reserves for answers by default (``ReplicaSpec.reserve_output_tokens``)."""
+    policy = engine.options.get(SCHEDULER_POLICY)
+    if policy is not None and engine.framework != "tensorrt-llm":
+        raise InputError(f"{SCHEDULER_POLICY} with framework {engine.framework}", where=where,
+                         why="it is TensorRT-LLM's", remedy=f"leave {SCHEDULER_POLICY} out")  # fmt: skip
+    if policy not in (None, *SCHEDULER_POLICIES):
+        raise InputError(f"no {SCHEDULER_POLICY} {policy!r}", where=where, remedy=" or ".join(SCHEDULER_POLICIES))
+    return LONGEST_ANSWER if engine.framework in RESERVING and policy != "max_utilization" else 0
 
 
 def _ranks_in_step(replica: Replica) -> int:
@@ -131,6 +176,31 @@ def _ranks_in_step(replica: Replica) -> int:
     """
     shares_experts = replica.model.moe is not None and replica.expert_parallel_size > 1
     return replica.pipeline_parallel_size * (replica.data_parallel_size if shares_experts else 1)
+
+
+def _adapters(replica: Replica) -> Adapters | None:
+    lora = lora_of(replica.engine)
+    return None if lora is None else Adapters(lora.num_adapters, lora.max_loras, copy_s(replica))
+
+
+def _ranks_behind_front_end(replica: Replica) -> int:
+    """Data-parallel ranks that vLLM's front end balances; elsewhere, and over pipelines, the scenario's router does."""
+    alone = replica.engine.framework != "vllm" or replica.pipeline_parallel_size > 1
+    return 1 if alone else replica.data_parallel_size
+
+
+def largest_graph(replica: Replica) -> int:
+    """Tokens of the largest CUDA graph that vLLM captures; 0: none.
+
+    Twice ``max_num_seqs`` (times the tokens that a sequence verifies), at most 512 and the token budget
+    (``vllm/config/vllm.py``, ``_set_cudagraph_sizes``, 0.19).
+    """
+    engine = replica.engine
+    if engine.framework != "vllm" or engine.enforce_eager or replica.model.kind != "decoder":
+        return 0
+    speculative = engine.options.get("speculative")
+    verified = 1 + int(speculative["num_speculative_tokens"]) if isinstance(speculative, dict) else 1
+    return min(512, 2 * (engine.max_num_seqs or 256) * verified, engine.max_num_batched_tokens or 512)
 
 
 def in_closed_loop(line: Line, requests: Requests, num_engines: int = 1) -> ReplicaSpec:
@@ -147,7 +217,7 @@ def in_closed_loop(line: Line, requests: Requests, num_engines: int = 1) -> Repl
 
 def _is_asynchronous(framework: str, version: str) -> bool:
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    return framework not in SYNCHRONOUS and (len(numbers) < 2 or numbers >= ASYNC_SINCE.get(framework, (0, 0)))
+    return framework not in SYNCHRONOUS and (framework != "vllm" or len(numbers) < 2 or numbers >= ASYNC_SINCE)
 
 
 def build_fleet(scenario: Scenario) -> list[Line]:
@@ -159,6 +229,6 @@ def build_fleet(scenario: Scenario) -> list[Line]:
         replica = line.replica(model, find_gpu(line.gpu, where=f"{where}.gpu"), where)
         profile = load_profile(line.profile, where=f"{where}.profile") if line.profile is not None else None
         if line.role != "both":
-            demand_no_techniques(replica.engine.options, line.role, where)
+            demand_fitting_role(replica.engine.options, line.role, where)
         lines.append(replace(build_line(replica, profile, line.count, where), role=line.role, number=number))
     return lines

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -14,6 +15,7 @@ from catalogs.schema import Gpu
 from catalogs.yaml_source import Strict
 from simulator.disaggregation import Pools
 from simulator.records import Records
+from simulator.replica_spec import ReplicaSpec
 from simulator.workload import Requests
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class DisaggregationSpec(Strict):
 
     ``link``: the instances' network, or NVLink or PCIe where both pools share machines; ``link_bytes_per_s``, of a
     replica and one direction, replaces it. ``first_token``: ``decode`` (vLLM) or ``prefill`` (DistServe, Splitwise).
+    ``transfer``: ``layerwise`` sends a layer's KV as soon as it is computed; else all of it once the prompt is done.
     """
 
     link: Literal["network", "nvlink", "pcie"] = "network"
@@ -43,6 +46,7 @@ class DisaggregationSpec(Strict):
     link_efficiency: Annotated[float, Field(gt=0, le=1)] = LINK_EFFICIENCY
     latency_s: Annotated[float, Field(ge=0, le=60)] = LATENCY_S
     first_token: Literal["decode", "prefill"] = "decode"
+    transfer: Literal["after_prompt", "layerwise"] = "after_prompt"
     decode_router: str = "least_loaded"
 
 
@@ -92,14 +96,26 @@ def build_pools(scenario: Scenario, lines: Sequence[Line]) -> Pools:
     receiver = next((line for line in reversed(lines)), lines[0])
     parallel = receiver.replica.tensor_parallel_size
     return Pools(
-        prefill=tuple(x.spec for x in lines if x.role == "prefill" for _ in range(x.num_engines)),
-        decode=tuple(x.spec for x in lines if x.role == "decode" for _ in range(x.num_engines)),
+        prefill=_engines(lines, "prefill"),
+        decode=_engines(lines, "decode"),
         link_bytes_per_s=tuple(links),
         block_bytes=receiver.memory.kv_bytes_per_token * parallel * receiver.spec.block_size,
         latency_s=spec.latency_s,
         first_token=spec.first_token,
+        hidden_share=1.0 - 1.0 / receiver.replica.model.num_layers if spec.transfer == "layerwise" else 0.0,
         decode_router=spec.decode_router,
     )
+
+
+def _engines(lines: Sequence[Line], role: str) -> tuple[ReplicaSpec, ...]:
+    """A pool's engines: its router chooses among data-parallel ranks, not a front end; all adapters are in place.
+
+    Prefill answers one token, for which no blocks are set aside.
+    """
+    alike: dict[str, Any] = {"front_end_ranks": 1, "adapters": None} | (
+        {"reserve_output_tokens": 0} if role == "prefill" else {}
+    )
+    return tuple(replace(x.spec, **alike) for x in lines if x.role == role for _ in range(x.num_engines))
 
 
 def _check_exchange(lines: Sequence[Line]) -> None:

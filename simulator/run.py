@@ -16,6 +16,7 @@ from catalogs.units import SECONDS_PER_HOUR
 from simulator import metrics
 from simulator.line_report import fleet_documents
 from simulator.metrics import Latencies
+from simulator.over_time import over_time
 from simulator.records import COMPLETED, STATUS_NAMES, Records
 from simulator.roles import build_pools, by_role, has_roles, transfer_document
 from simulator.technique_spec import describe_techniques
@@ -162,6 +163,7 @@ def describe_run(
         "steady_state": metrics.steady_state(latencies, records.arrival_s),
         "overload": metrics.overload(requests, records, latencies),
         "by_class": metrics.by_class(requests, records, latencies),
+        "over_time": None if scenario.is_live else over_time(lines, requests, records),
         "time_breakdown": time_breakdown(latencies, lines, records, duration_s),
         "fleet": fleet_documents(lines, requests, records, duration_s),
         "techniques": list(dict.fromkeys(note for line in lines for note in technique_notes(line.replica))),
@@ -175,7 +177,10 @@ def _profile_document(line: Line) -> dict[str, Any]:
 
 
 def time_breakdown(latencies: Latencies, lines: Sequence[Line], records: Records, duration_s: float) -> dict[str, Any]:
-    """Shares of the requests' time (queue, prefill, decode) and of the engines' (step, overhead, idle)."""
+    """Shares of the requests' time (queue, prefill, decode) and of the engines' (step, copy, overhead, idle).
+
+    Copy is by how much swapped or offloaded KV and LoRA adapters made steps longer.
+    """
     done = latencies.completed & ~np.isnan(latencies.ttft)
     queue = float(latencies.queue[done].sum())
     prefill = float(latencies.ttft[done].sum()) - queue
@@ -193,6 +198,7 @@ def time_breakdown(latencies: Latencies, lines: Sequence[Line], records: Records
     engine_time = len(tables) * duration_s
     overhead = sum(t.overhead_s * int(n) for t, n in zip(tables, records.iterations, strict=True)) / engine_time
     busy = float(records.busy_s.sum()) / engine_time
+    copy = 0.0 if records.copied_s is None else float(records.copied_s.sum()) / engine_time
     return {
         "request": {
             "queue": queue / total,
@@ -201,7 +207,12 @@ def time_breakdown(latencies: Latencies, lines: Sequence[Line], records: Records
             "decode": (decode - stall) / total,
             "stall": stall / total,
         },
-        "engine": {"step": max(0.0, busy - overhead), "overhead": min(overhead, busy), "idle": max(0.0, 1.0 - busy)},
+        "engine": {
+            "step": max(0.0, busy - overhead - copy),
+            "copy": copy,
+            "overhead": min(overhead, busy),
+            "idle": max(0.0, 1.0 - busy),
+        },
     }
 
 

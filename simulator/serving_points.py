@@ -42,7 +42,8 @@ class Predictor:
             InputError: the model does not fit or a name is unknown.
         """
         requests = requests_of(point)
-        spec = in_closed_loop(self._line(point), requests)
+        line = self._line(point)
+        spec = in_closed_loop(line, requests, line.num_engines)
         if overheads is not None:
             table = spec.step_table._replace(
                 overhead_s=overheads["step_overhead_s"],
@@ -52,7 +53,7 @@ class Predictor:
                 prompt_token_s=overheads.get("prompt_token_s", 0.0),
             )
             spec = replace(spec, step_table=table)
-        records = simulate_replicas(requests, [spec])
+        records = simulate_replicas(requests, [spec] * line.num_engines)
         if not (records.status == COMPLETED).any():
             return {}
         ttft = records.first_token_s - records.arrival_s
@@ -62,6 +63,7 @@ class Predictor:
             "ttft_s": float(np.nanmean(ttft)),
             "ttft_p50_s": float(np.nanmedian(ttft)),
             "e2e_s": float(np.nanmean(e2e)),
+            "e2e_p50_s": float(np.nanmedian(e2e)),
             "duration_s": duration,
             "output_tokens_per_s": float(requests.output_tokens.sum()) / duration,
         }
@@ -72,7 +74,7 @@ class Predictor:
         return answer
 
     def _line(self, point: ServingPoint) -> Line:
-        key = (point.group, point.kv_cache_dtype, tuple(sorted(point.engine.items())))
+        key = (point.group, point.version, point.kv_cache_dtype, str(sorted(point.engine.items())))
         if key not in self.lines:
             self.lines[key] = build_line(replica_of(point), self.profile)
         return self.lines[key]
@@ -80,11 +82,13 @@ class Predictor:
 
 def replica_of(point: ServingPoint) -> Replica:
     """The replica that a point was measured on."""
-    engine = Engine(framework=point.framework, **point.engine)
+    engine = Engine(framework=point.framework, version=point.version or None, **point.engine)
     return Replica(
         find_model(point.model),
         find_gpu(point.gpu),
         tensor_parallel_size=point.tensor_parallel_size,
+        data_parallel_size=point.data_parallel_size,
+        expert_parallel_size=point.expert_parallel_size,
         precision=point.precision,
         kv_cache_dtype=point.kv_cache_dtype,
         engine=engine,
@@ -114,10 +118,8 @@ def compare_points(points: Sequence[ServingPoint], predictor: Predictor, fitted:
             predicted = predictor(point)
         except InputError:  # the model did fit where it was measured: another memory size, or settings not said
             continue
-        name = (
-            f"{point.model} tp{point.tensor_parallel_size} {point.input_tokens}/{point.output_tokens} "
-            f"x{point.concurrency}"
-        )
+        parallel = f"tp{point.tensor_parallel_size}" + (" dp" if point.data_parallel_size > 1 else "")
+        name = f"{point.model} {parallel} {point.input_tokens}/{point.output_tokens} x{point.concurrency}"
         for metric, measured in point.measured.items():
             if metric in predicted and np.isfinite(predicted[metric]):
                 out.append(Comparison(metric, point.group, name, predicted[metric], measured, fitted))

@@ -94,6 +94,15 @@ def experts_s(tables: Any, table: int, tokens: int) -> float:
 
 
 @inner
+def graph_size(tokens: int) -> int:
+    """Tokens of the smallest CUDA graph that holds so many: vLLM captures 1, 2, 4, then every 8, from 256 every 16."""
+    if tokens <= 2:
+        return tokens
+    width = 4 if tokens <= 4 else (8 if tokens <= 256 else 16)
+    return (tokens + width - 1) // width * width
+
+
+@inner
 def cell_of(data: Any, offset: int, length: int, x: float) -> int:
     """The cell of an axis that holds x; the outermost cells extend to infinity."""
     low, high = 0, length - 1

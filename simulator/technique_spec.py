@@ -16,6 +16,7 @@ from calibrate.memory import MemoryPlan
 from calibrate.profiles import Profile
 from calibrate.step_time import step_table
 from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes
+from catalogs.engines import version_of
 from catalogs.errors import InputError
 from catalogs.load import find_model
 from catalogs.schema import Engine, Replica
@@ -85,6 +86,13 @@ class KvOffloadSpec(Strict):
         return self
 
 
+WITHOUT_PIPELINE = {  # why a technique is refused over pipeline stages
+    "speculative": "vLLM's documentation of speculative decoding: pipeline parallelism is not composable with it",
+    "preemption_mode": "micro-batches that share one swap space are not modelled",
+    "kv_offload": "micro-batches that share one host memory are not modelled",
+}
+
+
 def with_techniques(
     spec: ReplicaSpec, replica: Replica, asked: Engine, profile: Profile, memory: MemoryPlan
 ) -> ReplicaSpec:
@@ -101,7 +109,7 @@ def with_techniques(
         if replica.model.kind != "decoder":
             raise _refusal(f"{name} for {replica.model.name}", name, "it has no KV cache", f"without {name}")
         if replica.pipeline_parallel_size > 1:
-            why = "micro-batches that share one host memory or drafter are not modelled"
+            why = WITHOUT_PIPELINE[name]
             remedy = f"pipeline_parallel_size 1, or without {name}"
             raise _refusal(f"{name} with pipeline_parallel_size", name, why, remedy)
         spec = TECHNIQUES[name](spec, replica, asked, profile, memory)
@@ -111,11 +119,21 @@ def with_techniques(
     return spec
 
 
-def demand_no_techniques(options: Mapping[str, object], role: str, where: str) -> None:
-    """Raises ``InputError`` where a replica of a disaggregated fleet is to use one."""
+WITH_ROLE = {  # vLLM takes a second KV connector beside the transfers' (MultiConnector); a decode replica fetches KV
+    "prefill": ("speculative", "kv_offload"),
+    "decode": ("speculative",),
+}
+
+
+def demand_fitting_role(options: Mapping[str, object], role: str, where: str) -> None:
+    """Raises ``InputError`` where a replica of a disaggregated fleet is to use a technique that has no place there."""
     for name in TECHNIQUES:
-        if options.get(name) not in (None, "recompute"):
-            why = "beside KV transfers between replicas it is not modelled"
+        if options.get(name) not in (None, "recompute") and name not in WITH_ROLE[role]:
+            why = (
+                "a decode replica fetches its prompts' KV from the prefill replica"
+                if name == "kv_offload"
+                else ("the engine that swaps (vLLM's V0) does not hand KV over")
+            )
             raise _refusal(f"{name} with role: {role}", where, why, f"role: both, or without {name}")
 
 
@@ -181,10 +199,10 @@ def _blocks_beside(drafter: Replica, wanted: SpeculativeSpec, memory: MemoryPlan
 
 def _swap(spec: ReplicaSpec, replica: Replica, asked: Engine, profile: Profile, memory: MemoryPlan) -> ReplicaSpec:
     engine = replica.engine
-    numbers = tuple(int(part) for part in (engine.version or "").split(".")[:2] if part.isdigit())
+    numbers = tuple(int(part) for part in version_of(engine).split(".")[:2] if part.isdigit())
     if engine.framework != "vllm" or numbers >= SWAP_UNTIL:
         raise _refusal(
-            f"preemption_mode: swap with {engine.framework} {engine.version}", "preemption_mode",
+            f"preemption_mode: swap with {engine.framework} {version_of(engine)}", "preemption_mode",
             "only vLLM's V0 engine swaps (dropped in 0.11); this one computes preempted requests again",
             "preemption_mode: recompute, or framework: vllm with version: '0.10'",
         )  # fmt: skip
@@ -249,6 +267,9 @@ def describe_techniques(specs: Any, counts: Mapping[str, Any], queries: int, hit
     if any(s.swap for s in specs):
         blocks = max(s.swap.num_blocks for s in specs if s.swap)
         answer["swap"] = {"out": total["swap_outs"], "in": total["swap_ins"], "host_blocks": blocks}
+    if any(s.adapters for s in specs):
+        slots = max(s.adapters.max_loras for s in specs if s.adapters)
+        answer["lora"] = {"slots": slots, "copies": total["lora_loads"]}
     if any(s.kv_offload for s in specs):
         on_gpu = hits - total["cpu_hits"] - total["disk_hits"]
         parts = {"gpu": on_gpu, "cpu": total["cpu_hits"], "disk": total["disk_hits"]}

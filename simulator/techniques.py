@@ -56,6 +56,21 @@ class SwapSpace:
 
 
 @dataclass(frozen=True)
+class Adapters:
+    """LoRA adapters.
+
+    Attributes:
+        num_adapters: that requests ask for, all equally often.
+        max_loras: slots on the GPU, and different adapters in one step.
+        copy_s: seconds in which one is copied from host memory into its slot.
+    """
+
+    num_adapters: int
+    max_loras: int
+    copy_s: float
+
+
+@dataclass(frozen=True)
 class KvOffload:
     """Tiers of the prefix cache beyond the GPU.
 

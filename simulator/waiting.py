@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simulator import decoding, kv_cache, preemption, swapping
+from simulator import adapters, decoding, kv_cache, preemption, swapping
 from simulator.compiled import entry, inner
 from simulator.engine_state import DECODING, DONE, FINISHING, NEVER, STATIC, SWAPPED, UNSEEN, WAITING
 from simulator.records import REJECTED
@@ -59,6 +59,20 @@ def due_s(w: Any, r: int) -> float:
     return due if i < 0 else min(due, w.requests[i].ready_s)  # type: ignore[no-any-return]
 
 
+@inner
+def next_ready_s(w: Any, r: int, now: float) -> float:
+    """When a request that is not ready yet could be admitted first; infinity without one.
+
+    Only where adapters let a request pass another is it not the head.
+    """
+    i = w.replicas[r].head
+    while i >= 0 and w.requests[i].ready_s <= now and w.replicas[r].lora_slots > 0:
+        i = w.requests[i].next
+    if i < 0 or w.requests[i].ready_s <= now:
+        return NEVER
+    return w.requests[i].ready_s  # type: ignore[no-any-return]
+
+
 @entry
 def cancel(w: Any, i: int) -> bool:
     """Take a waiting or running request out; False where it is in no replica or its last token is in flight."""
@@ -85,6 +99,7 @@ def cancel(w: Any, i: int) -> bool:
         me.num_waiting -= 1
         kv_cache.forget(w, r, i)
     else:
+        adapters.give_back(w, r, i)
         if phase == DECODING:
             decoding.stop_decoding(w, r, i)
         kept = 0

@@ -9,11 +9,13 @@ import click
 
 from app.cli.output import Table, emit, format_option
 
+MODEL = "what_if"  # what `plan what-if` solves again: no figure of the answer
+
 
 def leaves(value: Any, prefix: str = "") -> dict[str, object]:
     """A nested answer as ``{"slo.ttft_p95_s.limit": 1.0}``; lists are numbered from 1."""
     if isinstance(value, Mapping):
-        items = [(str(k), v) for k, v in value.items()]
+        items = [(str(k), v) for k, v in value.items() if prefix or k != MODEL]
     elif (
         isinstance(value, Sequence)
         and not isinstance(value, str)

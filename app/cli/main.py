@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "schema": ("app.cli.schema", "schema", "JSON Schema of the input and output forms."),
     "estimate": ("app.cli.estimate", "estimate", "Does a model fit a GPU? Memory, roofline, bottleneck."),
     "recommend": ("app.cli.recommend", "recommend", "The cheapest fleet that keeps the latency promise."),
+    "what-if": ("app.cli.what_if", "what_if", "A plan under another load, limit or price, in a second."),
     "advise": ("app.cli.advise", "advise", "The steps that save most, from the fleet you run today."),
     "verify": ("app.cli.verify", "verify", "Check a plan's certificate in exact arithmetic."),
     "simulate": ("app.cli.simulate", "simulate", "One fleet, one workload."),

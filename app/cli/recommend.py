@@ -24,9 +24,10 @@ from catalogs.errors import GateError
 @click.option("--min-score", type=float, help="Share of the unquantized model's score that must remain.")
 @click.option("--budget", type=float, help="USD a month at most.")
 @click.option("--seed", type=int, help="Same inputs and seed, same answer.")
+@click.option("--workers", type=click.IntRange(min=1), help="Simulations at a time.  [default: one a core]")
 @click.option("--certificate", type=click.Path(dir_okay=False, path_type=Path), help="Write a proof of the optimum.")
 @format_option
-def recommend(config: Path | None, certificate: Path | None, form: str, **flags: Any) -> None:
+def recommend(config: Path | None, certificate: Path | None, workers: int | None, form: str, **flags: Any) -> None:
     """The cheapest fleet that keeps the latency promise, verified by simulation.
 
     Settings come from a plan file, from flags, or both (flags win).
@@ -42,7 +43,7 @@ def recommend(config: Path | None, certificate: Path | None, form: str, **flags:
     settings = _settings(flags)
     problem = read_problem(config, settings) if config else problem_from(settings)
     with progress_bar("planning") as progress:
-        answer = answer_problem(problem, progress, prove=certificate is not None)
+        answer = answer_problem(problem, progress, certificate is not None, workers)
     proof = answer.pop("_certificate", None)
     if certificate is not None:
         from planner.certificate import write_certificate
@@ -159,6 +160,12 @@ def tables(answer: dict[str, Any]) -> list[Table]:
     return out + [Table(t["title"], t["columns"], t["rows"]) for t in answer.get("tables", [])]
 
 
+ENDED_BY = {
+    "work": " The search ended at its limits of nodes and rounds, which are the same on every machine.",
+    "time": " The time limit ended the search: a faster machine or a larger solver.time_limit_s may find another plan.",
+}
+
+
 def notes(answer: dict[str, Any]) -> list[str]:
     """What the answer rests on, in sentences."""
     said = []
@@ -168,7 +175,7 @@ def notes(answer: dict[str, Any]) -> list[str]:
         said.append("Not verified: " + answer.get("verified_why", ""))
     said.append(
         f"Optimality: no plan of this model costs less than ${answer['lower_bound_usd_per_hour']:,.2f} an hour "
-        f"(gap {answer['mip_gap']:.2%})."
+        f"(gap {answer['mip_gap']:.2%})." + ENDED_BY.get(answer.get("ended_by", "gap"), "")
     )
     if answer.get("cost_range"):
         ends = answer["cost_range"]

@@ -14,6 +14,7 @@ from app.cli.simulate_fleet import fleet_notes, fleet_tables
 if TYPE_CHECKING:
     from simulator.scenario import Scenario
 
+BARS = "▁▂▃▄▅▆▇█"
 KEPT_FILE_BYTES = 4 * 1024 * 1024  # larger traces are known by their hash, not copied into the run database
 
 
@@ -183,8 +184,14 @@ def run_tables(answer: Mapping[str, Any]) -> list[Table]:
         ("KV blocks of a replica", engine["num_gpu_blocks"]),
         ("preemptions", engine["preemptions"]),
         ("prefix cache hit rate", engine["prefix_cache_hit_rate"]),
+        *_course_rows(answer.get("over_time")),
+        *(
+            (f"{technique}: {what}".replace("_", " "), value)
+            for technique in ("speculation", "swap", "kv_offload")
+            for what, value in engine.get(technique, {}).items()
+        ),
         (f"request time in {' / '.join(shares['request'])}".replace("_", " "), _percents(shares["request"])),
-        ("engine time in steps / overhead / idle", _percents(shares["engine"])),
+        ("engine time in steps / copies / overhead / idle", _percents(shares["engine"])),
     ]
     tables.append(Table("Run", ["what", "value"], figures))
     fleet: tuple[str, ...] = (
@@ -251,16 +258,34 @@ def run_notes(answer: Mapping[str, Any]) -> list[str]:
             f"Overload: {offered:.4g} requests/s arrive and {served:.4g} are served; the queue grows to the end."
         )
     elif steady and "ttft_s" in steady and answer["requests"]["completed"]:
-        part = steady["ttft_s"]
-        notes.append(
-            f"After a warm-up of {steady['warm_up_s']:.4g} s, with 95 % confidence (batch means): "
-            f"mean TTFT {part['mean']:.4g} ± {part['mean_half_width_95']:.2g} s, "
-            f"p95 {part['p95']:.4g} ± {part['p95_half_width_95']:.2g} s."
-        )
+        found = [_with_interval(steady["ttft_s"], name) for name in ("mean", "p50", "p90", "p95", "p99")]
+        warm_up = f"After a warm-up of {steady['warm_up_s']:.4g} s, with 95 % confidence (batch means)"
+        notes.append(f"{warm_up}: TTFT in s: {', '.join(found)}.")
     notes += fleet_notes(answer) if "live_fleet" in answer else []
     if answer["usd"] is None:
         notes.append("No price: give a fleet line its `instance` (and the scenario a `region`), or `usd_per_hour`.")
     return notes
+
+
+def _with_interval(part: Mapping[str, float | None], name: str) -> str:
+    """A figure and half of its interval; without one, why."""
+    width = part[f"{name}_half_width_95"]
+    return f"{name} {part[name]:.4g} " + ("(too few requests for an interval)" if width is None else f"± {width:.2g}")
+
+
+def _course_rows(course: Mapping[str, Any] | None) -> list[tuple[str, object]]:
+    """Batch, queue and KV use over the run, a row of bars each."""
+    if course is None:
+        return []
+    rows: list[tuple[str, object]] = []
+    for name, values in course.items():
+        if name not in ("t_s", "basis"):
+            most = max(values)
+            bars = "".join(BARS[round(v / most * (len(BARS) - 1)) if most > 0 else 0] for v in values)
+            top = f"{most:.0%}" if name.endswith("kv_share") else f"{most:,.0f}"
+            label = name.replace("num_", "").replace("kv_share", "KV use").replace("_", " ")
+            rows.append((f"{label} over time, up to {top}", bars))
+    return rows
 
 
 def _distinct(profiles: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -78,6 +78,20 @@ def slider(column: Any, label: str, key: str, fallback: int, bounds: tuple[int, 
     return found
 
 
+def factor(column: Any, label: str, key: str, stops: Sequence[float]) -> float:
+    """A factor to slide between given stops, 1 among them; the URL restores the nearest of them."""
+    try:
+        wanted = float(asked(key) or 1.0)
+    except ValueError:
+        wanted = math.nan
+    inside = stops[0] <= wanted <= stops[-1]
+    start = min(stops, key=lambda stop: abs(stop - wanted)) if inside else 1.0
+    found = column.select_slider(label, stops, start, key=f"field-{key}", format_func=lambda v: f"× {v:g}")
+    if not inside:
+        _beside(column, f"The address asks for what is outside {stops[0]:g} to {stops[-1]:g}.")
+    return float(found)
+
+
 def keep(values: Mapping[str, object]) -> None:
     """Write the view into the URL."""
     st.query_params.update({key: f"{v:g}" if isinstance(v, float) else str(v) for key, v in values.items()})

@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+from app.web import engine_form
 from app.web.fields import choice, keep, number, several, whole
 from app.web.workload_state import seed, workload_section
 from catalogs.load import gpus, instances, models
@@ -31,6 +32,10 @@ def form() -> dict[str, Any] | None:
     with st.form("fleet"):
         line, top = _line(gpu, machine)
         slo = _slo()
+        engine, dtype = engine_form.form(line["engine"]["framework"])
+        line["engine"] |= engine
+        if dtype != "auto":
+            line["kv_cache_dtype"] = dtype
         with st.expander("A fleet that lives: autoscaling, spot, a longer load", expanded=_lives()):
             live = _live(line["count"])
         asked = st.form_submit_button("Simulate", type="primary")

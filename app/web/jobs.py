@@ -37,7 +37,7 @@ class Job:
 
     @property
     def stopped(self) -> bool:
-        """Whether the visitor stopped it; a part that reports no progress may still come to its end unseen."""
+        """Whether the visitor stopped it."""
         return self._stop.is_set()
 
     @property
@@ -46,7 +46,7 @@ class Job:
         return self.future is not None and self.future.done()
 
     def cancel(self) -> None:
-        """Ask it to stop; it does at its next progress report."""
+        """Stop it: at its next report of progress, which a worker's process need not make itself."""
         self._stop.set()
         if self.future is not None:
             self.future.cancel()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,6 +14,7 @@ from app.charts import Limit, Series
 from app.cli.output import cell
 from app.web.jobs import Job, Jobs
 from app.web.style import THEME, figure, look
+from app.web.worker import apart
 from catalogs.errors import PlanError
 
 if TYPE_CHECKING:
@@ -94,10 +97,17 @@ def drawing(name: str, alternative: str, found: go.Figure, points: Rows | Callab
 
 
 def picture(name: str, alternative: str, svg: str, points: Rows | Callable[[], Rows]) -> None:
-    """A picture that needs no charting library: it is there at once. Its text alternative, its download."""
-    st.image(
-        svg.replace("<svg ", f'<svg color="{THEME[look()]["text"]}" ', 1), width="stretch", alt=_plain(alternative)
-    )
+    """A picture that needs no script beyond the page's own, so it is there first. Its text alternative, its download.
+
+    Streamlit's image element is a script of its own, which the browser asks for once it knows that there is an image;
+    an image within Markdown is drawn by what the page has already.
+    """
+    widest = 'width="100%" height="100%"'
+    coloured = re.sub(r'width="\d+" height="\d+"', widest, svg, count=1)
+    coloured = coloured.replace("<svg ", f'<svg color="{THEME[look()]["text"]}" ', 1)
+    content = base64.b64encode(coloured.encode()).decode()
+    text = words(" ".join(_plain(alternative).split()))
+    st.markdown(f"![{text}](data:image/svg+xml;base64,{content})")
     st.caption(alternative)
     download(f"{name}.csv", lambda: _csv(_frame(points() if callable(points) else points)), f"points-{name}")
 
@@ -122,12 +132,12 @@ def error(problem: BaseException) -> None:
         st.error(f"A fault of ours: {type(problem).__name__}. The server's log has the details.")
 
 
-def begin(slot: str, title: str, work: Any) -> None:
-    """Start a job of this visitor under a name; an earlier one of that name is cancelled. The URL finds it again."""
+def begin(slot: str, title: str, *args: Any) -> None:
+    """Start the work of this name (``app.web.work``) as a job; an earlier one is stopped. The URL finds it again."""
     before = job_of(slot)
     if before is not None and not before.done:
         before.cancel()
-    job_id = jobs().start(slot, title, work).job_id
+    job_id = jobs().start(slot, title, apart(slot, *args)).job_id
     st.session_state[f"job-{slot}"] = st.query_params["job"] = job_id
 
 
@@ -194,7 +204,9 @@ def _csv(frame: pd.DataFrame) -> str:
 def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     """Columns that mix words and numbers as words, numbers to four figures; the others are formatted as they are."""
     mixed = [name for name in frame.columns if frame[name].dtype.kind == "O"]
-    return frame.assign(**{name: frame[name].map(lambda v: cell(v) if isinstance(v, float) else v) for name in mixed})
+    return frame.assign(
+        **{name: frame[name].map(lambda v: cell(v) if isinstance(v, int | float) else v) for name in mixed}
+    )
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, Any]:

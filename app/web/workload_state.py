@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from app.web.parts import words
+from app.web.work import MAX_REQUESTS
 from catalogs.errors import InputError
+from catalogs.files import write_text
 
 if TYPE_CHECKING:
     from simulator.workload import Requests
 
 SUFFIXES = (".csv", ".jsonl", ".parquet", ".gz")
 MAX_UPLOAD_BYTES = 200 * 1024 * 1024
-MAX_REQUESTS = 2_000_000
 MAX_UNPACKED_BYTES = 1024 * 1024 * 1024  # what a compressed upload may grow to
 MAX_LINE_BYTES = 8 * 1024 * 1024
 DEMO_COMMAND = "plan init demo && cd demo"
@@ -43,6 +44,11 @@ def _store() -> tuple[Path, bytes]:
     folder = Path(tempfile.mkdtemp(prefix="plan-web-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder, secrets.token_bytes(16)
+
+
+def private_file(name: str) -> Path:
+    """A place in the server's folder, which goes when the server does."""
+    return _store()[0] / name
 
 
 def _demo(name: str) -> Path:
@@ -192,7 +198,7 @@ def _identity(content: bytes) -> str:
 
 
 def _keep(kept: dict[str, Any]) -> None:
-    (_store()[0] / f"{kept['id']}.json").write_text(json.dumps(kept))
+    write_text(_store()[0] / f"{kept['id']}.json", json.dumps(kept))
     st.session_state["trace"] = kept
 
 

@@ -30,11 +30,15 @@ class Group:
     instances: tuple[int, ...]  # one number a planning period
     requests_per_s: tuple[float, ...] = ()  # what the line serves, one number a period; empty: not stated
     engine: Mapping[str, Any] = field(default_factory=dict)
+    data_parallel_size: int = 1
+    expert_parallel_size: int = 1
 
     @property
     def name(self) -> str:
         """A DNS label: ``g6e-xlarge-fp8-tp1-spot``."""
-        parts = (self.instance_type, self.precision, f"tp{self.tensor_parallel_size}", self.purchase)
+        others = {"pp": self.pipeline_parallel_size, "dp": self.data_parallel_size, "ep": self.expert_parallel_size}
+        more = [f"{name}{size}" for name, size in others.items() if size > 1]
+        parts = (self.instance_type, self.precision, f"tp{self.tensor_parallel_size}", *more, self.purchase)
         return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")[:63].rstrip("-")
 
     @property
@@ -156,6 +160,8 @@ def _group(line: Mapping[str, Any]) -> Group:
         instances=tuple(int(n) for n in line["instances"]),
         requests_per_s=tuple(float(rate) for rate in line.get("requests_per_s") or ()),
         engine=engine,
+        data_parallel_size=int(line.get("data_parallel_size") or 1),
+        expert_parallel_size=int(line.get("expert_parallel_size") or 1),
     )
 
 

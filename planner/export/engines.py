@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping
 
+from catalogs.errors import InputError
 from catalogs.load import find_gpu
 from planner.export.deployment import Deployment, Group, header, only_framework
 
@@ -35,6 +36,10 @@ def vllm_flags(group: Group) -> Flags:
     flags: Flags = [("--tensor-parallel-size", group.tensor_parallel_size)]
     if group.pipeline_parallel_size > 1:
         flags.append(("--pipeline-parallel-size", group.pipeline_parallel_size))
+    if group.data_parallel_size > 1:
+        flags.append(("--data-parallel-size", group.data_parallel_size))
+    if group.expert_parallel_size > 1:
+        flags.append(("--enable-expert-parallel", None))
     flags += _precision(group, VLLM_QUANTIZATION)
     flags += _kv_cache(group, {"bf16": "bfloat16"})
     settings = (
@@ -53,6 +58,10 @@ def sglang_flags(group: Group) -> Flags:
     flags: Flags = [("--tp-size", group.tensor_parallel_size)]
     if group.pipeline_parallel_size > 1:
         flags.append(("--pp-size", group.pipeline_parallel_size))
+    if group.data_parallel_size > 1:
+        flags.append(("--dp-size", group.data_parallel_size))
+    if group.expert_parallel_size > 1:
+        flags.append(("--ep-size", group.expert_parallel_size))
     flags += _precision(group, SGLANG_QUANTIZATION)
     flags += _kv_cache(group, {"fp8": "fp8_e5m2", "bf16": "bfloat16"})
     names = {
@@ -70,6 +79,9 @@ def trtllm_flags(group: Group) -> Flags:
     flags: Flags = [("--tp_size", group.tensor_parallel_size)]
     if group.pipeline_parallel_size > 1:
         flags.append(("--pp_size", group.pipeline_parallel_size))
+    if group.expert_parallel_size > 1:
+        flags.append(("--ep_size", group.expert_parallel_size))
+    _no_ranks(group)
     names = {
         "max_num_seqs": "--max_batch_size", "max_num_batched_tokens": "--max_num_tokens",
         "max_model_len": "--max_seq_len", "gpu_memory_utilization": "--kv_cache_free_gpu_memory_fraction",
@@ -79,6 +91,7 @@ def trtllm_flags(group: Group) -> Flags:
 
 def tgi_flags(group: Group) -> Flags:
     """TGI's flags for one group."""
+    _no_ranks(group)
     flags: Flags = [("--num-shard", group.tensor_parallel_size)]
     flags += _precision(group, TGI_QUANTIZATION, quantization="--quantize")
     if group.kv_cache_dtype != "bf16":  # it has no such value: the cache is of the model's type unless told otherwise
@@ -88,6 +101,14 @@ def tgi_flags(group: Group) -> Flags:
     if group.engine.get("gpu_memory_utilization"):
         flags.append(("--cuda-memory-fraction", group.engine["gpu_memory_utilization"]))
     return flags
+
+
+def _no_ranks(group: Group) -> None:
+    if group.data_parallel_size > 1:
+        raise InputError(
+            f"{group.framework} starts no data-parallel ranks by a flag", where="RUN",
+            remedy="candidates.data_parallel_size: [1] and more replicas",
+        )  # fmt: skip
 
 
 def launch_words(deployment: Deployment, group: Group) -> list[str]:

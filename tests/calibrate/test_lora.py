@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibrate.lora import load_s, lora_bytes, lora_step_s, slot_bytes
+from calibrate.lora import copy_s, lora_bytes, lora_step_s, slot_bytes
 from calibrate.memory import memory_plan
 from calibrate.profiles import best_profile
 from calibrate.step import StepShape
@@ -15,6 +15,7 @@ from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
 from simulator.replicas import build_line
 from simulator.scenario import EngineSpec
+from simulator.techniques import Adapters
 
 
 def replica(tp: int = 1, **lora: object) -> Replica:
@@ -61,8 +62,9 @@ def test_the_step_model_and_the_engine_see_them() -> None:
     times = [step_model(r, best_profile(r)).step_time_s(shape) for r in (plain, with_them)]
     assert times[1] - times[0] == pytest.approx(float(lora_step_s(with_them, np.array([64.0]))[0]), rel=1e-6)
     lines = [build_line(r) for r in (plain, with_them)]
-    more_s = lines[1].spec.step_table.request_overhead_s - lines[0].spec.step_table.request_overhead_s
-    assert more_s == pytest.approx(load_s(with_them)) == pytest.approx(0.75 * 83_886_080 / plain.gpu.pcie_bytes_per_s)
+    assert lines[0].spec.adapters is None
+    assert lines[1].spec.adapters == Adapters(16, 4, copy_s(with_them))
+    assert copy_s(with_them) == pytest.approx(83_886_080 / plain.gpu.pcie_bytes_per_s)
 
 
 @pytest.mark.parametrize(

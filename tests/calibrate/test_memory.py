@@ -115,3 +115,12 @@ def test_recomputation_trades_memory_for_work() -> None:
     assert [k.compute_factor for k in kept] == [1.0, 2.0, 2.0]
     assert kept[1].kept_bytes != kept[2].kept_bytes
     assert activation_peak(model, 2048, 0).peak_bytes < 1 * GIB
+
+
+def test_sglang_holds_weights_and_cache_in_its_static_share_and_activations_beside_it() -> None:
+    """KV is mem_fraction_static of what is free before loading, less the weights (profile_max_num_token)."""
+    plan = memory_plan(replica("qwen2.5-7b", "L4", precision="fp16", engine=Engine(framework="sglang")))
+    free = plan.device_bytes - plan.part("CUDA context") - plan.part("NCCL and CUDA modules")
+    static = plan.weight_bytes + plan.part("rotary table") + plan.kv_cache_bytes
+    assert static == pytest.approx(0.834 * free, rel=1e-3)
+    assert plan.part("unused") > 0

@@ -108,3 +108,34 @@ def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
     path.write_text("system,model_path\nh100,x\n")
     with pytest.raises(InputError, match="columns missing"):
         read_closed_loop(path)
+
+
+HEAD = "gpu,tp,model,precision,framework,framework_version,isl,osl,concurrency_or_rate,metric,value,unit,notes\n"
+
+
+def test_experts_spread_over_all_gpus_are_read_from_their_labels(tmp_path: Path) -> None:
+    path = tmp_path / "tidy.csv"
+    row = "H200-SXM,{},MiniMaxAI/MiniMax-M2.5,,vLLM,,1024,128,conc=4,median_tpot,0.016,s,40 done; m25_{}_isl1024.json\n"
+    path.write_text(HEAD + row.format("tep8", "tep8") + row.format("", "dep8"))
+    sizes = {(p.tensor_parallel_size, p.data_parallel_size, p.expert_parallel_size) for p in read_tidy(path)}
+    assert sizes == {(8, 1, 8), (1, 8, 8)}
+    assert {(p.precision, p.num_requests) for p in read_tidy(path)} == {("fp8-block", 40)}
+
+
+def test_short_prompts_are_assumed_and_their_first_tokens_not_compared(tmp_path: Path) -> None:
+    path = tmp_path / "tidy.csv"
+    row = "L4,1,Qwen2.5-7B-Instruct,fp16,SGLang,0.4.6,<=256 (short chat prompts),128,conc=4,{},{},s,{}\n"
+    measured = (("ttft_p50", 0.1), ("tpot_p50", 0.06))
+    path.write_text(HEAD + "".join(row.format(*each, "ok=100 fail=0; cuda graph OFF") for each in measured))
+    (point,) = read_tidy(path)
+    assert point.measured == {"tpot_p50_s": 0.06}
+    assert (point.input_tokens, point.num_requests, point.engine["enforce_eager"]) == (32, 100, True)
+
+
+def test_maximum_load_is_as_much_as_tensorrt_llm_says_it_queues(tmp_path: Path) -> None:
+    path = tmp_path / "tidy.csv"
+    row = "H100-SXM,1,Llama-3.1-8B,fp8,TensorRT-LLM,0.14.0,{},{},inf rate (maximum load),output_throughput,1,tok/s,\n"
+    path.write_text(HEAD + row.format(500, 2000) + row.format(20000, 2000) + row.format(77, 78))
+    assert {p.input_tokens: p.num_requests for p in read_tidy(path)} == {500: 3000, 20000: 1000, 77: 1000}
+    budgets = {p.input_tokens: p.engine.get("max_num_batched_tokens") for p in read_tidy(path)}
+    assert budgets == {500: None, 20000: 22048, 77: None}

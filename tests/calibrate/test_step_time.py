@@ -5,11 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibrate.profiles import best_profile
+from calibrate.gemm import gemm_time_s
+from calibrate.precisions import on_gpu
+from calibrate.profiles import best_profile, load_profile
 from calibrate.step import StepShape
 from calibrate.step_time import step_model, step_table
 from catalogs.errors import InputError
-from catalogs.schema import Gpu, Replica
+from catalogs.load import find_gpu, find_model, resolve_engine
+from catalogs.schema import Engine, Gpu, Replica
 from tests.calibrate.test_work import BERT, DEEPSEEK, LLAMA_8B, LLAMA_70B, MIXTRAL
 
 H100 = Gpu(
@@ -78,3 +81,36 @@ def test_attention_backends_differ_as_measured_and_the_unknown_is_refused():
     assert own < flash1 < eager and own < efficient < eager
     with pytest.raises(InputError, match="attention_backend"):
         prefill_s("quantum")
+
+
+def test_weight_only_kernels_read_weights_as_they_are_stored_in_small_batches():
+    """Marlin (arXiv 2408.11743): near four times as fast up to 16 rows, no faster than 16 bit in large batches."""
+    gpu = find_gpu("A100-80GB")
+    fit = load_profile("a100-80gb").family("gemm", "bf16")
+    tokens = np.array([1.0, 16.0, 2048.0])
+    plain, stored = (gemm_time_s(fit, gpu, on_gpu(form, gpu), tokens, 28672, 4096) for form in ("bf16", "int4-awq"))
+    speedup = plain / stored
+    assert (speedup[:2] > 2.7).all() and speedup[2] == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_tighter_power_limit_slows_kernels_near_the_peak_and_no_others():
+    """The A100 on PCIe is the SXM's chip with 300 W in place of 400."""
+    shapes = (np.array([1.0, 8192.0]), 8192, 8192)
+    slower = [
+        gemm_time_s(load_profile(name).family("gemm", "bf16"), find_gpu(gpu), on_gpu("bf16", find_gpu(gpu)), *shapes)
+        for name, gpu in (("a100-80gb-pcie", "A100-80GB"), ("a100-80gb", "A100-80GB"))
+    ]
+    ratio = slower[0] / slower[1]
+    assert ratio[0] == pytest.approx(1.0, abs=0.01) and 1.1 < ratio[1] < 1.35
+
+
+def test_a_stated_version_that_schedules_asynchronously_hides_the_hosts_work():
+    def overhead_s(**engine):
+        replica = Replica(find_model("llama-3.1-8b"), find_gpu("H100-SXM"), engine=Engine(**engine))
+        resolved = replace(replica, engine=resolve_engine(replica.engine, replica.model, replica.gpu))
+        again = replace(resolved, engine=resolve_engine(resolved.engine, replica.model, replica.gpu))
+        return [step_table(r, best_profile(r), 512, 64).overhead_s for r in (resolved, again)]
+
+    unstated, old, new = overhead_s(), overhead_s(version="0.12.0"), overhead_s(version="0.16.0")
+    told = overhead_s(version="0.16.0", options={"async_scheduling": False})
+    assert unstated == old == told and new[0] == new[1] < 0.7 * old[0]

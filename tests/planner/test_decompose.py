@@ -14,7 +14,8 @@ from planner.fleet_model import FleetModel, Limits, Option, Quota, State, undomi
 from planner.milp import build, solve
 from planner.program import Program
 from planner.relaxation import relax
-from planner.solve import solve_tied
+from planner.solve import boot_usd_per_hour, solve_tied
+from planner.solve import solve as solve_any
 
 
 def week(num_types, scale, hours, seed=0, configs=1):
@@ -127,6 +128,55 @@ def test_a_search_that_its_limits_end_early_still_has_a_plan(monkeypatch):
     monkeypatch.setattr(Program, "solve_with", no_luck)
     found = solve_decomposed(model, 1e-3, 5)
     assert found is not None and found.bound <= found.usd_per_hour
+
+
+def small_week(hours=168):
+    """A few machines an hour for one size of request, three spot states and boots: wide gaps to the relaxation."""
+    prices = {"a": (0.8, 0.41, 0.32, 0.4), "b": (1.86, 1.0, 0.7, 3.7), "c": (10.5, 3.9, 3.95, 14.9)}
+    options = [
+        Option(f"{name} {form}", name, name, form, kind, usd, np.array([1 / rps]), start_hours=boot)
+        for name, (*usds, rps) in prices.items()
+        for form, kind, usd, boot in (
+            ("on_demand", "on_demand", usds[0], 0.07), ("spot", "spot", usds[1], 0.07),
+            ("reserved_3yr", "committed", usds[2], 0.0),
+        )
+    ]  # fmt: skip
+    hour = np.arange(hours)
+    wave = 52 * (1 + 0.33 * np.sin((hour % 24 - 9) * np.pi / 12)) * np.where(hour // 24 >= 5, 0.6, 1.0)
+    states = (State(0.22, 1.0), State(0.02, 0.26, fallback=False), State(0.76, 0.26))
+    limits = Limits(availability=0.99)
+    return FleetModel(tuple(options), wave[None, :, None], np.ones(hours), states=states, limits=limits, cyclic=True)
+
+
+def test_a_small_fleet_of_one_size_is_solved_whole_with_its_boots():
+    model = small_week(72)
+    found = solve_any(model, 4e-3, 60)
+    assert found is not None and found.optimal and not found.hurried and found.gap <= 4e-3
+    relaxed = build(model)[0].relaxed()
+    assert relaxed is not None and relaxed[1] <= found.bound + 1e-6
+    boots = boot_usd_per_hour(model, found, np.array([o.start_hours for o in model.options]))
+    assert boots > 0 and found.usd_per_hour > boots
+
+
+def test_a_search_that_the_clock_ends_says_so_and_one_that_its_nodes_end_does_not():
+    model = week(3, 0.4, 4, 4, configs=2)
+    by_time, by_nodes = solve(model, 1e-9, 0.05), solve(model, 1e-9, 60, node_limit=1)
+    assert by_time is None or (by_time.hurried and not by_time.optimal)
+    assert by_nodes is not None and not by_nodes.hurried and not by_nodes.optimal
+    again = solve(model, 1e-9, 60, node_limit=1)
+    assert again is not None and np.array_equal(again.held, by_nodes.held) and again.bound == by_nodes.bound
+
+
+@pytest.mark.bench
+def test_a_small_fleet_over_a_week_reaches_the_default_gap():
+    start, cpu = time.perf_counter(), time.process_time()
+    found = solve_any(small_week(), 1e-3, 120)
+    assert found is not None
+    print(
+        f"\nsmall week: gap {found.gap:.3%}, ${found.usd_per_hour:.2f} an hour, {time.perf_counter() - start:.1f} s, "
+        f"{time.process_time() - cpu:.1f} s of CPU"
+    )
+    assert found.gap <= 1e-3
 
 
 @pytest.mark.bench

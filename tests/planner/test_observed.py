@@ -22,12 +22,12 @@ from planner.drift import (
     load_drift,
     load_trend,
     predicted_step_s,
-    replica_of,
     repriced,
     slo_burn,
     spot_share,
     step_time_drift,
 )  # fmt: skip
+from planner.explain import replica_of
 from planner.observed import METRICS, Observed, observe
 from planner.prometheus import Prometheus, quantile, share_above
 from tests.planner.prometheus_server import needs_prometheus, prometheus

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from calibrate.step import SkewTable, StepTable
 from simulator.engine import ROUTERS, ReplicaSpec, RouterOptions
-from simulator.techniques import KvOffload, Speculation, SwapSpace
+from simulator.replica_spec import LONGEST_ANSWER
+from simulator.techniques import Adapters, KvOffload, Speculation, SwapSpace
 from simulator.workload import Requests
 
 
@@ -71,6 +72,9 @@ def requests(
     return replace(made, hash_ids=np.concatenate(ids), hash_offsets=np.array(offsets, np.int64), hash_block_tokens=unit)
 
 
+ADAPTERS = (Adapters(1, 1, 0.1), Adapters(3, 1, 0.3), Adapters(7, 2, 0.02), Adapters(4, 4, 0.5), Adapters(20, 3, 0.0))
+
+
 @st.composite
 def speculations(draw: st.DrawFn, rng: np.random.Generator) -> Speculation:
     """A drafter of any eagerness and luck, with or without a cost."""
@@ -83,7 +87,12 @@ def speculations(draw: st.DrawFn, rng: np.random.Generator) -> Speculation:
 
 @st.composite
 def cases(
-    draw: st.DrawFn, hashes: bool = False, speculating: bool = False, swapping: bool = False, tiers: bool = False
+    draw: st.DrawFn,
+    hashes: bool = False,
+    speculating: bool = False,
+    swapping: bool = False,
+    tiers: bool = False,
+    adapting: bool = False,
 ) -> Case:
     """A run of up to 60 requests on up to three unequal replicas, often short of blocks."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -111,12 +120,13 @@ def cases(
                 enable_prefix_caching=tiers or (not swapping and draw(st.booleans())),
                 enable_chunked_prefill=draw(st.sampled_from([True, True, False])),
                 policy=draw(st.sampled_from(policies)),
-                reserve_output_tokens=0 if swapping else draw(st.sampled_from([0, 0, 0, 30])),
+                reserve_output_tokens=0 if swapping else draw(st.sampled_from([0, 0, 0, 30, LONGEST_ANSWER])),
                 max_queue_delay_s=draw(st.sampled_from([0.0, 12.3])),
                 async_scheduling=not speculating and not swapping and draw(st.booleans()),
                 speculation=speculation,
                 swap=swap,
                 kv_offload=offload if tiers else None,
+                adapters=draw(st.sampled_from(ADAPTERS)) if adapting else None,
             )
         )
     ranks = 1 if swapping else draw(st.sampled_from([1, 1, 1, 2, 3]))
@@ -125,7 +135,12 @@ def cases(
         one = replace(specs[0], lockstep_ranks=ranks)
         specs = [one] * ranks
         if draw(st.booleans()):
-            specs = [replace(one, step_table=one.step_table._replace(experts_s=experts))] * ranks
+            shared = one.step_table._replace(experts_s=experts)
+            specs = [replace(one, step_table=shared, graph_tokens=draw(st.sampled_from([0, 10, 512])))] * ranks
+    elif draw(st.booleans()):
+        specs = [specs[0]] * draw(st.sampled_from([1, 2, 3]))
+    if specs[0] is specs[-1] and draw(st.booleans()):
+        specs = [replace(specs[0], front_end_ranks=len(specs))] * len(specs)
     router = draw(st.sampled_from(sorted(ROUTERS)))
     options = RouterOptions(
         weights=draw(st.sampled_from([None, rng.uniform(0.1, 2.0, len(specs))])),

@@ -18,8 +18,9 @@ from simulator.engine import ROUTERS, ReplicaSpec, simulate_replicas
 from simulator.records import COMPLETED, Records
 from simulator.run import simulate
 from simulator.scenario import Scenario
+from simulator.techniques import KvOffload
 from simulator.workload import Requests
-from tests.simulator.engine_cases import requests, step_table
+from tests.simulator.engine_cases import requests, speculations, step_table
 from tests.simulator.test_engine_equals_reference import assert_equal
 
 SEARCH = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,15 +43,17 @@ def times(rng: np.random.Generator, skew: bool) -> StepTable:
 
 
 @st.composite
-def cases(draw: st.DrawFn, hashes: bool = False) -> Case:
+def cases(draw: st.DrawFn, hashes: bool = False, techniques: bool = False) -> Case:
     """Up to 60 requests on up to three prefill and three decode replicas, often short of blocks and links."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     block_size = draw(st.sampled_from([1, 4, 16]))
 
-    def pool(num: int) -> tuple[ReplicaSpec, ...]:
+    def pool(num: int, tiers: bool = False) -> tuple[ReplicaSpec, ...]:
         specs = []
         for _ in range(num):
             seats = draw(st.sampled_from([1, 3, 8, 16]))
+            speculation = draw(speculations(rng)) if techniques and draw(st.booleans()) else None
+            offload = KvOffload(draw(st.sampled_from([5, 1000])), 0.02, 0, 0.0, draw(st.booleans())) if tiers else None
             specs.append(
                 ReplicaSpec(
                     times(rng, draw(st.booleans())),
@@ -59,20 +62,23 @@ def cases(draw: st.DrawFn, hashes: bool = False) -> Case:
                     max_num_seqs=seats,
                     max_num_batched_tokens=draw(st.sampled_from([seats, seats + 7, 64])),
                     max_model_len=draw(st.sampled_from([80, 1000])),
-                    enable_prefix_caching=draw(st.booleans()),
+                    enable_prefix_caching=tiers or draw(st.booleans()),
                     enable_chunked_prefill=draw(st.sampled_from([True, True, False])),
                     policy=draw(st.sampled_from(["continuous", "continuous", "prefill_first"])),
                     reserve_output_tokens=draw(st.sampled_from([0, 0, 0, 30])),
-                    async_scheduling=draw(st.booleans()),
+                    async_scheduling=speculation is None and draw(st.booleans()),
+                    speculation=speculation,
+                    kv_offload=offload,
                 )
             )
         return tuple(specs)
 
-    prefill, decode = pool(draw(st.integers(1, 3))), pool(draw(st.integers(1, 3)))
+    prefill, decode = pool(draw(st.integers(1, 3)), techniques), pool(draw(st.integers(1, 3)))
     links = rng.uniform(1.0, 100.0, len(prefill) + len(decode))
     pools = Pools(
         prefill, decode, tuple(links.tolist()), block_bytes=block_size * draw(st.sampled_from([0.1, 3.0])),
-        latency_s=draw(st.sampled_from([0.0, 0.3])), first_token=draw(st.sampled_from(["decode", "prefill"])),
+        latency_s=draw(st.sampled_from([0.0, 0.3])), hidden_share=draw(st.sampled_from([0.0, 0.5, 0.97])),
+        first_token=draw(st.sampled_from(["decode", "prefill"])),
         decode_router=draw(st.sampled_from(sorted(ROUTERS))),
     )  # fmt: skip
     closed = draw(st.sampled_from([None, None, 1, 4, 20]))
@@ -111,7 +117,15 @@ def test_compiled_equals_plain_with_shared_prefixes(case: Case) -> None:
 
 
 @SEARCH
-@given(cases(hashes=True))
+@given(cases(hashes=True, techniques=True))
+def test_compiled_equals_plain_with_speculation_and_kv_offload(case: Case) -> None:
+    fast, plain = both(case)
+    assert_equal(fast, plain)
+    assert_handovers_equal(fast, plain)
+
+
+@SEARCH
+@given(cases(hashes=True, techniques=True))
 def test_requests_and_blocks_are_conserved_at_any_instant(case: Case) -> None:
     records = simulate_disaggregated(case.requests, case.pools, case.router, case.seed, check=True)
     served = case.requests.output_tokens > 0
@@ -145,6 +159,25 @@ def test_one_request_by_hand() -> None:
     assert first.first_token_s[0] == pytest.approx(whole.first_token_s[0])
 
 
+def test_layer_by_layer_only_what_the_link_could_not_carry_during_the_prompt_moves_after_it() -> None:
+    made, spec = alone()
+    table = spec.step_table
+    spec = replace(spec, step_table=table._replace(request_overhead_s=0.0, output_overhead_s=0.0, prompt_token_s=0.0))
+    whole = Pools((spec,), (spec,), (10.0, 5.0), block_bytes=2.0, latency_s=0.25)
+    plain = simulate_disaggregated(made, whole)
+    computing_s = float(plain.handover.prefill_end_s[0] - plain.scheduled_s[0])  # type: ignore[union-attr]
+    for link, share in ((1e9, 0.75), (5.0, 0.75), (0.1, 0.75)):
+        pools = replace(whole, link_bytes_per_s=(link, link), hidden_share=share)
+        way = simulate_disaggregated(made, pools).handover
+        assert way is not None and way.num_bytes[0] == 10.0
+        left = 10.0 - min(share * 10.0, link * computing_s)
+        assert way.end_s[0] - way.start_s[0] == pytest.approx(0.25 + left / link)
+    # a link that another prompt's KV takes meanwhile has less to spare
+    two = Requests(np.zeros(2), np.full(2, 20), np.full(2, 5))
+    both = [simulate_disaggregated(two, replace(whole, hidden_share=share)).finish_s.max() for share in (0.0, 0.9)]
+    assert both[1] < both[0]
+
+
 def test_a_link_carries_one_transfer_at_a_time() -> None:
     rng = np.random.default_rng(5)
     spec = ReplicaSpec(step_table(rng), 4000, block_size=4, max_num_batched_tokens=2048, enable_prefix_caching=False)
@@ -174,6 +207,7 @@ def test_blocks_stay_with_the_prefill_replica_until_they_are_fetched() -> None:
         ({"first_token": "both"}, "first_token"),
         ({"link_bytes_per_s": (1.0, 0.0)}, "link_bytes_per_s"),
         ({"latency_s": -1.0}, "latency_s"),
+        ({"hidden_share": 1.0}, "hidden_share"),
     ],
 )
 def test_refusals(change: dict[str, object], says: str) -> None:
@@ -204,6 +238,35 @@ SCENARIO = {
 
 def scenario(**changes: object) -> Scenario:
     return Scenario.model_validate(copy.deepcopy(SCENARIO) | changes)
+
+
+def test_roles_speculate_and_a_prefill_replica_has_a_second_tier_as_vllm_allows() -> None:
+    eagle = {"speculative": {"method": "eagle", "num_speculative_tokens": 3, "acceptance_rate": 0.7}}
+    offload = {"kv_offload": {"cpu_gib": 4}}
+
+    def fleet(prefill: dict[str, object], decode: dict[str, object]) -> list[dict[str, object]]:
+        return [
+            {"gpu": "L40S", "role": "prefill", "engine": prefill},
+            {"gpu": "L40S", "role": "decode", "engine": decode},
+        ]
+
+    plain = simulate(scenario()).document
+    found = simulate(scenario(fleet=fleet(offload, eagle))).document
+    assert found["engine"]["speculation"]["accepted_tokens"] > 0 and "kv_offload" in found["engine"]
+    assert found["tpot_s"]["mean"] < plain["tpot_s"]["mean"]
+    with pytest.raises(InputError, match="kv_offload with role: decode"):
+        simulate(scenario(fleet=fleet({}, offload)))
+
+
+def test_a_scenario_moves_kv_layer_by_layer() -> None:
+    whole = simulate(scenario()).document
+    link = {"link_bytes_per_s": 1e9, "latency_s": 0.0}
+    layers = simulate(scenario(disaggregation=link | {"transfer": "layerwise"})).document
+    assert layers["kv_transfer"]["bytes"] == whole["kv_transfer"]["bytes"]
+    # 131 ms of KV behind some 70 ms of prompt: all but a layer's is sent meanwhile, or as much as the link carries
+    assert whole["kv_transfer"]["transfer_s"]["mean"] / 32 <= layers["kv_transfer"]["transfer_s"]["mean"]
+    assert layers["kv_transfer"]["transfer_s"]["mean"] < 0.7 * whole["kv_transfer"]["transfer_s"]["mean"]
+    assert layers["ttft_s"]["mean"] < whole["ttft_s"]["mean"]
 
 
 def test_a_scenario_reports_both_pools_and_what_moved() -> None:

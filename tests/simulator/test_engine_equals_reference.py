@@ -10,7 +10,7 @@ from simulator.records import Records
 from simulator.reference import simulate_plainly
 from tests.simulator.engine_cases import Case, cases
 
-INSTANTS = ("arrival_s", "scheduled_s", "first_token_s", "finish_s", "busy_s")
+INSTANTS = ("arrival_s", "scheduled_s", "first_token_s", "finish_s", "busy_s", "copied_s")
 COUNTS = (
     "replica", "status", "num_cached_tokens", "num_preemptions", "iterations", "preemptions", "prefix_queries",
     "prefix_hits",
@@ -52,6 +52,12 @@ def test_compiled_equals_plain_when_speculating(case: Case) -> None:
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(swapping=True))
 def test_compiled_equals_plain_with_swap(case: Case) -> None:
+    assert_equal(*both(case))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases(hashes=True, adapting=True))
+def test_compiled_equals_plain_with_adapters(case: Case) -> None:
     assert_equal(*both(case))
 
 

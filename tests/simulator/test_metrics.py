@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 
 from simulator import metrics
 from simulator.metrics import Latencies
@@ -101,6 +104,24 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
         part = steady["ttft_s"]
         held += abs(part["mean"] - 1.0) <= part["mean_half_width_95"]
     assert 180 <= held <= 200
+
+
+def test_intervals_of_percentiles_hold_the_truth_too() -> None:
+    # autocorrelated values with a standard normal marginal, so that each percentile is known
+    names = ("mean", "p50", "p90", "p95", "p99")
+    truth = [0.0, *(NormalDist().inv_cdf(p / 100) for p in metrics.PERCENTILES)]
+    held = np.zeros(len(names))
+    for seed in range(300):
+        values = lfilter([0.6], [1.0, -0.8], np.random.default_rng(seed).standard_normal(5200))[200:]
+        widths = metrics.half_widths_95(values)
+        found = [values.mean(), *np.percentile(values, metrics.PERCENTILES)]
+        held += [abs(f - t) <= (widths[name] or 0.0) for f, t, name in zip(found, truth, names, strict=True)]
+    assert (held >= 0.9 * 300).all() and (held <= 0.985 * 300).all(), held
+
+
+def test_a_percentile_of_too_few_values_has_no_interval() -> None:
+    widths = metrics.half_widths_95(np.random.default_rng(0).exponential(size=600))
+    assert widths["p95"] is not None and widths["p99"] is None
 
 
 def test_a_queue_that_grows_to_the_end_is_overload_and_its_rate_is_said() -> None:

@@ -10,8 +10,15 @@ import pytest
 from calibrate.importers.llmservingsim import import_profile
 from calibrate.memory import memory_plan
 from calibrate.serving import ServingPoint
+from catalogs.errors import InputError
+from catalogs.load import find_gpu, find_model
+from catalogs.schema import Engine, Replica
+from simulator.engine import simulate_replicas
 from simulator.real_runs import compare_run, read_run
+from simulator.records import Records
+from simulator.replicas import build_line
 from simulator.serving_points import Predictor, compare_points, requests_of
+from simulator.workload import Requests
 from tests.shared_data import shared_data
 
 POINT = ServingPoint("llama-3.1-8b", "H100-SXM", "bf16", "vllm", 1, 512, 64, 4, 64, {"ttft_s": 0.03, "tpot_s": 0.007})
@@ -67,3 +74,20 @@ def test_derived_blocks_are_those_that_the_run_logged() -> None:
     run = read_run(shared_data("vllm_runs/RTX4090_Llama-3.1-8B.csv"), "RTX4090")
     derived = replace(run.replica, engine=replace(run.replica.engine, num_gpu_blocks=None))
     assert memory_plan(derived).num_gpu_blocks == pytest.approx(run.replica.engine.num_gpu_blocks, rel=0.005)
+
+
+def test_tensorrt_llm_and_tgi_reserve_a_whole_answer_and_preempt_no_one() -> None:
+    """Blocks of the prompt and of all that may be answered are taken at admission (guaranteed no evict)."""
+    requests = Requests(np.zeros(300), np.full(300, 100), np.full(300, 900))
+
+    def run(framework: str, **options: object) -> Records:
+        engine = Engine(framework=framework, num_gpu_blocks=500, block_size=16, max_num_seqs=256, options=options)
+        line = build_line(Replica(find_model("llama-3.1-8b"), find_gpu("H100-SXM"), engine=engine))
+        return simulate_replicas(requests, [line.spec])
+
+    reserved, needed = run("tensorrt-llm"), run("tensorrt-llm", capacity_scheduler_policy="max_utilization")
+    assert reserved.preemptions.sum() == run("tgi").preemptions.sum() == 0 < needed.preemptions.sum()
+    with pytest.raises(InputError, match="capacity_scheduler_policy with framework vllm"):
+        run("vllm", capacity_scheduler_policy="max_utilization")
+    with pytest.raises(InputError, match="no capacity_scheduler_policy 'some'"):
+        run("tensorrt-llm", capacity_scheduler_policy="some")

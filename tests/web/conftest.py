@@ -23,7 +23,8 @@ FLAGS = (
 # no placeholder is left, every chart has its axes, every picture its pixels
 DRAWN = """() => !document.querySelector('[data-testid=stSkeleton]')
     && [...document.querySelectorAll('[data-testid=stPlotlyChart]')].every(c => c.querySelector('.main-svg'))
-    && [...document.querySelectorAll('[data-testid=stImage] img')].every(i => i.complete && i.naturalWidth > 0)"""
+    && [...document.querySelectorAll('[data-testid=stMarkdownContainer] img')]
+        .every(i => i.complete && i.naturalWidth > 0)"""
 SHOTS = Path(os.environ.get("PLAN_SCREENSHOTS", "out/screenshots"))
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,7 @@ pytest.importorskip("streamlit", reason="the web app's packages are not installe
 from app.charts import MEANING_COLOURS, PALETTE, PURCHASE_COLOURS, bars
 from app.cli.main import cli
 from app.cli.web import server_flags
+from app.web.serve import answer_at_once
 from app.web.style import THEME
 from app.web.workload_state import demo_answer
 from catalogs.errors import InputError
@@ -82,6 +84,18 @@ def test_the_server_keeps_to_itself() -> None:
     assert flags["server.address"] == "127.0.0.1"
     assert flags["browser.gatherUsageStats"] == "false"
     assert int(flags["server.maxUploadSize"]) <= 200  # 2 GB are refused by their size, before they are read
+
+
+def test_the_servers_answers_do_not_wait_for_an_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket.socket, "listen", socket.socket.listen)  # undone afterwards
+    answer_at_once()
+    with socket.socket() as server, socket.socket() as client:
+        server.bind(("127.0.0.1", 0))
+        server.listen(1)
+        client.connect(server.getsockname())
+        accepted, _ = server.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_another_address_needs_a_password(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from app.runs import remove_run, save_run
 from tests.report.test_month import month
-from tests.web.visitor import MAIN, TRACE, answered, finish, go, press, said, testing, upload, visit
+from tests.web.visitor import MAIN, TRACE, answered, finish, go, pictures, press, said, testing, upload, visit
 
 from app.web import parts, reports, workload_state  # isort: skip
 
@@ -58,7 +58,7 @@ def home(clean_home: Path) -> Path:
 def test_every_page_opens_with_words_or_a_chart(name: str) -> None:
     found = visit(name)
     assert not found.error
-    assert found.get("plotly_chart") or found.get("image") or found.info, said(found)
+    assert found.get("plotly_chart") or pictures(found) or found.info, said(found)
     assert said(found) is not None
 
 
@@ -326,8 +326,8 @@ def test_a_schedule_is_previewed_in_every_form_and_its_mistakes_stand_at_their_f
 def test_the_password_stands_before_every_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAN_WEB_PASSWORD", "sesame")
     found = testing.AppTest.from_file(str(MAIN), default_timeout=60).run()
-    assert not found.get("image")
+    assert not pictures(found)
     found.text_input[0].set_value("wrong").run()
     assert "not the password" in said(found)
     found.text_input[0].set_value("sesame").run()
-    assert found.get("image")
+    assert pictures(found)

@@ -182,3 +182,23 @@ def test_the_shown_command_gives_the_shown_numbers(tmp_path: Path) -> None:
     assert metrics(found)["TTFT p95 (s)"] == f"{answer['ttft_s']['p95']:.3f}"
     assert metrics(found)["Output tokens a second"] == f"{answer['output_tokens_per_s']:,.0f}"
     assert metrics(found)["USD for the run"] == f"{answer['usd']:,.2f}"
+
+
+def test_the_engines_techniques_are_fields_and_what_it_refuses_is_said() -> None:
+    found = upload(visit(), "mine.csv", TRACE)
+    go(found, "simulate", gpu="L40S", precision="fp8", count="1", speculation="ngram", spec_tokens="4",
+       spec_accept="0.5", offload_gib="8", max_num_seqs="32", prefix_caching="on", kv_dtype="fp8")  # fmt: skip
+    press(found, "Simulate")
+    finish(found, "simulate")
+    assert not found.error, said(found)
+    text = commands(found)
+    for key in ('"num_speculative_tokens": 4', '"acceptance_rate": 0.5', '"cpu_gib": 8.0', '"max_num_seqs": 32',
+                '"enable_prefix_caching": true', '"kv_cache_dtype": "fp8"'):  # fmt: skip
+        assert key in text
+    run = next(d.value for d in found.dataframe if "what" in d.value and "value" in d.value)
+    did = dict(zip(run["what"], run["value"], strict=True))
+    assert int(did["speculation: accepted tokens"].replace(",", "")) > 0
+    assert "kv offload: cpu hit rate" in did
+    go(found, "simulate", gpu="L40S", precision="fp8", preemption="swap")
+    press(found, "Simulate")
+    assert "Try:" in said(finish(found, "simulate"))  # vLLM of today has no swap

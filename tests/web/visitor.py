@@ -71,6 +71,11 @@ def answered(found: Any, slot: str, answer: Any) -> Any:
     return finish(found, slot)
 
 
+def pictures(found: Any) -> list[str]:
+    """The pictures that a page shows, as Markdown."""
+    return [str(m.value) for m in found.markdown if "](data:image/svg+xml;base64," in str(m.value)]
+
+
 def commands(found: Any) -> str:
     """The equivalent commands that a page shows."""
     return "\n".join([*(c.value for c in found.code), *(str(h.proto.body) for h in found.get("html"))])

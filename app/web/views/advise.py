@@ -8,7 +8,6 @@ from typing import Any
 import streamlit as st
 from pandas import DataFrame
 
-from app.cli.output import plain
 from app.web.answer_charts import steps_figure
 from app.web.fields import choice, keep, number
 from app.web.parts import begin, command, download, drawing, error, heading, outcome, table, words
@@ -68,14 +67,6 @@ def form() -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def work(settings: dict[str, Any], progress: Any) -> dict[str, Any]:
-    """Walk the steps."""
-    from planner.advise import advise
-    from planner.problem import problem_from
-
-    return dict(plain(advise(problem_from(settings), progress)))
-
-
 def show(answer: dict[str, Any]) -> None:
     """The waterfall and what each step changes."""
     a, b, c = st.columns(3)
@@ -101,7 +92,7 @@ try:
     settings = form()
     if settings is not None:
         st.session_state["advise-settings"] = settings
-        begin("advise", "Advising", lambda progress: work(settings, progress))
+        begin("advise", "Advising", settings)
     answer = outcome("advise")
     if answer is not None:
         show(answer)

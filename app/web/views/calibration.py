@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from app.cli.calibrate_validate import compare
 from app.cli.doctor import measured_accuracy
 from app.web.calibration_charts import compared_figure, errors_figure, kernels, roofline_figure, step_figure
 from app.web.fields import choice, keep, slider
@@ -128,21 +126,11 @@ def accuracy() -> None:
             raise InputError("this is no table of measurements", where="upload", remedy="a .csv or a .jsonl file")
         if uploaded.size > MAX_TABLE_BYTES:
             raise InputError("the table is larger than 20 MB", where="upload", remedy="`plan calibrate validate`")
-        data = uploaded.getvalue()
-        begin("validate", "Predicting", lambda progress: predicted(data, suffix, progress))
+        begin("validate", "Predicting", uploaded.getvalue(), suffix)
     found = outcome("validate")
     if found is not None:
         show_compared(*found)
     command("plan calibrate validate best measured.csv --plot errors.svg\nplan doctor")
-
-
-def predicted(data: bytes, suffix: str, progress: Any) -> tuple[list[Any], list[str]]:
-    """The visitor's figures beside what the shipped profiles say."""
-    progress("simulating each load", 0.2)
-    with tempfile.TemporaryDirectory(prefix="plan-web-") as folder:
-        path = Path(folder) / f"measured{suffix}"
-        path.write_bytes(data)
-        return compare(None, path)
 
 
 def show_compared(compared: list[Any], notes: list[str]) -> None:

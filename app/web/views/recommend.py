@@ -8,7 +8,6 @@ from typing import Any
 import streamlit as st
 from pandas import DataFrame
 
-from app.cli.output import plain
 from app.runs import load_run
 from app.web.answer_charts import (
     latency_front_figure,
@@ -22,6 +21,7 @@ from app.web.answer_rows import latency_front, machines, promises, quality_front
 from app.web.fields import choice, keep, number, several
 from app.web.parts import begin, command, download, drawing, error, heading, job_of, outcome, table, words
 from app.web.style import LABELS
+from app.web.what_if_panel import panel
 from app.web.workload_state import on_file, seed, trace_name, with_trace, workload_section
 from catalogs.errors import PlanError
 from catalogs.load import gpus, models, prices
@@ -56,7 +56,6 @@ def form() -> dict[str, Any] | None:
     if not precision or not purchase:
         st.warning("Choose at least one precision and one purchase form.")
         return None
-    st.query_params.pop("run", None)
     keep({"model": model, "ttft": ttft, "tpot_ms": tpot, "scale": scale, "region": region, "quality": score,
           "precision": ",".join(precision), "purchase": ",".join(purchase), "gpus": ",".join(only),
           "budget": budget})  # fmt: skip
@@ -72,19 +71,11 @@ def form() -> dict[str, Any] | None:
     }
 
 
-def work(settings: dict[str, Any], progress: Any) -> dict[str, Any]:
-    """Plan, keep the run, and return the answer; one that cannot be kept is shown all the same."""
-    from app.cli.recommend import save
-    from planner.problem import problem_from
-    from planner.recommend import recommend
-
-    problem = problem_from(settings)
-    answer = recommend(problem, progress)
-    try:
-        answer["run"] = save(problem, answer)
-    except PlanError as problem_of_ours:
-        answer["not_kept"] = f"{problem_of_ours.what}; {problem_of_ours.remedy}"
-    return dict(plain(answer))
+def ask(settings: dict[str, Any], text: str) -> None:
+    """Begin to answer a question; ``text`` is its command."""
+    st.query_params.pop("run", None)
+    st.session_state["recommend-command"] = text
+    begin("recommend", "Planning", settings)
 
 
 def show(answer: dict[str, Any]) -> None:
@@ -104,6 +95,7 @@ def show(answer: dict[str, Any]) -> None:
     first, *rest = tables(answer)
     st.subheader("Purchase list")
     table([dict(zip(first.columns, row, strict=True)) for row in first.rows], "purchase-list")
+    panel(answer, ask)
     show_charts(answer)
     for found in (one for one in rest if one.title not in DRAWN):
         st.subheader(words(found.title))
@@ -196,8 +188,10 @@ st.caption(f"Workload: {trace_name()}.")
 try:
     settings = form()
     if settings is not None:
-        st.session_state["recommend-settings"] = settings
-        begin("recommend", "Planning", lambda progress: work(settings, progress))
+        ask(settings, as_command(settings))
+    refused = st.session_state.pop("recommend-refused", None)
+    if refused is not None:
+        error(refused)
     asked_now = job_of("recommend") is not None
     answer = outcome("recommend") if asked_now else earlier()
     if answer is not None:
@@ -206,8 +200,8 @@ try:
             st.query_params["run"] = answer["run"]
     elif not asked_now:
         st.info("Set the limits and ask. With the demo trace the first answer takes some seconds.")
-    if "recommend-settings" in st.session_state:
-        command(as_command(st.session_state["recommend-settings"]))
+    if "recommend-command" in st.session_state:
+        command(st.session_state["recommend-command"])
     elif answer is not None and answer.get("run"):
         command(f"plan explain {answer['run']}")
 except PlanError as problem:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
 
 import streamlit as st
 
 from app.charts import MEANING_COLOURS, Series
-from app.cli.output import plain
 from app.web.fleet_form import form
 from app.web.parts import begin, chart, command, download, drawing, error, heading, outcome, table, words
 from app.web.run_charts import (
@@ -24,50 +21,11 @@ from app.web.run_charts import (
     replicas,
     replicas_figure,
 )
-from app.web.workload_state import MAX_REQUESTS, on_file, trace_name
-from catalogs.errors import InputError, PlanError
-
-MOST_SAMPLES = 300
+from app.web.work import Shown
+from app.web.workload_state import on_file, trace_name
+from catalogs.errors import PlanError
 
 heading("Simulate", "What one fleet does to every request of the workload.")
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What the page draws of a run."""
-
-    answer: dict[str, Any]
-    latencies: dict[str, Any]
-    series: dict[str, Any]
-    scenario: dict[str, Any]
-
-
-def work(scenario: dict[str, Any], progress: Any) -> Shown:
-    """Play the scenario and price it, as `plan simulate` does."""
-    from planner.fleet_cost import with_fleet_dollars
-    from planner.fleet_price import fleet_usd_per_hour, with_dollars
-    from simulator.run import simulate
-    from simulator.scenario import Scenario
-    from simulator.workload_spec import load_workload
-
-    progress("reading the workload", 0.05)
-    read = Scenario.model_validate(scenario)
-    usd_per_hour = None if read.is_live else fleet_usd_per_hour(read)
-    requests = load_workload(read.workload, read.seed)
-    if len(requests) > MAX_REQUESTS:
-        raise InputError(
-            f"the load has {len(requests):,} requests", where="Repeat the load for",
-            why=f"the app plays at most {MAX_REQUESTS:,}", remedy="fewer hours, or the command below in a terminal",
-        )  # fmt: skip
-    span_s = float(requests.arrival_s[-1]) if len(requests) else 1.0
-    progress(f"simulating {len(requests):,} requests", 0.2)
-    result = simulate(read, requests, series_interval_s=max(span_s / MOST_SAMPLES, 0.5))
-    progress("drawing", 0.9)
-    document = with_dollars(result.document, usd_per_hour)
-    if result.fleet is not None:
-        document = with_fleet_dollars(document, read, result.fleet.ledger)
-    latencies = {name: result.latencies.of_metric(name) for name in METRICS}
-    return Shown(dict(plain(document)), latencies, dict(result.records.series), scenario)
 
 
 def show(shown: Shown) -> None:
@@ -133,7 +91,7 @@ st.caption(f"Workload: {trace_name()}.")
 try:
     scenario = form()
     if scenario is not None:
-        begin("simulate", "Simulating", lambda progress: work(scenario, progress))
+        begin("simulate", "Simulating", scenario)
         st.session_state["simulate-scenario"] = scenario
     shown = outcome("simulate")
     if shown is not None:

@@ -1,0 +1,49 @@
+"""The question that a change comes to, so that `planner.recommend` answers it anew and verifies it by simulation."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from catalogs.load import instances, prices
+from planner.market import user_prices
+from planner.what_if import Change
+
+
+def asked_anew(inputs: Mapping[str, Any], change: Change) -> dict[str, Any]:
+    """A run's settings with the load and every latency limit multiplied; changed prices are ``changed_prices``."""
+    settings = deepcopy(dict(inputs))
+    settings["workload"]["scale"] = (settings["workload"].get("scale") or 1.0) * change.load
+    settings["slo"] = _multiplied(settings["slo"], change.slo)
+    return settings
+
+
+def _multiplied(limits: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    return {k: _multiplied(v, factor) if isinstance(v, Mapping) else v * factor for k, v in limits.items()}
+
+
+def changed_prices(inputs: Mapping[str, Any], change: Change) -> str:
+    """The prices of the run's region as a file for ``prices:``, with those multiplied that the change names (CSV)."""
+    region = str(inputs["region"])
+    own: dict[tuple[str, str], float] = {}
+    if inputs.get("prices"):
+        offers = user_prices(Path(str(inputs["prices"])))
+        own = {(name, form): o.usd_per_hour for (name, where, form), o in offers.items() if where in ("", region)}
+    known: dict[tuple[str, str], float] = {
+        (p.instance, p.purchase): p.usd_per_hour for p in prices() if p.region == region
+    }
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("instance_type", "region", "purchase", "usd_per_hour"))
+    for (name, form), price in sorted((known | own).items()):
+        names = {form, name, instances()[name].gpu} if name in instances() else {form, name}
+        factors = [v for n, v in change.prices.items() if n in names]
+        for factor in factors:
+            price *= factor
+        if factors or (name, form) in own:
+            writer.writerow((name, region, form, f"{price:.6g}"))
+    return out.getvalue()
