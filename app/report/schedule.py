@@ -18,8 +18,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, field_validator
 
-from app.report.build import Sources
 from app.report.ledger import Ledger
+from app.report.sources import Sources
 from catalogs.errors import InputError
 from catalogs.yaml_source import Strict
 

@@ -17,9 +17,10 @@ import pytest
 from click.testing import CliRunner
 
 from app.cli.report import report as command
-from app.report.build import Sources, build
+from app.report.build import build
 from app.report.render import RENDERERS, summary
 from app.report.schema import Report
+from app.report.sources import Sources
 from app.runs import save_run
 from catalogs.errors import InputError
 
