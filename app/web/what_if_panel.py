@@ -37,12 +37,14 @@ def panel(answer: Mapping[str, Any], ask: Asked) -> None:
         return
     st.subheader("What if")
     change = sliders(model)
+    if change == Change():
+        st.caption("Move a slider: the plan is solved again from the capacities that were simulated for it.")
+        return
     try:
-        found = solve_again(model, change)
+        show(solve_again(model, change))
     except PlanError as problem:
         error(problem)
         return
-    show(answer, found)
     run = answer.get("run")
     if run:
         text = as_command(str(run), change)
@@ -68,7 +70,7 @@ def sliders(model: Mapping[str, Any]) -> Change:
     return Change(load, slo, {name: price} if price != 1.0 else {})
 
 
-def show(answer: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def show(found: Mapping[str, Any]) -> None:
     """What it comes to beside the plan, and that nothing of it is verified."""
     now, before = found["plan"]["usd_per_hour"], found["usd_per_hour_before"]
     st.warning(f"Not verified: {found['verified_why']}.", icon=":material/science:")

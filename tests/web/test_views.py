@@ -199,6 +199,5 @@ def test_the_engines_techniques_are_fields_and_what_it_refuses_is_said() -> None
     did = dict(zip(run["what"], run["value"], strict=True))
     assert int(did["speculation: accepted tokens"].replace(",", "")) > 0
     assert "kv offload: cpu hit rate" in did
-    go(found, "simulate", gpu="L40S", precision="fp8", preemption="swap")
-    press(found, "Simulate")
+    found = press(visit("simulate", gpu="L40S", precision="fp8", preemption="swap"), "Simulate")
     assert "Try:" in said(finish(found, "simulate"))  # vLLM of today has no swap
