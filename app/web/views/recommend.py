@@ -199,7 +199,10 @@ try:
         if answer.get("run"):
             st.query_params["run"] = answer["run"]
     elif not asked_now:
-        st.info("Set the limits and ask. With the demo trace the first answer takes some seconds.")
+        st.info(
+            "Set the limits and ask. A first answer takes half a minute to some minutes, by the load and the choice; "
+            "the next ones remember what was simulated."
+        )
     if "recommend-command" in st.session_state:
         command(st.session_state["recommend-command"])
     elif answer is not None and answer.get("run"):

@@ -13,7 +13,7 @@ from app.report.schema import Spend
 from app.web.fields import choice, keep, whole
 from app.web.parts import chart, command, drawing, heading, table, tabs, words
 from app.web.reports import ask, downloads
-from app.web.style import LABELS, lay_out
+from app.web.style import LABELS, THEME, lay_out, look
 from app.web.workload_state import current, trace_name
 from catalogs.load import instances, prices
 from simulator.trace_stats import arrivals_per_window
@@ -78,11 +78,12 @@ def commitments() -> None:
         "committed, what stands above it runs on demand, and what the band holds beyond the demand is paid and idle.",
         duration_figure(ordered, held, best, form), bands,
     )  # fmt: skip
-    chart("cost", "What a year costs by the number of committed machines; the mark is the cheapest.",
-          [Series("a year", range(peak + 1), costs), Series("cheapest", [best], [costs[best]], "points",
-                                                            MEANING_COLOURS["good"]),
-           Series("chosen", [held], [costs[held]], "points", MEANING_COLOURS["predicted"])],
-          "machines committed", "USD a year")  # fmt: skip
+    cheapest = "cheapest" if held != best else "cheapest, and chosen"
+    marks = [Series(cheapest, [best], [costs[best]], "points", MEANING_COLOURS["good"])]
+    if held != best:
+        marks.append(Series("chosen", [held], [costs[held]], "points", MEANING_COLOURS["predicted"]))
+    chart("cost", "What a year costs by the number of committed machines, the cheapest and the chosen one marked.",
+          [Series("a year", range(peak + 1), costs), *marks], "machines committed", "USD a year")  # fmt: skip
     chart("break-even", f"One {name}: on demand it costs by the time it is needed, committed it costs all the time; "
           "where the lines meet, the commitment begins to pay.", break_even(forms), "share of the time it is needed",
           "USD per hour")  # fmt: skip
@@ -112,7 +113,7 @@ def duration_figure(ordered: Any, held: int, best: int, form: str) -> go.Figure:
             name="committed and idle" if key == "idle" else LABELS.get(key, key),
             line={"color": colour, "shape": "hv", "width": 0}, fillcolor=colour,
         )  # fmt: skip
-    found.add_hline(best, line_dash="dash", line_color=MEANING_COLOURS["limit"],
+    found.add_hline(best, line_dash="dash", line_color=THEME[look()]["text"],
                     annotation_text=f"cheapest commitment: {best}", annotation_position="top right")  # fmt: skip
     lay_out(found, "share of the time", "machines")
     found.update_xaxes(tickformat=".0%", range=[0, 1])
