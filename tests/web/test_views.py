@@ -171,7 +171,7 @@ def test_a_commitment_costs_what_the_formula_says_and_the_url_keeps_it() -> None
 
 def test_the_commitments_command_gives_the_shown_numbers() -> None:
     found = visit("spend", instance="g6e.xlarge", form="reserved_3yr", peak="10", commit="2")
-    words = shlex.split(commands(found).splitlines()[-1])
+    words = shlex.split(next(c.value for c in found.code).splitlines()[-1])
     assert words[:3] == ["plan", "prices", "commitment"]
     words[words.index("--trace") + 1] = str(demo_trace())
     done = CliRunner().invoke(cli, [*words[1:], "--format", "json"], catch_exceptions=False)
