@@ -52,6 +52,7 @@ def server_flags(host: str, port: int) -> list[str]:
     settings: dict[str, object] = {
         "server.address": host, "server.port": port, "server.headless": "true",
         "server.maxUploadSize": MAX_UPLOAD_MB, "server.fileWatcherType": "none", "browser.gatherUsageStats": "false",
-        "client.toolbarMode": "minimal", "client.showErrorDetails": "none", **theme_settings(),
+        "client.toolbarMode": "minimal", "client.showErrorDetails": "none", "client.showErrorLinks": "false",
+        **theme_settings(),
     }  # fmt: skip
     return [f"--{key}={value}" for key, value in settings.items()]

@@ -8,15 +8,15 @@ from typing import Any
 import plotly.graph_objects as go
 
 from app.charts import MEANING_COLOURS, PURCHASE_COLOURS
-from app.web.answer_rows import kept_quality, latency_front, machines, promises, quality_front, roads, swings
+from app.web.answer_rows import kept_quality, latency_front, machines, near_roads, promises, quality_front, swings
 from app.web.style import NEUTRAL, TOP, lay_out
 
 PLAN, OTHER = MEANING_COLOURS["good"], NEUTRAL
 
 
 def roads_figure(answer: Mapping[str, Any]) -> go.Figure:
-    """Bars of cost, cheapest on top; a hatched bar is a lower bound: that road costs at least so much."""
-    rows = roads(answer)[::-1]
+    """Bars of cost, cheapest on top; a hatched bar is a lower bound. What costs many times the plan is left out."""
+    rows = near_roads(answer)[::-1]
     found = go.Figure()
     for name, at_least in (("simulated", False), ("at least", True)):
         chosen = [r for r in rows if r["at_least"] == at_least]

@@ -8,6 +8,7 @@ from typing import Any
 from app.web.style import LABELS
 
 Rows = list[dict[str, Any]]
+NEAR = 8.0  # times the plan's cost
 
 
 def roads(answer: Mapping[str, Any]) -> Rows:
@@ -20,6 +21,11 @@ def roads(answer: Mapping[str, Any]) -> Rows:
             rows.append({"plan": short or label, "usd_per_hour": other["usd_per_hour"],
                          "at_least": bool(other.get("bound"))})  # fmt: skip
     return rows
+
+
+def near_roads(answer: Mapping[str, Any]) -> Rows:
+    """Those that cost at most ``NEAR`` times the plan: on one scale with the others it could not be seen."""
+    return [r for r in roads(answer) if r["usd_per_hour"] <= NEAR * answer["plan"]["usd_per_hour"]]
 
 
 def promises(answer: Mapping[str, Any]) -> Rows:

@@ -17,7 +17,7 @@ from app.web.answer_charts import (
     roads_figure,
     swings_figure,
 )
-from app.web.answer_rows import latency_front, machines, promises, quality_front, roads, swings
+from app.web.answer_rows import NEAR, latency_front, machines, near_roads, promises, quality_front, roads, swings
 from app.web.fields import choice, keep, number, several
 from app.web.parts import begin, command, download, drawing, error, heading, job_of, outcome, table, words
 from app.web.style import LABELS
@@ -111,9 +111,11 @@ def show(answer: dict[str, Any]) -> None:
 def show_charts(answer: dict[str, Any]) -> None:
     """What the other roads cost, how far the promises are from their limits, and the machines by period."""
     st.subheader("What the other roads cost")
+    far = len(roads(answer)) - len(near_roads(answer))
+    rest = f" {far} that cost more than {NEAR:g} times the plan stand in the table alone." if far else ""
     drawing(
         "alternatives", "Cost of this plan and of what it was chosen over. A hatched bar is a bound: that road costs "
-        "at least so much, and was not worth simulating.", roads_figure(answer), DataFrame(roads(answer)),
+        "at least so much, and was not worth simulating." + rest, roads_figure(answer), DataFrame(roads(answer)),
     )  # fmt: skip
     if promises(answer):
         st.subheader("How safe the promise is")
