@@ -26,11 +26,9 @@ if TYPE_CHECKING:
 Rows: TypeAlias = "Sequence[Mapping[str, Any]] | pd.DataFrame"
 
 WHOLE_ROWS = 16  # a table of so many is shown whole
-LETTER_PX, WIDEST_PX, WRAPS_PX = (
-    6.2,
-    340,
-    72,
-)  # of a table's text; of a column, beyond which its text is wrapped; of a row that wraps
+LETTER_PX = 6.2  # of a table's text
+WIDEST_PX = 340  # of a column, beyond which its text is wrapped
+WRAPS_PX = 72  # of a row that wraps
 
 
 @st.cache_resource
@@ -74,8 +72,9 @@ def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str) -> None:
     alternative = f"Table {name}: {', '.join(map(str, frame.columns))}; {len(frame)} rows."
     height: Any = "content" if len(frame) <= WHOLE_ROWS else "auto"  # a longer one scrolls
     lines = max(1, math.ceil(_longest(frame) * LETTER_PX / WIDEST_PX))  # of the longest text, once it is wrapped
+    row = None if lines == 1 else max(WRAPS_PX, 17 + 18 * lines)
     st.dataframe(_readable(frame), hide_index=True, width="stretch", height=height, column_config=_columns(frame),
-                 alt=alternative, placeholder="–", row_height=None if lines == 1 else max(WRAPS_PX, 17 + 18 * lines))  # fmt: skip
+                 alt=alternative, placeholder="–", row_height=row)  # fmt: skip
     download(f"{name}.csv", lambda: _csv(frame), f"download-{name}")
 
 
