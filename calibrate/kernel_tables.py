@@ -19,9 +19,9 @@ from calibrate import work
 from calibrate.collectives import all_gather_time_s, all_reduce_time_s
 from calibrate.cuda_graphs import padded_tokens
 from calibrate.expert_exchange import ranks_sharing_experts
+from calibrate.kernel_sums import KernelSums
 from calibrate.profiles import Profile, best_profile
 from calibrate.step import SkewTable, StepTable
-from calibrate.step_time import KernelSums
 from catalogs.errors import MissingError
 from catalogs.schema import Replica
 from catalogs.units import MICROSECONDS_PER_SECOND

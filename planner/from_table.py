@@ -11,10 +11,11 @@ import numpy as np
 from catalogs.errors import GateError, InputError, MissingError
 from planner import alternatives
 from planner.answer import SCHEMA_VERSION, ended_by, plan_document, purchase_lines
-from planner.candidates import Candidate, Offer
+from planner.candidates import Candidate
 from planner.capacity_table import Buckets, TableEntry, buckets_of, loads, read_capacity_table, read_demand
 from planner.fleet_model import FleetModel, Limits, Option, Quota, State
 from planner.horizon import limits_of, spot_states
+from planner.market import Offer
 from planner.problem import Problem
 from planner.solve import solve
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -13,12 +13,29 @@ from catalogs.errors import InputError, MissingError
 from catalogs.load import find_gpu, find_instance, find_region, instances, price_of, prices
 from catalogs.names import nearest
 from catalogs.schema import Instance
-from planner.candidates import Offer
 from planner.problem import PURCHASES, Problem
 
 MONTHS_PER_YEAR = 12
 AWS_REGION = re.compile(r"[a-z]{2}(-gov)?-(central|(north|south)?(east|west)|north|south)-\d")
 TERM_YEARS = {"reserved_1yr": 1.0, "reserved_3yr": 3.0}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a machine costs in one purchase form.
+
+    Attributes:
+        usd_per_hour: with the money paid upfront spread over the time in which the machine is needed.
+        upfront_usd: paid before a commitment begins.
+        running_usd_per_hour: paid as it goes, beside that.
+    """
+
+    usd_per_hour: float
+    source: str
+    as_of: str
+    confidence: str = ""
+    upfront_usd: float = 0.0
+    running_usd_per_hour: float = 0.0
 
 
 def instances_with(gpu: str) -> list[Instance]:

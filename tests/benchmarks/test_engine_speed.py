@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from calibrate.step import StepTable
-from simulator.disaggregation import Pools, simulate_disaggregated
+from simulator.disaggregation import simulate_disaggregated
 from simulator.engine import ReplicaSpec, simulate_replicas
+from simulator.pools import Pools
 from simulator.techniques import Adapters, Speculation
 from simulator.workload import Requests
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from calibrate.kernel_sums import KernelSums
 from calibrate.profiles import best_profile
 from calibrate.step import StepShape
-from calibrate.step_time import KernelSums, step_model
+from calibrate.step_time import step_model
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica

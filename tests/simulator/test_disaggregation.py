@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from calibrate.step import StepTable
 from catalogs.errors import InputError
-from simulator.disaggregation import Pools, simulate_disaggregated
+from simulator.disaggregation import simulate_disaggregated
 from simulator.engine import ROUTERS, ReplicaSpec, simulate_replicas
+from simulator.pools import Pools
 from simulator.records import COMPLETED, Records
 from simulator.run import simulate
 from simulator.scenario import Scenario
