@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from calibrate.memory import memory_plan
@@ -50,7 +51,7 @@ class Candidate:
         """Replicas that fit one machine."""
         return max(1, self.num_gpus // self.gpus_per_replica)
 
-    @property
+    @cached_property
     def config(self) -> str:
         """The replica, in words; the same on every instance type with this GPU."""
         more = f" {self.setting}" if self.setting else ""
@@ -66,7 +67,7 @@ class Candidate:
             sizes["ep"] = self.replica.expert_parallel_size
         return [f"{name}{size}" for name, size in sizes.items() if size > 1]
 
-    @property
+    @cached_property
     def label(self) -> str:
         """Unique among candidates."""
         return f"{self.instance_type}: {self.config}"

@@ -111,11 +111,13 @@ def send_next(w: Any, feed: Any, at_s: float) -> None:
 
 @inner
 def take_snapshot(w: Any, router: Any, at_s: float) -> None:
-    """What the router sees of the replicas."""
+    """What the router sees of the replicas; every batch of a pipeline stands for the whole of it."""
     router.taken_s[0] = at_s
     for r in range(len(router.alive)):
         me = w.replicas[r]
-        router.load[r] = me.num_waiting + me.num_running
+        router.load[r] = 0.0
+        for batch in range(me.home, me.home + me.num_stages):
+            router.load[r] += w.replicas[batch].num_waiting + w.replicas[batch].num_running
         router.kv_share[r] = 1.0 - kv_cache.free_blocks(w, r) / me.num_blocks
 
 

@@ -64,7 +64,7 @@ class PlainRouter:
     def look(self, now: float) -> None:
         if now >= self.taken_s + self.staleness_s:
             self.taken_s = now
-            self.load = [engine.load for engine in self.engines]
+            self.load = [sum(batch.load for batch in engine.batches) for engine in self.engines]
             self.kv_share = [engine.kv_share for engine in self.engines]
 
     def least(self, values: Sequence[float], group: int) -> int:

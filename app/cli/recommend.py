@@ -55,6 +55,13 @@ def recommend(config: Path | None, certificate: Path | None, workers: int | None
         answer["run"] = save(problem, answer)
     emit(form, answer, tables(answer), notes(answer))
     missed = [name for name, promise in answer["slo"].items() if promise.get("ok") is False]
+    live = answer.get("live") or {}
+    if not missed and live.get("ok") is False:
+        raise GateError(
+            f"played live, the plan shown keeps its promise in {live['kept']} of {live['draws']} draws",
+            why=answer["verified_why"],
+            remedy="a higher spot.availability, less spot (spot.max_share), spot.fallback: true, or a looser limit",
+        )
     if missed:
         raise GateError(
             f"the plan shown misses {', '.join(missed)} in simulation",

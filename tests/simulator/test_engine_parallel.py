@@ -141,3 +141,16 @@ def test_a_live_fleet_refuses_a_pipeline() -> None:
     )
     with pytest.raises(InputError, match="pipeline_parallel_size"):
         simulate(scenario)
+
+
+@pytest.mark.parametrize("router", ["least_loaded", "power_of_two"])
+def test_a_router_sees_a_pipeline_as_one(router: str) -> None:
+    """Requests that come one by one find a free pipeline each, and the plain engine says the same."""
+    pipeline = line("llama-3.1-8b", pipeline_parallel_size=2)
+    num = 40
+    requests = Requests(np.arange(num) * 0.05, np.full(num, 200, np.int64), np.full(num, 60, np.int64))
+    specs = [pipeline.spec] * 16
+    fast, plain = (simulate_replicas(requests, specs, router, fast=quick) for quick in (True, False))
+    np.testing.assert_array_equal(fast.replica, plain.replica)
+    each = np.bincount(fast.replica // 2, minlength=8)
+    assert each.max() <= num // 4 and (each > 0).all()
