@@ -141,6 +141,10 @@ class KernelSums:
         traffic = moved / (fit["eff_bandwidth"] * gpu.memory_bandwidth_bytes_per_s)
         return np.asarray(traffic + KERNELS_BETWEEN_GEMMS * fit["launch_s"])
 
+    def experts_s(self, tokens: FloatArray) -> FloatArray:
+        """Experts and their exchange, all layers, where each data-parallel rank has so many tokens."""
+        return self.layers * self._experts_s(tokens)
+
     def _experts_s(self, tokens: FloatArray) -> FloatArray:
         model, replica = self.replica.model, self.replica
         if model.moe is None:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from calibrate import kernel_tables
 from calibrate.backends import demand_own_backend
+from calibrate.cuda_graphs import padded_tokens
+from calibrate.expert_exchange import ranks_sharing_experts
 from calibrate.kernel_sums import KernelSums
 from calibrate.precisions import precision
 from calibrate.profiles import Profile
@@ -24,7 +26,6 @@ from catalogs.errors import InputError
 from catalogs.schema import Replica
 
 FloatArray = NDArray[np.float64]
-GRAPH_SIZES = np.concatenate([[0, 1, 2, 4], np.arange(8, 256, 8), np.arange(256, 513, 16)]).astype(np.float64)
 TableBuilder = Callable[[Replica, Profile, int, int], StepTable]
 
 
@@ -47,6 +48,8 @@ class TableStepModel:
         positionwise = table.mixed_tokens_s if shape.num_prefill_tokens else table.decode_tokens_s
         sequences = shape.num_decode + (1 if shape.num_prefill_tokens else 0)
         time = float(positionwise[tokens]) if tokens else 0.0
+        if table.experts_s is not None and tokens:  # the other ranks are taken to be as busy
+            time += float(table.experts_s[ranks_sharing_experts(self.replica) * tokens])
         time += float(table.sampled_s[shape.num_sampled]) + attention_of(table, shape)
         return max(time + table.overhead_s + table.overhead_per_sequence_s * sequences, 1e-9)
 
@@ -85,14 +88,6 @@ def step_model(replica: Replica, profile: Profile) -> StepTimeModel:
     return TableStepModel(replica, profile)
 
 
-def padded_tokens(replica: Replica, tokens: FloatArray) -> FloatArray:
-    """Tokens that a step computes: vLLM pads to the next captured CUDA graph, up to 512 tokens (its V1 defaults)."""
-    if replica.engine.framework != "vllm" or replica.engine.enforce_eager or replica.model.kind != "decoder":
-        return tokens
-    place = np.minimum(np.searchsorted(GRAPH_SIZES, tokens), len(GRAPH_SIZES) - 1)
-    return np.where(tokens <= GRAPH_SIZES[-1], GRAPH_SIZES[place], tokens)
-
-
 def _axis(last: float, start: float) -> FloatArray:
     """0, start, 2 start, ... up to ``last``."""
     num = max(2, int(np.ceil(np.log2(max(last, 2 * start) / start))) + 1)
@@ -107,8 +102,11 @@ def _rising(grid: FloatArray) -> FloatArray:
 
 def _kernel_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
     kernels = KernelSums(replica, profile)
-    tokens = np.arange(max_tokens + 1, dtype=np.float64)
-    positionwise = kernels.positionwise_s(np.maximum(padded_tokens(replica, tokens), 1.0))
+    padded = np.maximum(padded_tokens(replica, np.arange(max_tokens + 1, dtype=np.float64)), 1.0)
+    positionwise, experts_s = kernels.positionwise_s(padded), None
+    if (ranks := ranks_sharing_experts(replica)) > 1:  # what the others compute is known when they step together
+        positionwise = positionwise - kernels.experts_s(padded)
+        experts_s = kernels.experts_s(np.maximum(np.arange(ranks * max_tokens + 1), 1) / ranks)
     reach = float(max(replica.engine.max_model_len or replica.model.max_position_embeddings, 4096))
     c, n = _axis(max_tokens, 1.0), _axis(max_seqs, 1.0)
     p, k = _axis(reach, 16.0), _axis(reach, 16.0)
@@ -128,6 +126,7 @@ def _kernel_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs:
         overhead_per_sequence_s=overheads["per_sequence_s"],
         request_overhead_s=overheads["request_overhead_s"],
         output_overhead_s=overheads["output_overhead_s"],
+        experts_s=experts_s,
     )
 
 

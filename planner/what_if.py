@@ -25,6 +25,7 @@ from planner.relax import explain_infeasible
 from planner.search import Key, Search
 from planner.solve import solve
 
+VERSION = 1  # of the form in which a model is handed on
 MAX_OPTIONS = 2000  # of a model that is handed on
 GAP, TIME_LIMIT_S = 1e-3, 5.0
 LOAD_BOUNDS = (0.01, 100.0)
@@ -78,6 +79,7 @@ def handed_on(
     ]  # fmt: skip
     used = {o.config: search.candidates[o.config] for o in model.options}
     return {
+        "version": VERSION,
         "usd_per_hour": round(usd_per_hour, 6),
         "slo_factors": sorted({1.0, *rps_at}),
         "capacities": capacities,
@@ -164,10 +166,10 @@ def model_of(answer: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         MissingError: it has none.
     """
     found = answer.get("what_if")
-    if not found:
+    if not found or found.get("version") != VERSION:
         raise MissingError(
             "this run holds no model to solve again", where=where,
-            why="it is older, it rests on a capacity table, or its model is too large to keep",
+            why="it is of another version, it rests on a capacity table, or its model is too large to keep",
             remedy="`plan recommend` with the changed settings",
         )  # fmt: skip
     return cast("Mapping[str, Any]", found)

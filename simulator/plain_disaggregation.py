@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from simulator.plain_engine import Engine, Job, Step
+from simulator.plain_engine import Engine
 from simulator.plain_group import Group
+from simulator.plain_job import Job, Step
 from simulator.plain_routing import PlainRouter
 from simulator.pools import Pools, doubled
 from simulator.records import REJECTED, Handover, Records

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from app.cli.commitment import commitment
 from app.cli.output import F, Table, emit, format_option
 
 if TYPE_CHECKING:
@@ -265,3 +266,6 @@ def supply(kind: str | None, prices_db: Path | None, form: str) -> None:
         ],
     }  # fmt: skip
     emit(form, document, [Table("Supply", ("what", "region", "zone", "name", "value", "fetched"), rows)])
+
+
+prices.add_command(commitment)

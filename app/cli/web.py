@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 import sys
 
@@ -41,7 +43,8 @@ def web(host: str, port: int) -> None:
             err=True,
         )
     click.echo(f"the app: http://{'127.0.0.1' if host in LOOPBACK else host}:{port}", err=True)
-    os.dup2(sys.stdout.fileno(), 1)  # the server's own words go where ours did
+    with contextlib.suppress(io.UnsupportedOperation):  # a stdout that is no file
+        os.dup2(sys.stdout.fileno(), 1)  # the server's own words go where ours did
     os.execv(sys.executable, [sys.executable, "-P", "-m", "app.web.serve", *server_flags(host, port)])
 
 
@@ -52,6 +55,7 @@ def server_flags(host: str, port: int) -> list[str]:
     settings: dict[str, object] = {
         "server.address": host, "server.port": port, "server.headless": "true",
         "server.maxUploadSize": MAX_UPLOAD_MB, "server.fileWatcherType": "none", "browser.gatherUsageStats": "false",
-        "client.toolbarMode": "minimal", "client.showErrorDetails": "none", **theme_settings(),
+        "client.toolbarMode": "minimal", "client.showErrorDetails": "none", "client.showErrorLinks": "false",
+        **theme_settings(),
     }  # fmt: skip
     return [f"--{key}={value}" for key, value in settings.items()]

@@ -8,15 +8,15 @@ from typing import Any
 import plotly.graph_objects as go
 
 from app.charts import MEANING_COLOURS, PURCHASE_COLOURS
-from app.web.answer_rows import kept_quality, latency_front, machines, promises, quality_front, roads, swings
-from app.web.style import NEUTRAL, lay_out
+from app.web.answer_rows import kept_quality, latency_front, machines, near_roads, promises, quality_front, swings
+from app.web.style import NEUTRAL, TOP, lay_out
 
 PLAN, OTHER = MEANING_COLOURS["good"], NEUTRAL
 
 
 def roads_figure(answer: Mapping[str, Any]) -> go.Figure:
-    """Bars of cost, cheapest on top; a hatched bar is a lower bound: that road costs at least so much."""
-    rows = roads(answer)[::-1]
+    """Bars of cost, cheapest on top; a hatched bar is a lower bound. What costs many times the plan is left out."""
+    rows = near_roads(answer)[::-1]
     found = go.Figure()
     for name, at_least in (("simulated", False), ("at least", True)):
         chosen = [r for r in rows if r["at_least"] == at_least]
@@ -38,7 +38,7 @@ def roads_figure(answer: Mapping[str, Any]) -> go.Figure:
         annotation_yshift=18,
     )
     lay_out(found, "USD per hour", "", height=110 + 28 * len(rows))
-    found.update_layout(hovermode="closest", barmode="overlay", margin={"l": 10, "r": 60, "t": 26, "b": 10})
+    found.update_layout(hovermode="closest", barmode="overlay", margin={"l": 10, "r": 60, "t": TOP, "b": 10})
     found.update_yaxes(categoryorder="array", categoryarray=[r["plan"] for r in rows])
     return found
 
@@ -68,7 +68,7 @@ def promises_figure(answer: Mapping[str, Any]) -> go.Figure:
     lay_out(found, "share of the limit", "", height=150 + 40 * len(rows))
     found.update_xaxes(range=[0.0, 1.1 * max([1.0, *highs, *[r["draws_high"] or 0.0 for r in rows]])])
     found.update_layout(
-        hovermode="closest", legend={"orientation": "h", "y": -0.6}, margin={"l": 10, "r": 40, "t": 26, "b": 10}
+        hovermode="closest", legend={"orientation": "h", "y": -0.6}, margin={"l": 10, "r": 40, "t": TOP, "b": 10}
     )
     return found
 
@@ -152,7 +152,7 @@ def swings_figure(answer: Mapping[str, Any]) -> go.Figure:
     )  # fmt: skip
     found.add_vline(usd, line_dash="dash", line_color=PLAN, annotation_text="this plan", annotation_yshift=18)
     lay_out(found, "USD per hour", "", height=110 + 48 * len(rows))
-    found.update_layout(hovermode="closest", margin={"l": 10, "r": 90, "t": 26, "b": 10})
+    found.update_layout(hovermode="closest", margin={"l": 10, "r": 90, "t": TOP, "b": 10})
     return found
 
 
@@ -169,5 +169,5 @@ def steps_figure(answer: Mapping[str, Any]) -> go.Figure:
         totals={"marker": {"color": OTHER}},
     ))  # fmt: skip
     lay_out(found, "step; each keeps what came before", "USD per hour", height=360)
-    found.update_layout(hovermode="closest", margin={"l": 10, "r": 10, "t": 26, "b": 10})
+    found.update_layout(hovermode="closest", margin={"l": 10, "r": 10, "t": TOP, "b": 10})
     return found

@@ -8,6 +8,7 @@ from typing import Any
 from app.web.style import LABELS
 
 Rows = list[dict[str, Any]]
+NEAR = 8.0  # times the plan's cost
 
 
 def roads(answer: Mapping[str, Any]) -> Rows:
@@ -22,6 +23,11 @@ def roads(answer: Mapping[str, Any]) -> Rows:
     return rows
 
 
+def near_roads(answer: Mapping[str, Any]) -> Rows:
+    """Those that cost at most ``NEAR`` times the plan: on one scale with the others it could not be seen."""
+    return [r for r in roads(answer) if r["usd_per_hour"] <= NEAR * answer["plan"]["usd_per_hour"]]
+
+
 def promises(answer: Mapping[str, Any]) -> Rows:
     """Each promise's simulated value, its 95 % interval and its spread over fresh draws, as shares of the limit."""
     spread = (answer.get("confidence") or {}).get("spread") or {}
@@ -33,13 +39,20 @@ def promises(answer: Mapping[str, Any]) -> Rows:
         low, high = one.get("interval_95") or (None, None)
         worst = spread.get(name) or (None, None)
         rows.append({
-            "promise": name, "limit_s": limit, "simulated": one["simulated"] / limit,
+            "promise": promise_name(name), "limit_s": limit, "simulated": one["simulated"] / limit,
             "interval_low": None if low is None else low / limit,
             "interval_high": None if high is None else high / limit,
             "draws_low": None if worst[0] is None else worst[0] / limit,
             "draws_high": None if worst[1] is None else worst[1] / limit,
         })  # fmt: skip
     return rows
+
+
+def promise_name(key: str) -> str:
+    """``chat.ttft_p95_s`` as people write it: chat: TTFT p95."""
+    group, _, rest = key.rpartition(".")
+    metric, _, percentile = rest.removesuffix("_s").partition("_")
+    return f"{group}: {metric.upper()} {percentile}" if group else f"{metric.upper()} {percentile}"
 
 
 def machines(answer: Mapping[str, Any]) -> Rows:

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts import MEANING_COLOURS, PALETTE
-from app.web.style import NEUTRAL, lay_out
+from app.web.style import NEUTRAL, TOP, lay_out
 
 if TYPE_CHECKING:
     from calibrate.bottleneck import StepCost
@@ -69,7 +69,7 @@ def step_figure(cost: StepCost) -> go.Figure:
         textposition="outside", cliponaxis=False, marker_color=[RESOURCE_COLOURS[r["bound by"]] for r in rows],
     )  # fmt: skip
     lay_out(found, "ms of a step", "", height=90 + 30 * len(rows))
-    found.update_layout(hovermode="closest", margin={"l": 10, "r": 40, "t": 10, "b": 10})
+    found.update_layout(hovermode="closest", margin={"l": 10, "r": 40, "t": TOP, "b": 10})
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 Rows: TypeAlias = "Sequence[Mapping[str, Any]] | pd.DataFrame"
 
 WHOLE_ROWS = 16  # a table of so many is shown whole
+LETTER_PX = 6.2  # of a table's text
+WIDEST_PX = 340  # of a column, beyond which its text is wrapped
+WRAPS_PX = 72  # of a row that wraps
 
 
 @st.cache_resource
@@ -67,8 +71,10 @@ def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str) -> None:
     frame = _frame(rows)
     alternative = f"Table {name}: {', '.join(map(str, frame.columns))}; {len(frame)} rows."
     height: Any = "content" if len(frame) <= WHOLE_ROWS else "auto"  # a longer one scrolls
+    lines = max(1, math.ceil(_longest(frame) * LETTER_PX / WIDEST_PX))  # of the longest text, once it is wrapped
+    row = None if lines == 1 else max(WRAPS_PX, 17 + 18 * lines)
     st.dataframe(_readable(frame), hide_index=True, width="stretch", height=height, column_config=_columns(frame),
-                 alt=alternative)  # fmt: skip
+                 alt=alternative, placeholder="–", row_height=row)  # fmt: skip
     download(f"{name}.csv", lambda: _csv(frame), f"download-{name}")
 
 
@@ -210,17 +216,22 @@ def _readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, Any]:
-    """Long texts as wide as their longest, so that no name is cut; numbers to four figures, as elsewhere."""
+    """Long texts as wide as their longest, or wrapped, so that none is cut; numbers to four figures, as elsewhere."""
     found: dict[str, Any] = {}
     for name in frame.columns:
         column = frame[name]
-        longest = max((len(v) for v in column if isinstance(v, str)), default=0)
+        longest = _longest(frame[[name]])
         if longest > 40:
-            found[str(name)] = st.column_config.TextColumn(width=20 + 7 * longest)
+            found[str(name)] = st.column_config.TextColumn(width=round(min(WIDEST_PX, LETTER_PX * longest)) + 20)
         elif column.dtype.kind == "f":
             large = bool((column.abs() >= 1e4).any())
             found[str(name)] = st.column_config.NumberColumn(format="localized" if large else "%.4g")
     return found
+
+
+def _longest(frame: pd.DataFrame) -> int:
+    """Letters of the longest text in a table."""
+    return max((len(v) for name in frame.columns for v in frame[name] if isinstance(v, str)), default=0)
 
 
 def _no_formula(value: object) -> object:

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts import MEANING_COLOURS, PALETTE, PURCHASE_COLOURS
-from app.web.style import LABELS, NEUTRAL, lay_out
+from app.web.style import LABELS, NEUTRAL, TOP, lay_out
 
 METRICS = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
 COLOURS = dict(zip(METRICS, PALETTE, strict=False))
@@ -52,7 +52,7 @@ def latency_figure(latencies: Mapping[str, Any], answer: Mapping[str, Any]) -> g
     lay_out(found, "seconds", "share of requests")
     found.update_xaxes(type="log", dtick=1)
     found.update_yaxes(range=[0.0, 1.02])
-    found.update_layout(hovermode="closest", margin={"l": 10, "r": 10, "t": 34, "b": 10})
+    found.update_layout(hovermode="closest", margin={"l": 10, "r": 10, "t": TOP, "b": 10})
     return found
 
 

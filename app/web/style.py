@@ -15,6 +15,7 @@ LABELS = {
     "on_demand": "on demand", "spot": "spot", "reserved_1yr": "reserved, 1 year", "reserved_3yr": "reserved, 3 years",
     "savings_plan": "Savings Plan", "capacity_block": "Capacity Block",
 }  # fmt: skip
+TOP = 40  # pixels over a chart, in which its tool bar has its place
 NEUTRAL = MEANING_COLOURS["ideal"]
 # `muted` is for captions and axes; the tests hold every text to 4.5:1 on its ground, every mark to 3:1
 THEME: Mapping[str, Mapping[str, str]] = {
@@ -115,7 +116,7 @@ def lay_out(found: go.Figure, x_label: str, y_label: str, height: int = 320) -> 
     """Margins, legend and axis titles, the same for every figure."""
     muted = {"color": THEME[look()]["muted"]}
     found.update_layout(
-        margin={"l": 10, "r": 10, "t": 22, "b": 10},
+        margin={"l": 10, "r": 10, "t": TOP, "b": 10},
         height=height,
         hovermode="x unified",
         font={"size": 13},

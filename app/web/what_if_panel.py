@@ -17,7 +17,7 @@ from app.web.parts import command, drawing, error, table, words
 from app.web.style import LABELS, NEUTRAL, lay_out
 from app.web.workload_state import private_file
 from catalogs.errors import PlanError
-from planner.what_if import Change, price_names, solve_again
+from planner.what_if import Change, model_of, price_names, solve_again
 
 LOADS = (0.25, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0)
 LIMITS = (0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
@@ -30,19 +30,22 @@ def panel(answer: Mapping[str, Any], ask: Asked) -> None:
     """The sliders and their answer; ``ask`` starts the changed question (settings, its command) anew."""
     if st.session_state.pop("recommend-anew", False):
         st.rerun()  # the whole page: a button's run is of this fragment alone
-    model = answer.get("what_if")
-    if not model:
-        st.caption("This plan holds no model to solve again under another load, limit or price: it is older, or too "
-                   "large to keep. Ask anew instead.")  # fmt: skip
+    try:
+        model = model_of(answer, "this plan")
+    except PlanError:
+        st.caption("This plan holds no model to solve again under another load, limit or price: it is of another "
+                   "version, or too large to keep. Ask anew instead.")  # fmt: skip
         return
     st.subheader("What if")
     change = sliders(model)
+    if change == Change():
+        st.caption("Move a slider: the plan is solved again from the capacities that were simulated for it.")
+        return
     try:
-        found = solve_again(model, change)
+        show(solve_again(model, change))
     except PlanError as problem:
         error(problem)
         return
-    show(answer, found)
     run = answer.get("run")
     if run:
         text = as_command(str(run), change)
@@ -68,7 +71,7 @@ def sliders(model: Mapping[str, Any]) -> Change:
     return Change(load, slo, {name: price} if price != 1.0 else {})
 
 
-def show(answer: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def show(found: Mapping[str, Any]) -> None:
     """What it comes to beside the plan, and that nothing of it is verified."""
     now, before = found["plan"]["usd_per_hour"], found["usd_per_hour_before"]
     st.warning(f"Not verified: {found['verified_why']}.", icon=":material/science:")

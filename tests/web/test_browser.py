@@ -54,6 +54,12 @@ OVERFLOW = "() => document.querySelector('[data-testid=stMain]').scrollWidth - w
 ONE_KIND = "recommend?gpus=L40S&precision=fp8&scale=0.1"  # the question that is answered soonest
 
 
+# the cost that the sliders under a plan come to
+CHANGED = """() => [...document.querySelectorAll('[data-testid=stMetric]')]
+    .find(m => m.innerText.includes('With these'))
+    .querySelector('[data-testid=stMetricValue]').innerText"""
+
+
 @pytest.mark.parametrize("look", ["light", "dark"])
 def test_every_page_opens_clean_and_fits(browser: Any, server: str, look: str) -> None:
     visitor, faint = Visit(browser, server, color_scheme=look), []
@@ -91,6 +97,35 @@ def test_first_visit_to_first_plan_and_its_deployment(visit: Visit) -> None:
     page = visit.open(f"export?run={run}&target=vllm")
     page.get_by_text("vllm serve").first.wait_for(timeout=30_000)
     visit.shot("export-answer")
+
+
+def test_sliders_answer_and_what_they_say_is_verified_when_asked(visit: Visit) -> None:
+    ask(visit, f"{ONE_KIND}&ttft=0.5")
+    page = visit.page
+    handle = page.get_by_role("slider", name="Load, times this plan's")
+    handle.focus()
+    page.keyboard.press("End")
+    page.get_by_text("Not verified: solved again").wait_for(timeout=60_000)
+    visit.settle()
+    assert "if_load=4" in page.url
+    visit.shot("recommend-what-if")
+    page.get_by_role("button", name="Ask this anew and verify it").click()
+    page.get_by_text("Not verified: solved again").wait_for(state="detached", timeout=60_000)
+    page.get_by_text("Verified:").wait_for(timeout=240_000)
+    visit.settle()
+    assert page.get_by_label("Load, times the trace").input_value() == "0.40"
+
+
+def test_a_stop_ends_the_work_and_says_so(visit: Visit) -> None:
+    page = visit.open("workload?tab=Make+a+load&num_requests=200000&rate_rps=200")
+    page.get_by_role("button", name="Use this load on every page").click()
+    page.get_by_text("Showing the synthetic load").wait_for(timeout=60_000)
+    trace = page.url.partition("trace=")[2].partition("&")[0]
+    page = visit.open(f"simulate?trace={trace}&gpu=L4&count=1")
+    page.get_by_role("button", name="Simulate", exact=True).click()
+    page.get_by_role("button", name="Stop").click(timeout=60_000)
+    page.get_by_text("Stopped. Nothing was kept.").wait_for(timeout=30_000)
+    visit.settle()
 
 
 def test_a_tighter_promise_is_asked_for_and_stands_in_the_url(visit: Visit) -> None:
@@ -228,7 +263,10 @@ def test_an_uploaded_azure_trace_comes_to_a_recommendation(visit: Visit) -> None
 
 @pytest.mark.bench
 def test_time_to_the_first_chart_and_to_a_sliders_answer(browser: Any, server: str) -> None:
-    first, slider = [], []
+    first, slider, what_if = [], [], []
+    asked = Visit(browser, server)
+    run = ask(asked, ONE_KIND.replace("scale=0.1", "scale=1"))
+    asked.close()
     for _ in range(12):
         visitor = Visit(browser, server)
         began = time.perf_counter()
@@ -248,7 +286,17 @@ def test_time_to_the_first_chart_and_to_a_sliders_answer(browser: Any, server: s
             )
             slider.append(time.perf_counter() - began)
             visitor.settle()
+        page = visitor.open(f"recommend?run={run}&if_load=0.5")
+        handle = page.get_by_role("slider", name="Load, times this plan's")
+        handle.focus()
+        for key in ("End", "Home", "End"):
+            before = page.evaluate(CHANGED)
+            began = time.perf_counter()
+            page.keyboard.press(key)
+            page.wait_for_function(f"old => ({CHANGED})() !== old", arg=before)
+            what_if.append(time.perf_counter() - began)
+            visitor.settle()
         visitor.close()
-    for what, times in (("first chart", first), ("slider's answer", slider)):
+    for what, times in (("first chart", first), ("slider's answer", slider), ("what-if", what_if)):
         print(f"\n{what}: median {statistics.median(times):.2f} s, {min(times):.2f} to {max(times):.2f} s "
               f"({len(times)} times, load average {os.getloadavg()[0]:.1f})")  # fmt: skip

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from app.cli.main import cli
 from app.runs import save_run
+from app.web.workload_state import demo_trace
 from tests.app.test_calibrate_validate import TIDY
 from tests.docs_blocks import ROOT
 from tests.web.test_pages import ANSWER
@@ -166,6 +169,24 @@ def test_a_commitment_costs_what_the_formula_says_and_the_url_keeps_it() -> None
     )
 
 
+def test_the_commitments_command_gives_the_shown_numbers() -> None:
+    found = visit("spend", instance="g6e.xlarge", form="reserved_3yr", peak="10", commit="2")
+    words = shlex.split(next(c.value for c in found.code).splitlines()[-1])
+    assert words[:3] == ["plan", "prices", "commitment"]
+    words[words.index("--trace") + 1] = str(demo_trace())
+    done = CliRunner().invoke(cli, [*words[1:], "--format", "json"], catch_exceptions=False)
+    answer = json.loads(done.stdout)
+    shown = metrics(found)
+    for name, key in (("with this commitment", "chosen"), ("all on demand", "on_demand"),
+                      ("at the cheapest commitment", "cheapest")):  # fmt: skip
+        assert shown[f"A year {name} (USD)"] == f"{answer['usd_per_year'][key]:,.0f}"
+    assert min(answer["usd_per_year_by_machines"]) == answer["usd_per_year"]["cheapest"]
+    assert shown["A machine pays when needed"] == f"{answer['break_even_utilisation']:.0%} of the time"
+    wrong = CliRunner().invoke(cli, ["prices", "commitment", "--trace", str(demo_trace()), "--instance", "p5.48xlarg",
+                                     "--peak", "3"])  # fmt: skip
+    assert wrong.exit_code == 2 or "did you mean" in str(wrong.exception)
+
+
 def test_the_shown_command_gives_the_shown_numbers(tmp_path: Path) -> None:
     found = visit("simulate", gpu="L40S", precision="fp8", count="1", ttft="2")
     press(found, "Simulate")
@@ -199,6 +220,5 @@ def test_the_engines_techniques_are_fields_and_what_it_refuses_is_said() -> None
     did = dict(zip(run["what"], run["value"], strict=True))
     assert int(did["speculation: accepted tokens"].replace(",", "")) > 0
     assert "kv offload: cpu hit rate" in did
-    go(found, "simulate", gpu="L40S", precision="fp8", preemption="swap")
-    press(found, "Simulate")
+    found = press(visit("simulate", gpu="L40S", precision="fp8", preemption="swap"), "Simulate")
     assert "Try:" in said(finish(found, "simulate"))  # vLLM of today has no swap

@@ -17,7 +17,7 @@ from app.web.answer_charts import (
     roads_figure,
     swings_figure,
 )
-from app.web.answer_rows import latency_front, machines, promises, quality_front, roads, swings
+from app.web.answer_rows import NEAR, latency_front, machines, near_roads, promises, quality_front, roads, swings
 from app.web.fields import choice, keep, number, several
 from app.web.parts import begin, command, download, drawing, error, heading, job_of, outcome, table, words
 from app.web.style import LABELS
@@ -28,7 +28,11 @@ from catalogs.load import gpus, models, prices
 
 PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
 PRECISIONS = ("bf16", "fp8", "int8", "int4-awq", "int4-gptq")
-DRAWN = ("What moves the cost", "Cost against latency")  # tables that stand on the page as charts
+DRAWN = (
+    "What moves the cost",
+    "Cost against latency",
+    "Cost against quality",
+)  # tables that stand on the page as charts
 
 heading("Recommend", "The cheapest fleet that keeps the latency promise, verified by simulation before it is shown.")
 
@@ -80,7 +84,7 @@ def ask(settings: dict[str, Any], text: str) -> None:
 
 def show(answer: dict[str, Any]) -> None:
     """The answer."""
-    from app.cli.recommend import notes, tables
+    from app.cli.answer_tables import notes, tables
 
     plan = answer["plan"]
     a, b, c, d = st.columns(4)
@@ -111,9 +115,11 @@ def show(answer: dict[str, Any]) -> None:
 def show_charts(answer: dict[str, Any]) -> None:
     """What the other roads cost, how far the promises are from their limits, and the machines by period."""
     st.subheader("What the other roads cost")
+    far = len(roads(answer)) - len(near_roads(answer))
+    rest = f" {far} that cost more than {NEAR:g} times the plan stand in the table alone." if far else ""
     drawing(
         "alternatives", "Cost of this plan and of what it was chosen over. A hatched bar is a bound: that road costs "
-        "at least so much, and was not worth simulating.", roads_figure(answer), DataFrame(roads(answer)),
+        "at least so much, and was not worth simulating." + rest, roads_figure(answer), DataFrame(roads(answer)),
     )  # fmt: skip
     if promises(answer):
         st.subheader("How safe the promise is")
@@ -199,7 +205,10 @@ try:
         if answer.get("run"):
             st.query_params["run"] = answer["run"]
     elif not asked_now:
-        st.info("Set the limits and ask. With the demo trace the first answer takes some seconds.")
+        st.info(
+            "Set the limits and ask. A first answer takes half a minute to some minutes, by the load and the choice; "
+            "the next ones remember what was simulated."
+        )
     if "recommend-command" in st.session_state:
         command(st.session_state["recommend-command"])
     elif answer is not None and answer.get("run"):

@@ -68,7 +68,7 @@ def show_course(shown: Shown) -> None:
                 replicas_figure(shown.answer), replicas(shown.answer))  # fmt: skip
         befell = losses(shown.answer)
         if befell:
-            table(befell, "losses")
+            table([{"time (s)": e["t_s"], "kind": e["kind"], "what": e["what"]} for e in befell], "losses")
         else:
             st.caption("No machine was lost or refused.")
     course = over_time(shown.answer, shown.series)
@@ -78,10 +78,11 @@ def show_course(shown: Shown) -> None:
     held = [Series("running", t_s, course["running"], colour=MEANING_COLOURS["measured"]),
             Series("waiting", t_s, course["waiting"], colour=MEANING_COLOURS["bad"])]  # fmt: skip
     chart("batch", "Requests that run and wait, over all replicas.", held, "time (s)", "requests")
-    use = [Series("KV cache in use", t_s, course["kv"], colour="#cc79a7")]
+    use, what = [Series("KV cache in use", t_s, course["kv"], colour="#cc79a7")], "Share of the KV cache in use"
     if "busy" in course:
+        what += " and of the time that GPUs are in steps"
         use.append(Series("GPU busy", t_s, course["busy"], colour=MEANING_COLOURS["good"]))
-    chart("kv", "Share of the KV cache in use, mean over the replicas.", use, "time (s)", "share")
+    chart("kv", f"{what}, mean over the replicas.", use, "time (s)", "share")
     if "usd" in course:
         chart("usd", "What the machines held cost.", [Series("cost", t_s, course["usd"], "step")], "time (s)",
               "USD per hour")  # fmt: skip

@@ -13,8 +13,8 @@ from app.report.schema import Spend
 from app.web.fields import choice, keep, whole
 from app.web.parts import chart, command, drawing, heading, table, tabs, words
 from app.web.reports import ask, downloads
-from app.web.style import LABELS, lay_out
-from app.web.workload_state import current, trace_name
+from app.web.style import LABELS, THEME, lay_out, look
+from app.web.workload_state import current, trace_name, with_trace
 from catalogs.load import instances, prices
 from simulator.trace_stats import arrivals_per_window
 
@@ -50,27 +50,27 @@ def chosen_offer() -> tuple[str, str, str, int]:
 
 def commitments() -> None:
     """The load-duration curve with the committed band, what a commitment costs, and when it pays."""
-    from planner.cost import break_even_utilisation, committed_usd_per_year, newsvendor_commitment
+    from planner.commitment import WINDOWS, commitment, machines_of
 
     before = dict(st.query_params)
     region, name, form, peak = chosen_offer()
     forms = committed_prices(region)[name]
     on_demand, committed = forms["on_demand"], forms[form]
-    _, rate = arrivals_per_window(current(), num_windows=96)
-    machines = np.ceil(peak * rate / max(rate.max(), 1e-9))
-    best = newsvendor_commitment(machines, committed, on_demand)
+    _, rate = arrivals_per_window(current(), num_windows=WINDOWS)
+    machines = machines_of(rate, peak)
+    found = commitment(machines, committed, on_demand, None)
+    best, costs = found["cheapest"], found["usd_per_year_by_machines"]
     same = all(before.get(k) == v for k, v in (("instance", name), ("form", form), ("peak", str(peak))))
     asked = before.get("commit", "") if same else ""
     start = min(peak, int(asked)) if asked.isascii() and asked.isdecimal() and len(asked) < 8 else best
     held = st.slider("Machines to commit", 0, peak, start, key=f"commit-{name}-{form}-{peak}",
                      help="It starts at the cheapest.")  # fmt: skip
     keep({"region": region, "instance": name, "form": form, "peak": peak, "commit": held})
-    costs = [committed_usd_per_year(machines, n, committed, on_demand) for n in range(peak + 1)]
     a, b, c, d = st.columns(4)
     a.metric("A year with this commitment (USD)", f"{costs[held]:,.0f}")
     b.metric("A year all on demand (USD)", f"{costs[0]:,.0f}")
     c.metric("A year at the cheapest commitment (USD)", f"{costs[best]:,.0f}")
-    d.metric("A machine pays when needed", f"{break_even_utilisation(committed, on_demand):.0%} of the time")
+    d.metric("A machine pays when needed", f"{found['break_even_utilisation']:.0%} of the time")
     ordered = np.sort(machines)[::-1]
     bands = duration(ordered, held, form)
     drawing(
@@ -78,18 +78,20 @@ def commitments() -> None:
         "committed, what stands above it runs on demand, and what the band holds beyond the demand is paid and idle.",
         duration_figure(ordered, held, best, form), bands,
     )  # fmt: skip
-    chart("cost", "What a year costs by the number of committed machines; the mark is the cheapest.",
-          [Series("a year", range(peak + 1), costs), Series("cheapest", [best], [costs[best]], "points",
-                                                            MEANING_COLOURS["good"]),
-           Series("chosen", [held], [costs[held]], "points", MEANING_COLOURS["predicted"])],
-          "machines committed", "USD a year")  # fmt: skip
+    cheapest = "cheapest" if held != best else "cheapest, and chosen"
+    marks = [Series(cheapest, [best], [costs[best]], "points", MEANING_COLOURS["good"])]
+    if held != best:
+        marks.append(Series("chosen", [held], [costs[held]], "points", MEANING_COLOURS["predicted"]))
+    chart("cost", "What a year costs by the number of committed machines, the cheapest and the chosen one marked.",
+          [Series("a year", range(peak + 1), costs), *marks], "machines committed", "USD a year")  # fmt: skip
     chart("break-even", f"One {name}: on demand it costs by the time it is needed, committed it costs all the time; "
           "where the lines meet, the commitment begins to pay.", break_even(forms), "share of the time it is needed",
           "USD per hour")  # fmt: skip
     source = next(p for p in prices() if (p.instance, p.region, p.purchase) == (name, region, form))
     st.caption(words(f"{name} ({instances()[name].gpu}): ${on_demand:,.4f} an hour on demand, ${committed:,.4f} "
                      f"{LABELS.get(form, form)}; {source.source}, {source.as_of}."))  # fmt: skip
-    command(f"plan prices show --region {region} --instance {name}")
+    command(with_trace(f"plan prices commitment --trace {{trace}} --instance {name} --region {region} "
+                       f"--purchase {form} --peak {peak} --commit {held}"))  # fmt: skip
 
 
 def duration(ordered: Any, held: int, form: str) -> list[dict[str, Any]]:
@@ -112,7 +114,7 @@ def duration_figure(ordered: Any, held: int, best: int, form: str) -> go.Figure:
             name="committed and idle" if key == "idle" else LABELS.get(key, key),
             line={"color": colour, "shape": "hv", "width": 0}, fillcolor=colour,
         )  # fmt: skip
-    found.add_hline(best, line_dash="dash", line_color=MEANING_COLOURS["limit"],
+    found.add_hline(best, line_dash="dash", line_color=THEME[look()]["text"],
                     annotation_text=f"cheapest commitment: {best}", annotation_position="top right")  # fmt: skip
     lay_out(found, "share of the time", "machines")
     found.update_xaxes(tickformat=".0%", range=[0, 1])

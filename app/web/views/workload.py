@@ -55,7 +55,10 @@ def show_requests() -> None:
     show_sharing(requests, windows, found["prefix_sharing"])
     for i, part in enumerate(description_tables(found)[1:]):
         st.subheader(part.title)
-        table([dict(zip(part.columns, row, strict=True)) for row in part.rows], ("lengths", "burstiness", "classes")[i])
+        table(
+            [dict(zip(part.columns, row, strict=True)) for row in part.rows],
+            ("length-statistics", "burstiness", "classes")[i],
+        )
 
 
 def show_sharing(requests: Any, windows: int, summary: dict[str, float] | None) -> None:
@@ -76,12 +79,12 @@ def show_sharing(requests: Any, windows: int, summary: dict[str, float] | None) 
 def make() -> None:
     """A synthetic load from fields; it is the workload of every page once it is taken."""
     spec, seed = form()
-    left, right = st.columns(2)
-    if left.button("Use this load on every page", type="primary"):
+    beside = st.container(horizontal=True)
+    if beside.button("Use this load on every page", type="primary"):
         keep_synthetic(spec, seed)
         st.toast("This load is now the workload of every page.")
         st.rerun()
-    if not is_demo() and right.button("Back to the demo trace"):
+    if not is_demo() and beside.button("Back to the demo trace"):
         reset()
         st.rerun()
     requests = synthetic(json.dumps(spec), seed)
