@@ -138,10 +138,9 @@ def _beside(path: Path) -> str | None:
 
 
 def _number(value: object, field: str, where: str) -> int:
-    known = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < MAX_COUNT
-    if not known or value != int(value):  # type: ignore[call-overload]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < MAX_COUNT or value % 1:
         raise InputError(f"{field} is {value!r}, not a positive whole number", where=where)
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    return int(value)
 
 
 def _optional(config: Mapping[str, object], noun: str, where: str) -> int | None:
