@@ -39,7 +39,8 @@ check: $(VENV)/.tests ## style, types, import contracts
 LOWEST := $(VENV)-lowest
 QUICK := tests/catalogs tests/app/test_cli.py tests/app/test_estimate.py tests/app/test_runs.py tests/simulator/test_run.py \
     tests/simulator/test_sweep.py tests/simulator/test_traces.py tests/simulator/test_engine_against_theory.py \
-    tests/planner/test_bill.py tests/planner/test_export.py tests/planner/test_milp_against_brute_force.py tests/report
+    tests/planner/test_bill.py tests/planner/test_export.py tests/planner/test_milp_against_brute_force.py tests/report \
+    tests/test_readers_survive.py tests/web/test_views.py
 test-lowest: $(VENV)/.tests ## the quick tests with the lowest allowed version of every dependency
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)

@@ -14,13 +14,14 @@ import numpy as np
 
 from calibrate import static_batches, work
 from calibrate.collectives import all_reduce_time_s
+from calibrate.kernel_sums import KernelSums
 from calibrate.lora import lora_of, lora_step_s
 from calibrate.memory import MemoryPlan
 from calibrate.precisions import kv_cache_bytes, on_gpu
 from calibrate.profiles import Profile
 from calibrate.roofline import gemm_bytes, gemm_flops, peak_flops
 from calibrate.step import StepShape
-from calibrate.step_time import KernelSums, step_table
+from calibrate.step_time import step_table
 from calibrate.techniques import recomputation_factors
 from catalogs.schema import Replica
 

@@ -23,6 +23,12 @@ GATHERING = "allgather_reducescatter"
 BACKENDS = (GATHERING, "pplx", "deepep_high_throughput", "deepep_low_latency")
 
 
+def ranks_sharing_experts(replica: Replica) -> int:
+    """Data-parallel ranks over which a replica's experts are spread, and which therefore step together; 1 without."""
+    shares = replica.model.moe is not None and replica.expert_parallel_size > 1
+    return replica.data_parallel_size if shares else 1
+
+
 def exchange_family(engine: Engine) -> str:
     """The profile's kernels that the engine's ``all2all_backend`` option asks for.
 

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from calibrate import work
 from calibrate.collectives import all_gather_time_s, all_reduce_time_s
+from calibrate.cuda_graphs import padded_tokens
+from calibrate.expert_exchange import ranks_sharing_experts
+from calibrate.kernel_sums import KernelSums
 from calibrate.profiles import Profile, best_profile
 from calibrate.step import SkewTable, StepTable
-from calibrate.step_time import KernelSums
 from catalogs.errors import MissingError
 from catalogs.schema import Replica
 from catalogs.units import MICROSECONDS_PER_SECOND
@@ -28,9 +30,7 @@ FloatArray = NDArray[np.float64]
 ONCE = ("embedding", "final_layernorm")  # token-wise layers that a model has once
 TWICE = ("layernorm",)  # before attention and before the MLP
 EXPERT_LAYERS = ("gate_up_proj", "act_fn", "down_proj")  # the dense MLP, absent in layers with experts
-# vLLM captures 1, 2, 4 and multiples of 8 up to 256, then of 16 up to 512 (CompilationConfig.cudagraph_capture_sizes).
 BEYOND = 1e9  # the edge of a bucket without an end
-CAPTURED = np.array([1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)], np.float64)
 
 
 def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
@@ -41,8 +41,8 @@ def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: in
     """
     tables = _degree(profile, replica.tensor_parallel_size)
     tokens = np.arange(max_tokens + 1, dtype=np.float64)
-    padded = tokens if replica.engine.enforce_eager else _padded(tokens)
-    ranks = replica.data_parallel_size if replica.expert_parallel_size > 1 else 1
+    padded = padded_tokens(replica, tokens)
+    ranks = ranks_sharing_experts(replica)
     token_wise = _token_wise_s(replica, tables, padded, with_experts=ranks == 1)
     experts_s = None
     if ranks > 1 and replica.model.moe is not None:
@@ -83,12 +83,6 @@ def _degree(profile: Profile, degree: int) -> Mapping[str, Any]:
     for table, content in own.items():
         merged[table] = {**base.get(table, {}), **content} if table in ("dense", "per_sequence") else content
     return merged
-
-
-def _padded(tokens: FloatArray) -> FloatArray:
-    """Tokens of the CUDA graph that runs a step; beyond the largest one there is none."""
-    place = np.searchsorted(CAPTURED, tokens)
-    return np.where(tokens <= CAPTURED[-1], CAPTURED[np.minimum(place, len(CAPTURED) - 1)], tokens)
 
 
 def _curve(columns: Mapping[str, list[float]], key: str, at: FloatArray) -> FloatArray:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from calibrate import work
+from calibrate.kernel_sums import EXPERT_VARIANTS, VARIANTS, KernelSums
 from calibrate.profiles import Profile, shipped_profiles
-from calibrate.step_time import EXPERT_VARIANTS, VARIANTS, KernelSums
 from catalogs.schema import Replica
 
 WIDENING = 0.5  # of the error, for each doubling beyond the range

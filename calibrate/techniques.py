@@ -47,6 +47,7 @@ def with_recomputation(replica: Replica, table: StepTable) -> StepTable:
         decode_tokens_s=layers * table.decode_tokens_s,
         mixed_tokens_s=layers * table.mixed_tokens_s,
         attention_s=attention * table.attention_s,
+        experts_s=None if table.experts_s is None else layers * table.experts_s,
     )
 
 

@@ -118,7 +118,7 @@ def advise(problem: Problem, progress: Progress = lambda _what, _share: None) ->
     try:
         progress("today: the fleet as described", 0.0)
         rows = [_today_row(problem, settled, usd, store)]
-        best: float | None = None
+        best = usd if rows[0]["slo"] and not rows[0]["why_not"] else None  # of the fleets that keep the promise
         for i, step in enumerate(STEPS):
             progress(f"{step.name}: {step.what}", (i + 1) / (len(STEPS) + 1))
             tried = step.widen(settled)
@@ -126,14 +126,14 @@ def advise(problem: Problem, progress: Progress = lambda _what, _share: None) ->
             if isinstance(found, PlanError):
                 rows.append({**_row(step, None, 0.0), "why_not": found.what})
                 continue
-            before = usd if best is None else best
-            better = best is None or found.solution.usd_per_hour < best * (1 - 1e-6)
-            best = min(before if best is not None else np.inf, found.solution.usd_per_hour)
-            rows.append(_row(step, best, before - best, problem, found if better else None))
-            if better:
-                settled = _settle(tried, found)
-            elif step.name in WIDEST:
-                settled = tried
+            cost = found.solution.usd_per_hour
+            if best is None or cost < best * (1 - 1e-6):
+                rows.append(_row(step, cost, (usd if best is None else best) - cost, problem, found))
+                best, settled = cost, _settle(tried, found)
+                continue
+            why = f"saves nothing: its cheapest plan costs ${cost:,.2f} an hour"
+            rows.append({**_row(step, best, 0.0), "why_not": why})
+            settled = tried if step.name in WIDEST else settled
     finally:
         store.close()
     if best is None:
@@ -142,6 +142,7 @@ def advise(problem: Problem, progress: Progress = lambda _what, _share: None) ->
         "schema_version": 1,
         "model": problem.model,
         "today_usd_per_hour": usd,
+        "today_keeps_the_promise": None if not rows[0]["slo"] else not rows[0]["why_not"],
         "best_usd_per_hour": best,
         "saving_usd_per_hour": usd - best,
         "saving_share": (usd - best) / usd if usd > 0 else None,
@@ -175,9 +176,10 @@ def _settle(tried: Settings, found: Found) -> Settings:
 
 def _try(problem: Problem, candidates: Mapping[str, Any], store: CapacityStore) -> Found | PlanError:
     try:
-        return find_plan(_with(problem, candidates), lambda _what, _share: None, store)
+        found = find_plan(_with(problem, candidates), lambda _what, _share: None, store)
     except (InputError, MissingError, GateError) as error:
         return error
+    return found if found.verdict.ok else GateError("no fleet of it kept the promise in simulation", where="slo")
 
 
 def _with(problem: Problem, candidates: Mapping[str, Any]) -> Problem:
@@ -273,7 +275,7 @@ def _row(
         "plan": "", "setting": "", "slo": {}, "quality": None, "busy_share": None, "why_not": "",
     }  # fmt: skip
     if found is None or problem is None:
-        return row if usd is None or step.name == "today" else {**row, "why_not": "saves nothing here"}
+        return row
     scores = [line.candidate.score for line in found.lines]
     return {
         **row,

@@ -11,16 +11,16 @@ from planner.answer import purchase_lines, summary
 from planner.candidates import Candidate
 from planner.fleet_model import FleetModel, Option
 from planner.milp import Solution
-from planner.search import Search
+from planner.search import ROUGH_GAP, Search
 from planner.solve import solve
 
-GAP = 1e-3
+GAP, LIMIT_S = 1e-3, 20.0
 CENT = 0.01  # USD an hour; smaller differences are not told apart in words
 SETTLED = 3  # single types whose capacities are simulated; the others stand at their bounds
 
 
 def runner_up(
-    model: FleetModel, best: Solution, candidates: Mapping[str, Candidate], time_limit_s: float = 5.0
+    model: FleetModel, best: Solution, candidates: Mapping[str, Candidate], time_limit_s: float = LIMIT_S
 ) -> dict[str, Any] | None:
     """The cheapest plan that does without at least one of the chosen (machine, configuration) pairs."""
     used = {(line.candidate.label) for line in purchase_lines(model, best, candidates)}
@@ -42,7 +42,7 @@ def cheapest_single_types(
     best: Solution,
     candidates: Mapping[str, Candidate],
     key: Callable[[Candidate], str] = lambda c: c.gpu,
-    time_limit_s: float = 5.0,
+    time_limit_s: float = LIMIT_S,
 ) -> list[dict[str, Any]]:
     """For each GPU type alone, the cheapest plan; the cheapest of these is labelled so."""
     groups: dict[str, list[Option]] = {}
@@ -119,7 +119,7 @@ def _single_types(search: Search, best: Solution) -> list[dict[str, Any]]:
         alone = search.restricted({k: c for k, c in search.candidates.items() if c.gpu == gpu})
         options = alone.options()
         model = alone.model.with_options(options)
-        plan = solve(model, GAP, 5.0) if options else None
+        plan = solve(model, GAP if model.demand.shape[1] == 1 else ROUGH_GAP, LIMIT_S) if options else None
         if plan is None:
             why = _cannot(model, gpu) if options else f"even a lone request misses the SLO on {gpu}"
             impossible.append(_entry(f"{gpu} only", None, why))

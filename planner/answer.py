@@ -14,6 +14,7 @@ from planner import cost
 from planner.candidates import Candidate
 from planner.fleet_model import FleetModel, Option
 from planner.milp import Solution
+from planner.purchase import HOURS_PER_DAY
 
 SCHEMA_VERSION = 1
 
@@ -68,6 +69,7 @@ def line_document(line: Line, periods: Sequence[str] = ()) -> dict[str, Any]:
         "purchase": line.option.purchase,
         "instances": [int(n) for n in line.counts],
         "usd_per_hour": round(line.usd_per_hour, 6),
+        "usd_per_month": round(cost.usd_per_month(line.usd_per_hour), 2),
         "replicas_per_instance": c.replicas_per_instance,
         "usd_per_instance_hour": line.option.usd_per_hour,
         "requests_per_s": [round(float(r), 6) for r in line.rate_rps.sum(1)],
@@ -75,6 +77,8 @@ def line_document(line: Line, periods: Sequence[str] = ()) -> dict[str, Any]:
         "setting": c.setting,
         "quality_score": c.score,
         "price_source": _price_source(line),
+        "upfront_usd": _upfront_usd(line),
+        "held": _held(line.option),
     }
 
 
@@ -82,6 +86,20 @@ def _other_sizes(candidate: Candidate) -> dict[str, int]:
     """Pipeline, data and expert parallel sizes of what is simulated; a capacity table's rows state none."""
     names = ("pipeline_parallel_size", "data_parallel_size", "expert_parallel_size")
     return {} if candidate.replica is None else {name: getattr(candidate.replica, name) for name in names}
+
+
+def _upfront_usd(line: Line) -> float:
+    """Money that the line's commitments cost before they begin."""
+    offer = line.candidate.offers.get(line.option.purchase)
+    return 0.0 if offer is None else round(offer.upfront_usd * int(line.counts.max()), 2)
+
+
+def _held(option: Option) -> str:
+    """The days of a Capacity Block, counted from the horizon's start; empty: the whole horizon."""
+    if option.active is None or option.active.all():
+        return ""
+    days = np.flatnonzero(option.active) // HOURS_PER_DAY + 1
+    return f"day {days[0]}" if days[0] == days[-1] else f"days {days[0]}-{days[-1]}"
 
 
 def _shares(line: Line) -> list[float]:
@@ -106,6 +124,7 @@ def plan_document(lines: Sequence[Line], usd_per_hour: float, rates: tuple[float
     return {
         "lines": [line_document(line) for line in lines],
         "usd_per_hour": round(usd_per_hour, 6),
+        "beside_lines_usd_per_hour": round(max(usd_per_hour - sum(line.usd_per_hour for line in lines), 0.0), 6),
         "usd_per_month": round(cost.usd_per_month(usd_per_hour), 2),
         "usd_per_million_output_tokens": cost.usd_per_million_tokens(usd_per_hour, tokens_per_s),
         "usd_per_thousand_requests": cost.usd_per_thousand_requests(usd_per_hour, requests_per_s),

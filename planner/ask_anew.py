@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -30,20 +31,23 @@ def changed_prices(inputs: Mapping[str, Any], change: Change) -> str:
     """The prices of the run's region as a file for ``prices:``, with those multiplied that the change names (CSV)."""
     region = str(inputs["region"])
     own: dict[tuple[str, str], float] = {}
+    upfront: dict[tuple[str, str], float] = {}  # of commitments that are not paid for whole beforehand
     if inputs.get("prices"):
         offers = user_prices(Path(str(inputs["prices"])))
-        own = {(name, form): o.usd_per_hour for (name, where, form), o in offers.items() if where in ("", region)}
+        here = {(name, form): o for (name, where, form), o in offers.items() if where in ("", region)}
+        own = {key: o.usd_per_hour for key, o in here.items()}
+        upfront = {key: o.upfront_usd for key, o in here.items() if o.running_usd_per_hour or o.upfront_usd}
     known: dict[tuple[str, str], float] = {
         (p.instance, p.purchase): p.usd_per_hour for p in prices() if p.region == region
     }
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("instance_type", "region", "purchase", "usd_per_hour"))
+    writer.writerow(("instance_type", "region", "purchase", "usd_per_hour", "upfront_usd"))
     for (name, form), price in sorted((known | own).items()):
         names = {form, name, instances()[name].gpu} if name in instances() else {form, name}
         factors = [v for n, v in change.prices.items() if n in names]
-        for factor in factors:
-            price *= factor
+        factor = math.prod(factors)
         if factors or (name, form) in own:
-            writer.writerow((name, region, form, f"{price:.6g}"))
+            paid_before = f"{upfront[name, form] * factor:.8g}" if (name, form) in upfront else ""
+            writer.writerow((name, region, form, f"{price * factor:.6g}", paid_before))
     return out.getvalue()

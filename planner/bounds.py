@@ -45,6 +45,8 @@ def step_s(
     tokens = np.minimum(np.round(prefill + decode).astype(np.int64), len(table.mixed_tokens_s) - 1)
     sampled = np.minimum(np.round(decode + prompts).astype(np.int64), len(table.sampled_s) - 1)
     position = np.where(prefill > 0, table.mixed_tokens_s[tokens], table.decode_tokens_s[tokens])
+    if table.experts_s is not None:  # shared with other ranks, whose tokens only make it longer
+        position = position + table.experts_s[tokens]
     work = position + table.sampled_s[sampled] + attention_s(table, prefill, context, decode, kv)
     return np.asarray(work + table.overhead_s + table.overhead_per_sequence_s * (decode + prompts))
 

@@ -12,22 +12,12 @@ from calibrate.precisions import precision, support
 from catalogs.errors import InputError
 from catalogs.load import engine_defaults
 from catalogs.schema import Engine, Gpu, Instance, Model, Replica
+from planner.market import Offer, offers_of, wanted_instances
 from planner.problem import Candidates, Problem
 
 ENGINE_CORE = frozenset(f.name for f in fields(Engine)) - {"framework", "options"}
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 SMALL_BUDGET = 2048  # vLLM's own default on most GPUs
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What a machine costs in one purchase form."""
-
-    usd_per_hour: float
-    source: str
-    as_of: str
-    confidence: str = ""
-    upfront_usd: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,6 @@ def enumerate_candidates(problem: Problem, model: Model) -> tuple[list[Candidate
         InputError: an unknown GPU, instance, precision or framework. MissingError: nothing has a price there.
     """
     from catalogs.load import find_gpu
-    from planner.market import offers_of, wanted_instances
 
     found: list[Candidate] = []
     refused: dict[str, str] = {}

@@ -81,7 +81,9 @@ def figures(evidence: Evidence, start: datetime, end: datetime) -> dict[str, Any
     elapsed_h = (last - start).total_seconds() / 3600.0
     totals = total(bill)
     planned = _planned(evidence.plan, elapsed_h)
-    findings = find.by_dollars(_findings(evidence, bill, elapsed_h))
+    forecast = _forecast(days, last, end)
+    over = find.over_budget(forecast["usd"], evidence.budget_usd_per_month)
+    findings = find.by_dollars([*_findings(evidence, bill, elapsed_h), *over])
     return {
         "period": {"start": start.isoformat(), "end": end.isoformat(), "data_until": last.isoformat()},
         "spend": {
@@ -92,7 +94,7 @@ def figures(evidence: Evidence, start: datetime, end: datetime) -> dict[str, Any
             "tax_usd": totals["tax"],
             "planned_usd": planned,
             "budget_usd": evidence.budget_usd_per_month,
-            "forecast": _forecast(days, last, end),
+            "forecast": forecast,
         },
         "unit": _unit_costs(evidence, totals["effective"]),
         "savings": _savings(bill, findings),
@@ -163,11 +165,6 @@ def _savings(bill: Bill, findings: list[Finding]) -> dict[str, Any]:
     usage = bill.usage
     known = usage[usage["list"].notna()]
     taken = known.assign(saved=known["list"] - known["effective"]).groupby("purchase")["saved"].sum()
-    sum(
-        f.usd
-        for f in findings
-        if f.usd is not None and f.usd > 0 and f.kind in ("idle", "lapsed_commitment", "unused_commitment")
-    )
     wasted = [f.usd for f in findings if f.kind in WASTE and f.usd is not None and f.usd > 0]
     return {
         "taken_usd": {str(k): float(v) for k, v in taken.items() if abs(v) > 0.005},

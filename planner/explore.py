@@ -18,17 +18,21 @@ from planner.fleet_model import FleetModel
 from planner.market import TERM_YEARS, offers_of
 from planner.milp import Solution
 from planner.problem import Problem
-from planner.search import Key, Search
+from planner.search import ROUGH_GAP, Key, Search
 from planner.solve import solve
 from planner.what_if import handed_on
 
 SLO_FACTORS = (0.75, 1.5)  # of every limit; each asks for new capacities, so they are few
 SWING = 0.2  # of load and price in the tornado
+LIMIT_S = 20.0  # of one solution; its nodes end it first
 RIVALS = 1  # GPU types that a changed promise is answered with, besides the chosen
 
 
 def explore(problem: Problem, search: Search, model: FleetModel, best: Solution) -> dict[str, Any]:
-    """Pareto fronts, tornado, the cheap and dear end that the profiles' own errors leave open, and the model itself."""
+    """Pareto fronts, tornado, the cheap and dear end that the profiles' own errors leave open, and the model itself.
+
+    Over many periods each of these plans is solved to ``ROUGH_GAP`` only.
+    """
     rivals = _rivals(search, model, best)
     settled = {f: _at_slo(search, rivals, f) for f in SLO_FACTORS}
     by_factor = {f: (usd, plan) for f, (usd, plan, _) in settled.items()}
@@ -96,8 +100,7 @@ def _quality_front(search: Search) -> list[dict[str, Any]]:
 
 def _at_load(model: FleetModel, factor: float) -> float | None:
     """Cost at the same capacities under another load; slower steps by a factor are as good as more load by it."""
-    plan = solve(replace(model, demand=model.demand * factor), 1e-3, 5.0)
-    return None if plan is None else plan.usd_per_hour
+    return _cost(replace(model, demand=model.demand * factor))
 
 
 def _error(search: Search, model: FleetModel, best: Solution) -> float:
@@ -132,7 +135,8 @@ def _swing(row: Mapping[str, Any]) -> float:
 
 
 def _cost(model: FleetModel) -> float | None:
-    plan = solve(model, 1e-3, 5.0)
+    gap = 1e-3 if model.demand.shape[1] == 1 else ROUGH_GAP
+    plan = solve(model, gap, LIMIT_S)
     return None if plan is None else plan.usd_per_hour
 
 
@@ -153,6 +157,7 @@ def against_today(problem: Problem, usd_per_hour: float) -> dict[str, Any] | Non
     saving = total - usd_per_hour
     return {
         "usd_per_hour": total,
+        "usd_per_month": total * HOURS_PER_MONTH,
         "saving_usd_per_hour": saving,
         "saving_usd_per_month": saving * HOURS_PER_MONTH,
         "saving_share": saving / total if total > 0 else None,
@@ -170,7 +175,6 @@ def break_even(problem: Problem, instances: set[str]) -> list[dict[str, Any]]:
             offer = offers.get(form)
             if on_demand is None or offer is None:
                 continue
-            running = 0.0 if offer.upfront_usd else offer.usd_per_hour
             found.append(
                 {
                     "instance_type": name,
@@ -179,7 +183,9 @@ def break_even(problem: Problem, instances: set[str]) -> list[dict[str, Any]]:
                     "on_demand_usd_per_hour": on_demand.usd_per_hour,
                     "upfront_usd": offer.upfront_usd,
                     "utilisation": cost.break_even_utilisation(offer.usd_per_hour, on_demand.usd_per_hour),
-                    "months": cost.break_even_months(offer.upfront_usd, running, on_demand.usd_per_hour),
+                    "months": cost.break_even_months(
+                        offer.upfront_usd, offer.running_usd_per_hour, on_demand.usd_per_hour
+                    ),
                 }
             )
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,11 @@ from planner.explore import against_today, break_even, explore
 from planner.fleet_model import FleetModel
 from planner.floors import below_the_floor
 from planner.horizon import Horizon, base_model, horizon_of, zone_availability
-from planner.live import play
+from planner.live import in_words, play
 from planner.market import TERM_YEARS, region_of
 from planner.milp import Solution
 from planner.problem import Problem
-from planner.purchase import extra_of
+from planner.purchase import check_holdings, extra_of
 from planner.relax import explain_infeasible
 from planner.search import Search, pressed
 from planner.store import CapacityStore, default_store
@@ -38,6 +38,8 @@ from simulator.workload import Requests
 
 Progress = Callable[[str, float], None]
 FRESH_DRAWS = 5
+# each time a plan fails live: share of capacity, and of lost requests, that it is solved again with; and how often
+LIVE_CUT, LIVE_LOSS, LIVE_CUTS = 0.95, 0.25, 3
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ def recommend_by_simulation(
     """See ``planner.recommend``."""
     store = default_store()
     try:
-        found = find_plan(problem, progress, store, workers)
+        found, live = lived(find_plan(problem, progress, store, workers), progress)
         progress("fresh draws of the workload", 0.85)
-        answer = describe(found, progress)
+        answer = describe(found, live, progress)
         if prove:
             from planner.certificate import certificate_of
 
@@ -101,6 +103,7 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore, worker
     kept = {c.label: c for c in candidates if c.config in served}
     if not kept:
         raise _nothing_fits(model, refused)
+    unusable = check_holdings(problem, kept.values())
     capacities = Capacities(horizon.shape, problem.slos, problem.router, problem.seed, store, workers)
     model_without = base_model(problem, horizon, list(kept.values()))
     search = Search(
@@ -111,7 +114,36 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore, worker
     result = search.verified(progress, problem.solver.max_rounds)
     if result is None:
         raise explain_infeasible(search.model.with_options(search.options()))
-    return Found(problem, search, *result, tuple(refused), tuple(_notes(problem, horizon)))
+    return Found(problem, search, *result, tuple(refused), (*_notes(problem, horizon), *unusable))
+
+
+def lived(found: Found, progress: Progress) -> tuple[Found, dict[str, Any] | None]:
+    """Play the plan with its boots, scaling and outages; where it fails, cut the capacities that it rests on, and what
+    outages may cost it, and solve, verify and play again.
+
+    Returns:
+        The plan, and what ``planner.live.play`` showed of it, with ``cuts``: the plans that failed before. Where
+        ``LIVE_CUTS`` cuts do not help, or leave no plan, the last plan that there was.
+    """
+    search = found.search
+    failed: list[dict[str, Any]] = []
+    while True:
+        progress("the fleet as it lives: boots, scaling, spot outages", 0.8)
+        live = play(found.problem, search, found.lines)
+        if live is None or "not_played" in live:
+            return found, live
+        live["cuts"] = list(failed)
+        if live["ok"] or len(failed) == LIVE_CUTS:
+            return found, live
+        before = dict(search.rps), set(search.locked), search.model
+        search.ask_more(found.model, found.solution, LIVE_CUT, LIVE_LOSS)
+        again = search.verified(progress, found.problem.solver.max_rounds)
+        if again is None or not again[2].ok:
+            search.rps, search.locked, search.model = before
+            return found, live
+        usd = found.solution.usd_per_hour
+        failed.append({"usd_per_hour": usd, "kept": live["kept"], "draws": live["draws"]})
+        found = replace(found, model=again[0], solution=again[1], verdict=again[2])
 
 
 def workload_requests(problem: Problem) -> Requests:
@@ -212,8 +244,8 @@ def _notes(problem: Problem, horizon: Horizon) -> list[str]:
     return notes
 
 
-def describe(found: Found, progress: Progress) -> dict[str, Any]:
-    """The answer in the contract's form, with what the figures rest on."""
+def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> dict[str, Any]:
+    """The answer in the contract's form, with what the figures rest on; ``live`` is from ``lived``."""
     problem, search, lines = found.problem, found.search, found.lines
     demand = search.demand
     checked = found.verdict.demand
@@ -226,12 +258,10 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
     for document, line in zip(plan["lines"], lines, strict=True):
         document["serves"] = demand.pattern_name(search.patterns[line.option.name])
         document["engine"] = _engine(search.served[line.candidate.config])
-    progress("the fleet as it lives: boots, scaling, spot outages", 0.89)
-    live = play(problem, search, lines)
     progress("the roads not taken", 0.92)
     others = alternatives.of_search(search, found.model, found.solution, found.refused)
     around: dict[str, Any] = {"what_if": handed_on(search, {}, found.solution.usd_per_hour)}
-    if problem.explore and search.horizon.num_periods == 1:
+    if problem.explore:
         progress("what would change the answer", 0.96)
         around = explore(problem, search, found.model, found.solution)
     today = against_today(problem, found.solution.usd_per_hour)
@@ -242,10 +272,11 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "model": problem.model,
         "region": problem.region,
+        "budget": _budget(problem, plan),
         "plan": plan,
         "slo": slo,
-        "verified": found.verdict.ok,
-        "verified_why": _verified_why(found, draws) + _live_why(live),
+        "verified": found.verdict.ok and (live is None or bool(live.get("ok", True))),
+        "verified_why": _verified_why(found, draws) + in_words(live),
         "periods": list(search.horizon.names) if search.horizon.num_periods > 1 else [],
         "requests_per_s_by_period": [float(x) for x in found.model.demand[0].sum(1)],
         "confidence": draws,
@@ -268,6 +299,11 @@ def describe(found: Found, progress: Progress) -> dict[str, Any]:
     }
 
 
+def _budget(problem: Problem, plan: Mapping[str, Any]) -> dict[str, float] | None:
+    most = problem.budget_usd_per_month
+    return None if most is None else {"usd_per_month": most, "share": plan["usd_per_month"] / most}
+
+
 def _mean_rates(found: Found) -> tuple[float, float]:
     """Mean requests and output tokens a second over the horizon, in expectation over the scenarios."""
     model = found.model
@@ -286,19 +322,6 @@ def _verified_why(found: Found, draws: Mapping[str, Any]) -> str:
     return (
         f"every different fleet was simulated in the period that presses it hardest ({found.search.checked} runs); "
         f"in the busiest ({num:,} requests) it {kept}"
-    )
-
-
-def _live_why(live: Mapping[str, Any] | None) -> str:
-    if live is None:
-        return ""
-    if "not_played" in live:
-        return f"; scaling and spot outages were not played: {live['not_played']}"
-    low, high = live["probability_interval"]
-    return (
-        f"; played live ({live['window']}, with boots of about {live['boot_s']:g} s"
-        + (f" and outages of {live['spot_zones']} spot zones" if live["spot_zones"] else "")
-        + f") it kept its promise in {live['kept']} of {live['draws']} draws: a probability of {low:.0%} to {high:.0%}"
     )
 
 

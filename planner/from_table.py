@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import numpy as np
 from catalogs.errors import GateError, InputError, MissingError
 from planner import alternatives
 from planner.answer import SCHEMA_VERSION, ended_by, plan_document, purchase_lines
-from planner.candidates import Candidate, Offer
+from planner.candidates import Candidate
 from planner.capacity_table import Buckets, TableEntry, buckets_of, loads, read_capacity_table, read_demand
-from planner.fleet_model import FleetModel, Limits, Option, Quota
+from planner.fleet_model import FleetModel, Limits, Option, Quota, State
+from planner.horizon import limits_of, spot_states
+from planner.market import Offer
 from planner.problem import Problem
 from planner.solve import solve
 
@@ -27,6 +30,7 @@ def recommend_from_table(
 ) -> dict[str, Any]:
     """The cheapest mix for the demand, by the table's capacities; see ``planner.recommend``."""
     assert problem.capacity_table is not None
+    _one_load_only(problem)
     progress("reading the capacity table", 0.0)
     entries = read_capacity_table(problem.capacity_table)
     demand = _demand(problem, entries)
@@ -34,7 +38,9 @@ def recommend_from_table(
     by_label = {f"{e.gpu}\n{e.precision}": e for e in entries}
     options = _options(problem, candidates, by_label, demand)
     notes = _gaps(entries, demand)
-    model = FleetModel(tuple(options), demand.rate_rps[None, None, :], limits=_limits(problem, options, candidates))
+    limits = _limits(problem, options, candidates)
+    states = spot_states(problem) if any(o.kind == "spot" for o in options) else (State(1.0),)
+    model = FleetModel(tuple(options), demand.rate_rps[None, None, :], states=states, limits=limits)
     _check_every_size(model, demand, problem)
     progress("solving", 0.3)
     best = solve(model, problem.solver.gap, problem.solver.time_limit_s)
@@ -175,8 +181,25 @@ def _limits(problem: Problem, options: list[Option], candidates: Mapping[str, Ca
         if not members:
             raise InputError(f"quota for {name!r}, which is not among the candidates", where="quotas")
         quotas.append(Quota(name, members, most))
-    budget = problem.budget_usd_per_month
-    return Limits(budget_usd_per_hour=None if budget is None else budget / 730.0, quotas=tuple(quotas))
+    others = limits_of(problem.model_copy(update={"quotas": {}}), ())
+    return replace(others, quotas=tuple(quotas))
+
+
+def _one_load_only(problem: Problem) -> None:
+    """Refuse what a plan from a capacity table would leave out without a word.
+
+    Raises:
+        InputError: demand over time, or commitments that are already paid for.
+    """
+    over_time = problem.time.periods != "static" or problem.time.demand is not None
+    for given, where in ((over_time, "time"), (bool(problem.commitments.existing), "commitments.existing")):
+        if given:
+            raise InputError(
+                "a capacity table plans for one load, with nothing bought before",
+                where=where,
+                why="its rows say what a replica sustains by size, not when",
+                remedy=f"leave out {where}, or leave out capacity_table and let the capacities be simulated",
+            )
 
 
 def _gaps(entries: list[TableEntry], demand: Buckets) -> list[str]:

@@ -147,6 +147,7 @@ def _from_file(problem: Problem, demand: Demand) -> Horizon:
     assert path is not None
     class_names = demand.requests.class_names
     found: dict[str, FloatArray] = {}
+    seen: set[tuple[str, str]] = set()
     try:
         with path.open(newline="", encoding="utf-8-sig") as source:
             reader = csv.DictReader(source)
@@ -159,7 +160,16 @@ def _from_file(problem: Problem, demand: Demand) -> Horizon:
                 name = (row.get("request_class") or "").strip()
                 if name and name not in class_names:
                     raise InputError(f"unknown request class {name!r}", where=where, remedy=", ".join(class_names))
-                rates = found.setdefault((row["hour"] or "").strip(), np.zeros(len(demand.names)))
+                hour = (row["hour"] or "").strip()
+                if (hour, name) in seen:
+                    raise InputError(
+                        f"hour {hour!r} is given twice" + (f" for {name}" if name else ""),
+                        where=where,
+                        why="whether the rates add up or one replaces the other is not known",
+                        remedy="one row an hour, or one an hour and request class",
+                    )
+                seen.add((hour, name))
+                rates = found.setdefault(hour, np.zeros(len(demand.names)))
                 rates += rate * _mix(demand, name)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot be read: {error}", where=str(path)) from error
@@ -222,6 +232,9 @@ def zone_availability(problem: Problem) -> tuple[float, str]:
 def spot_states(problem: Problem) -> tuple[State, ...]:
     """How many of the zones are up, with probability; while replacements boot, a state of its own.
 
+    Over many periods the short states in which replacements boot are one, at their mean. The others stay apart: what
+    replaces lost machines is convex in how many are lost, so their mean would promise too cheap a fleet.
+
     Zones are up with equal probability a and correlation r: the number of zones up is beta-binomial with parameters
     a (1 - r) / r and (1 - a)(1 - r) / r, whose pairwise correlation is r.
     """
@@ -240,35 +253,34 @@ def spot_states(problem: Problem) -> tuple[State, ...]:
             states.append(State(chance * booting, part, fallback=False))
         if booting < 1:
             states.append(State(chance * (1 - booting), part))
-    if problem.time.periods != "static" or problem.time.demand is not None:
+    if spot.fallback and (problem.time.periods != "static" or problem.time.demand is not None):
         states = _merged(states)
     total = sum(s.probability for s in states)
     return tuple(replace(s, probability=s.probability / total) for s in states)
 
 
 def _merged(states: Sequence[State]) -> list[State]:
-    """Over many periods, the states in which some zone is down become two, at their mean: booting, and replaced."""
-    found = [s for s in states if s.spot_up == 1]
-    for fallback in (False, True):
-        some = [s for s in states if s.spot_up < 1 and s.fallback is fallback]
-        chance = sum(s.probability for s in some)
-        if chance > 0:
-            mean = sum(s.probability * s.spot_up for s in some) / chance
-            found.append(State(chance, mean, fallback))
+    """The states in which replacements boot as one, at their mean."""
+    found, booting = [s for s in states if s.fallback], [s for s in states if not s.fallback]
+    chance = sum(s.probability for s in booting)
+    if chance > 0:
+        found.append(State(chance, sum(s.probability * s.spot_up for s in booting) / chance, fallback=False))
     return found
 
 
 def zones_up(share: float, spot: Spot) -> FloatArray:
-    """(zones + 1,) probability of each number of zones up."""
-    from scipy.stats import betabinom, binom
-
-    counts = np.arange(spot.zones + 1)
+    """(zones + 1,) probability of each number of zones up: C(n, k) B(k + a, n - k + b) / B(a, b)."""
+    n, r = spot.zones, spot.zone_correlation
     if share >= 1:
-        return np.asarray((counts == spot.zones).astype(float))
-    r = spot.zone_correlation
+        return np.asarray((np.arange(n + 1) == n).astype(float))
     if r <= 0:
-        return np.asarray(binom.pmf(counts, spot.zones, share))
-    return np.asarray(betabinom.pmf(counts, spot.zones, share * (1 - r) / r, (1 - share) * (1 - r) / r))
+        return np.array([math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(n + 1)])
+    a, b = share * (1 - r) / r, (1 - share) * (1 - r) / r
+    return np.array([math.comb(n, k) * math.exp(_log_beta(k + a, n - k + b) - _log_beta(a, b)) for k in range(n + 1)])
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
 def limits_of(problem: Problem, candidates: Sequence[Candidate]) -> Limits:

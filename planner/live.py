@@ -10,7 +10,7 @@ many draws keep the promise gives its probability.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -37,6 +37,7 @@ from simulator.traces import take
 from simulator.workload import Requests
 
 DRAWS, FEWEST_DRAWS = 20, 6
+LIVE_SHARE = 0.9  # of the draws that a plan must keep its promise in
 MAX_REQUESTS, ALL_REQUESTS = 30_000, 300_000  # of one draw; of all
 SETTLE_BOOTS = 2.0  # boots at the start that are not judged: the fleet finds its feet in the zones that are up
 STATIC_WINDOW_S = 2 * SECONDS_PER_HOUR
@@ -67,8 +68,8 @@ def play(problem: Problem, search: Search, lines: Sequence[Line], draws: int = D
     """Play the plan in its hardest stretch; None where nothing about it changes with time.
 
     Returns:
-        ``draws``, ``kept``, ``probability`` of keeping the promise with a 95 % interval, the window, and the spread of
-        each promised percentile; or ``not_played`` with the reason.
+        ``draws``, ``kept``, ``probability`` of keeping the promise with a 95 % interval, ``ok`` where that is at least
+        ``LIVE_SHARE``, the window, and the spread of each promised percentile; or ``not_played`` with the reason.
     """
     horizon = search.horizon
     counts = np.array([line.counts for line in lines])
@@ -101,11 +102,33 @@ def play(problem: Problem, search: Search, lines: Sequence[Line], draws: int = D
         "draws": draws,
         "kept": int(kept),
         "probability": kept / draws,
+        "ok": kept >= LIVE_SHARE * draws,
         "probability_interval": list(wilson(kept, draws)),
         "spread": {n: [float(np.min(v)), float(np.max(v))] for n, v in values.items()},
         "boot_s": problem.time.boot_s,
         "spot_zones": problem.spot.zones if has_spot else 0,
     }
+
+
+def in_words(live: Mapping[str, Any] | None) -> str:
+    """What ``play`` showed, as the end of a sentence; empty where there was nothing to play."""
+    if live is None:
+        return ""
+    if "not_played" in live:
+        return f"; scaling and spot outages were not played: {live['not_played']}"
+    low, high = live["probability_interval"]
+    dearer = (
+        f"; {len(live['cuts'])} cheaper plan(s), from ${live['cuts'][0]['usd_per_hour']:,.2f} an hour, failed so"
+        if live["cuts"]
+        else ""
+    )
+    return (
+        f"; played live ({live['window']}, with boots of about {live['boot_s']:g} s"
+        + (f" and outages of {live['spot_zones']} spot zones" if live["spot_zones"] else "")
+        + f") it kept its promise in {live['kept']} of {live['draws']} draws: a probability of {low:.0%} to {high:.0%}"
+        + ("" if live["ok"] else f", and {LIVE_SHARE:.0%} of them were to be kept")
+        + dearer
+    )
 
 
 def wilson(kept: int, draws: int, z: float = 1.96) -> tuple[float, float]:

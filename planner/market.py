@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -12,12 +13,29 @@ from catalogs.errors import InputError, MissingError
 from catalogs.load import find_gpu, find_instance, find_region, instances, price_of, prices
 from catalogs.names import nearest
 from catalogs.schema import Instance
-from planner.candidates import Offer
 from planner.problem import PURCHASES, Problem
 
 MONTHS_PER_YEAR = 12
 AWS_REGION = re.compile(r"[a-z]{2}(-gov)?-(central|(north|south)?(east|west)|north|south)-\d")
 TERM_YEARS = {"reserved_1yr": 1.0, "reserved_3yr": 3.0}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a machine costs in one purchase form.
+
+    Attributes:
+        usd_per_hour: with the money paid upfront spread over the time in which the machine is needed.
+        upfront_usd: paid before a commitment begins.
+        running_usd_per_hour: paid as it goes, beside that.
+    """
+
+    usd_per_hour: float
+    source: str
+    as_of: str
+    confidence: str = ""
+    upfront_usd: float = 0.0
+    running_usd_per_hour: float = 0.0
 
 
 def instances_with(gpu: str) -> list[Instance]:
@@ -47,7 +65,7 @@ def offers_of(problem: Problem, instance: str, *, all_forms: bool = False) -> di
 
 
 def _discounted(problem: Problem, purchase: str, offer: Offer) -> Offer:
-    """A commitment paid upfront costs its discounted hourly rate; the catalogue's rates are all upfront.
+    """A commitment's level hourly rate. The catalogue's are all upfront; a user's own say what is paid upfront.
 
     One that outlasts the horizon is paid for whole, over the months in which it is needed.
     """
@@ -57,15 +75,22 @@ def _discounted(problem: Problem, purchase: str, offer: Offer) -> Offer:
     from catalogs.units import HOURS_PER_YEAR
     from planner.cost import discounted_usd_per_hour
 
-    upfront = offer.usd_per_hour * HOURS_PER_YEAR * years
+    in_parts = offer.upfront_usd > 0 or offer.running_usd_per_hour > 0
+    upfront = offer.upfront_usd if in_parts else offer.usd_per_hour * HOURS_PER_YEAR * years
+    running = offer.running_usd_per_hour
     needed_years = min(years, problem.commitments.horizon_months / MONTHS_PER_YEAR)
-    usd = discounted_usd_per_hour(upfront, 0.0, needed_years, problem.commitments.discount_rate)
-    return Offer(usd, offer.source, offer.as_of, offer.confidence, upfront)
+    usd = discounted_usd_per_hour(
+        upfront, running * years / needed_years, needed_years, problem.commitments.discount_rate
+    )
+    return replace(offer, usd_per_hour=usd, upfront_usd=upfront)
 
 
 @cache
 def user_prices(path: Path) -> Mapping[tuple[str, str, str], Offer]:
-    """A user's own prices: ``instance_type,region,purchase,usd_per_hour``; an empty region means any.
+    """A user's own prices: ``instance_type,region,purchase,usd_per_hour[,upfront_usd]``; an empty region means any.
+
+    With ``upfront_usd`` a commitment costs that before it begins and ``usd_per_hour`` as it goes: no upfront (0),
+    partial upfront. Left empty, it is all paid upfront, at ``usd_per_hour`` for each hour of its term.
 
     Raises:
         InputError: unreadable, a missing column, an unknown instance or purchase form, a price that is no number.
@@ -87,19 +112,32 @@ def user_prices(path: Path) -> Mapping[tuple[str, str, str], Offer]:
                     )
                 usd = _price(row["usd_per_hour"], where)
                 region = (row.get("region") or "").strip()
-                found[(instance, region, purchase)] = Offer(usd, f"your prices ({path.name})", "")
+                found[(instance, region, purchase)] = _own_offer(
+                    row, purchase, usd, where, f"your prices ({path.name})"
+                )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot be read: {error}", where=str(path)) from error
     return found
 
 
-def _price(text: str, where: str) -> float:
+def _own_offer(row: Mapping[str, str | None], purchase: str, usd: float, where: str, source: str) -> Offer:
+    upfront = (row.get("upfront_usd") or "").strip()
+    if not upfront:
+        return Offer(usd, source, "")
+    if purchase not in TERM_YEARS:
+        raise InputError(
+            f"{purchase} has no upfront_usd", where=where, remedy=f"leave it empty but for {', '.join(TERM_YEARS)}"
+        )
+    return Offer(usd, source, "", upfront_usd=_price(upfront, where, "upfront_usd"), running_usd_per_hour=usd)
+
+
+def _price(text: str | None, where: str, column: str = "usd_per_hour") -> float:
     try:
-        usd = float(text)
+        usd = float(text or "")
     except ValueError:
         usd = -1.0
-    if not 0 <= usd < 1e6:
-        raise InputError(f"usd_per_hour is {text!r}: needs a number of 0 or more", where=where)
+    if not 0 <= usd < 1e8:
+        raise InputError(f"{column} is {text!r}: needs a number of 0 or more", where=where)
     return usd
 
 

@@ -192,7 +192,9 @@ class Problem(Strict):
     capacity_table: Path | None = Field(
         None, description="your measurements: gpu,precision,input_tokens,output_tokens,max_rps[,usd_per_hour]"
     )
-    prices: Path | None = Field(None, description="your prices: instance_type,region,purchase,usd_per_hour")
+    prices: Path | None = Field(
+        None, description="your prices: instance_type,region,purchase,usd_per_hour[,upfront_usd]"
+    )
     today: list[Holding] = Field([], description="the fleet that runs today, to compare with")
     explore: bool = Field(True, description="also Pareto fronts, sensitivity and the range that calibration leaves")
     router: str = Field("least_loaded", description="between the replicas of one line")

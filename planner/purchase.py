@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from catalogs.load import find_instance
 from catalogs.units import SECONDS_PER_HOUR
 from planner.candidates import Candidate
 from planner.fleet_model import FleetModel, Option, Quota
@@ -14,6 +16,7 @@ from planner.problem import Holding, Problem
 
 MAX_BLOCK_INSTANCES = 64  # of one Capacity Block
 HOURS_PER_DAY = 24
+DAILY_UP_TO_DAYS, LONGEST_BLOCK_DAYS = 14, 182  # in steps of a day up to the first, of a week up to the second
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,24 @@ def extra_of(problem: Problem) -> Extra:
     )
 
 
+def check_holdings(problem: Problem, candidates: Iterable[Candidate]) -> list[str]:
+    """Of commitments that are already paid for: what the plan can make no use of, in words.
+
+    Raises:
+        InputError: an instance type, of these or of today's fleet, that is not in the catalogue.
+    """
+    for where, holdings in (("commitments.existing", problem.commitments.existing), ("today", problem.today)):
+        for holding in holdings:
+            find_instance(holding.instance_type, where)
+    usable = {c.instance_type for c in candidates}
+    return [
+        f"{h.count} x {h.instance_type} ({h.purchase}) are paid for, but are not among the candidates that can serve "
+        "the model: the plan does not use them"
+        for h in problem.commitments.existing
+        if h.instance_type not in usable
+    ]
+
+
 def _blocks(option: Option, periods: int) -> list[Option]:
     """A Capacity Block for each run of whole days of the horizon; for a static plan, blocks one after another."""
     days = periods // HOURS_PER_DAY
@@ -78,6 +99,9 @@ def _blocks(option: Option, periods: int) -> list[Option]:
     found = []
     for first in range(days):
         for last in range(first, days):
+            length = last - first + 1
+            if length > LONGEST_BLOCK_DAYS or (length > DAILY_UP_TO_DAYS and length % 7):
+                continue
             active = np.zeros(periods, dtype=bool)
             active[first * HOURS_PER_DAY : (last + 1) * HOURS_PER_DAY] = True
             span = f"day {first + 1}" if first == last else f"days {first + 1}-{last + 1}"

@@ -175,9 +175,10 @@ class Search:
         return 0.1 + 0.6 * (1 - float(np.exp(-len(self.rps) / 12)))
 
     def _unknown(self, model: FleetModel, solution: Solution) -> list[Key]:
-        used = used_options(model, solution)
-        keys = {(self.candidates[o.config].config, self.patterns[o.name]) for o in used}
-        return sorted(keys - set(self.rps))
+        return sorted(self._used_keys(model, solution) - set(self.rps))
+
+    def _used_keys(self, model: FleetModel, solution: Solution) -> set[Key]:
+        return {(self.candidates[o.config].config, self.patterns[o.name]) for o in used_options(model, solution)}
 
     def _simulate(self, keys: Sequence[Key]) -> None:
         found = self.capacities.rps([(self.served[config], pattern) for config, pattern in keys])
@@ -239,6 +240,16 @@ class Search:
         now = self.rps[key]
         self.rps[key] = min(now * used * share, now * (1 - 1e-3)) if used > 0 else now * share
         self.locked.add(key)
+
+    def ask_more(self, model: FleetModel, solution: Solution, capacity_share: float, loss_share: float) -> None:
+        """Cut the capacity of all that a plan uses; where that is spot too, outages may lose fewer requests."""
+        for key in self._used_keys(model, solution):
+            self.rps[key] *= capacity_share
+            self.locked.add(key)
+        availability = self.model.limits.availability
+        if availability is not None and any(o.kind == "spot" for o in used_options(model, solution)):
+            stricter = replace(self.model.limits, availability=1 - (1 - availability) * loss_share)
+            self.model = replace(self.model, limits=stricter)
 
     def _use(self, demand: Demand, group: Group, key: Key) -> float:
         """Share of the group's modelled capacity that its traffic takes."""

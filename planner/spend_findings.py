@@ -23,7 +23,8 @@ class Finding:
     """One thing to know, with its dollars over the report's period and what to do.
 
     Attributes:
-        kind: idle, lapsed_commitment, price_change, load_growth, unused_commitment, untagged, drift, cheaper_plan.
+        kind: idle, lapsed_commitment, price_change, load_growth, unused_commitment, untagged, over_budget, drift,
+            cheaper_plan.
         subject: the machine, type or commitment that it is about.
         usd: what it cost more (negative: less) than it would have; None where that cannot be told.
         text: what happened.
@@ -35,6 +36,15 @@ class Finding:
     usd: float | None
     text: str
     action: str
+
+
+def over_budget(forecast_usd: float, budget_usd: float | None) -> list[Finding]:
+    """The month ends above its budget; dollars: the forecast to month end less the budget."""
+    if budget_usd is None or forecast_usd <= budget_usd:
+        return []
+    text = f"${forecast_usd:,.2f} by month end where the budget is ${budget_usd:,.2f}"
+    action = "`plan advise` names the steps that save most from the fleet that runs"
+    return [Finding("over_budget", "budget", forecast_usd - budget_usd, text, action)]
 
 
 def lapsed_commitments(bill: Bill) -> list[Finding]:

@@ -29,6 +29,7 @@ def adapter_of(w: Any, r: int, i: int) -> int:
 @inner
 def fits(w: Any, r: int, i: int) -> bool:
     """Whether the next step can have one more request's adapter."""
+    r = w.replicas[r].home
     me = w.replicas[r]
     if me.lora_slots == 0 or me.used_slots < me.lora_slots:
         return True
@@ -38,6 +39,7 @@ def fits(w: Any, r: int, i: int) -> bool:
 @inner
 def take(w: Any, r: int, i: int) -> None:
     """A request gets a seat: its adapter is in use, and is copied if it is in no slot."""
+    batch, r = w.replicas[r], w.replicas[r].home
     me = w.replicas[r]
     if me.lora_slots == 0:
         return
@@ -56,8 +58,8 @@ def take(w: Any, r: int, i: int) -> None:
             w.adapters[r, oldest, USED] = 0
         else:
             me.full_slots += 1
-        me.copy_s += me.lora_copy_s
-        me.lora_loads += 1
+        batch.copy_s += me.lora_copy_s
+        batch.lora_loads += 1
     me.lora_clock += 1
     w.adapters[r, adapter, USED] = me.lora_clock
 
@@ -65,6 +67,7 @@ def take(w: Any, r: int, i: int) -> None:
 @inner
 def give_back(w: Any, r: int, i: int) -> None:
     """A request is in no further step; to be called while its phase still says that it was."""
+    r = w.replicas[r].home
     me = w.replicas[r]
     if me.lora_slots == 0 or w.requests[i].phase not in (PREFILLING, DECODING):
         return

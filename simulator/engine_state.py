@@ -38,6 +38,9 @@ REPLICA = np.dtype(
         ("max_delay_s", np.float64),  # static batches: how long the first request waits for others
         ("rank_0", np.int64),  # of its lock-step group, and how many ranks that has
         ("num_ranks", np.int64),
+        ("home", np.int64),  # of a pipeline's batches: the row that has their queue and KV cache; else its own
+        ("num_stages", np.int64),
+        ("stage_free_s", np.float64),  # until when the stage of that number is taken
         ("graph_tokens", np.int64),  # of its largest CUDA graph, up to which the ranks of a group are padded alike
         ("front", np.int64),  # first of the ranks behind its front end, and how many they are
         ("num_front", np.int64),

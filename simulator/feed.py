@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator import front_end, loop, routing, step_eval, waiting
+from simulator import front_end, kv_cache, loop, routing, step_eval, waiting
 from simulator.compiled import entry, inner
 from simulator.event_heap import pop, push
 
@@ -90,6 +90,7 @@ def deliver(w: Any, feed: Any, router: Any, at_s: float) -> None:
         for rank in range(w.replicas[r].front, w.replicas[r].front + w.replicas[r].num_front):
             loop.advance_replica(w, rank, at_s, False)
         r = front_end.choose_rank(w, r, at_s)
+    r = w.replicas[r].home
     overhead = w.tables.overhead[w.replicas[r].table]
     front_s = max(at_s, w.replicas[r].front_s) + overhead[step_eval.PROMPT_TOKEN_S] * w.requests[i].input
     w.replicas[r].front_s = front_s
@@ -115,7 +116,7 @@ def take_snapshot(w: Any, router: Any, at_s: float) -> None:
     for r in range(len(router.alive)):
         me = w.replicas[r]
         router.load[r] = me.num_waiting + me.num_running
-        router.kv_share[r] = 1.0 - me.free / me.num_blocks
+        router.kv_share[r] = 1.0 - kv_cache.free_blocks(w, r) / me.num_blocks
 
 
 @entry

@@ -15,7 +15,7 @@ import numpy as np
 import simpy
 
 from simulator.accounting import Ledger
-from simulator.autoscaling import Oscillation, Predictive, find_oscillation
+from simulator.autoscaling import Oscillation, Predictive, find_oscillation, forecast_error
 from simulator.caches import Caches
 from simulator.data_plane import DataPlane
 from simulator.fleet_config import BLOCK_TERMINATION_S, FleetConfig
@@ -60,7 +60,7 @@ class Fleet:
         self._capacity_rng = np.random.default_rng([seed, 0xCA9A])
         most = config.admission.max_ongoing_requests
         self._seats = [most or s for s in seats]
-        self.gateway = Gateway(requests, plane, config.admission, caches, seed, self.live_seats)
+        self.gateway = Gateway(requests, plane, config.admission, caches, seed, lambda: self._live)
         self._caches = caches
         zones = config.availability.zones if config.availability else ()
         self.groups = [
@@ -76,10 +76,6 @@ class Fleet:
     def now_s(self) -> float:
         """The present instant."""
         return float(self.env.now)
-
-    def live_seats(self) -> dict[int, int]:
-        """Seats of the replicas that requests are sent to, by slot."""
-        return self._live
 
     def run(self) -> FleetResult:
         """Play the whole workload and wait for its end."""
@@ -395,17 +391,7 @@ class Fleet:
         return {name: o for name, o in found.items() if o is not None}
 
     def _forecast_errors(self) -> dict[str, float]:
-        """Sum of absolute errors over the sum of demand, of forecasts whose instant lies within the run."""
-        errors = {}
-        arrival = self.requests.arrival_s
-        for group in self.groups:
-            scaler = group.scaler
-            if isinstance(scaler, Predictive):
-                known = [(t, rate) for t, rate in scaler.forecasts if t <= arrival[-1]]
-                ends = np.array([t for t, _ in known])
-                seen = np.searchsorted(arrival, ends) - np.searchsorted(arrival, ends - scaler.interval_s)
-                actual = seen / scaler.interval_s
-                if actual.sum() > 0:
-                    missed = np.abs(actual - [rate for _, rate in known]).sum()
-                    errors[group.spec.name] = float(missed / actual.sum())
-        return errors
+        arrival_s = self.requests.arrival_s
+        scalers = {g.spec.name: g.scaler for g in self.groups if isinstance(g.scaler, Predictive)}
+        found = {name: forecast_error(scaler, arrival_s) for name, scaler in scalers.items()}
+        return {name: error for name, error in found.items() if error is not None}

@@ -56,6 +56,8 @@ def check_world(world: engine_state.World, now_s: float) -> None:
         BrokenInvariantError: one does not hold.
     """
     rows = world.requests
+    held_blocks = np.zeros(len(world.replicas), np.int64)  # by the row that has the cache
+    num_running = np.zeros(len(world.replicas), np.int64)
     for r, me in enumerate(world.replicas):
         running = world.running[r, : me["num_running"]]
         _demand(len(set(running.tolist())) == len(running), 1, "a request runs twice")
@@ -80,7 +82,8 @@ def check_world(world: engine_state.World, now_s: float) -> None:
         held = np.flatnonzero((rows["replica"] == r) & (rows["phase"] == engine_state.HELD))
         _demand(len(held) == me["num_held"], 11, "a request holds blocks without a seat and is not counted")
         holding, computed = np.concatenate([running, held]), np.concatenate([computed, rows[kept][held]])
-        _demand(_held_blocks(world, r, holding, computed) + me["free"] == me["num_blocks"], 2, "blocks leak")
+        held_blocks[me["home"]] += _held_blocks(world, r, holding, computed)
+        num_running[me["home"]] += me["num_running"]
         _check_tiers(world, r)
         spoken = rows["generated"][running]
         _demand(bool((spoken <= rows["output"][running]).all()), 14, "a sequence has more tokens than its answer")
@@ -90,6 +93,11 @@ def check_world(world: engine_state.World, now_s: float) -> None:
         stuck = me["num_running"] == 0 and me["head"] >= 0 and me["inflight_s"] < now_s and me["next_s"] == np.inf
         stuck = stuck and me["num_held"] == 0  # else the end of a transfer frees blocks and wakes it
         _demand(not stuck, 7, "a replica idles while a request waits")
+    for r, me in enumerate(world.replicas):
+        if me["home"] == r:
+            shared = int(np.maximum(world.shared.holders[r] - 1, 0).sum())
+            _demand(held_blocks[r] - shared + me["free"] == me["num_blocks"], 2, "blocks leak")
+            _demand(num_running[r] <= me["max_num_seqs"], 5, "more sequences than seats")
 
 
 def _check_tiers(world: engine_state.World, r: int) -> None:
@@ -119,8 +127,6 @@ def _free_blocks(world: engine_state.World, r: int) -> int:
 
 
 def _held_blocks(world: engine_state.World, r: int, running: np.ndarray, computed: np.ndarray) -> int:
-    """Blocks of running requests; those that several hold count once."""
+    """Blocks of running requests; those that several hold count for each."""
     pack = Pack(world)
-    blocks = sum(int(preemption.blocks_held(pack, r, int(i), int(c))) for i, c in zip(running, computed, strict=True))
-    holders = world.shared.holders[r]
-    return blocks - int(np.maximum(holders - 1, 0).sum())
+    return sum(int(preemption.blocks_held(pack, r, int(i), int(c))) for i, c in zip(running, computed, strict=True))

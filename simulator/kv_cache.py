@@ -94,8 +94,15 @@ def content_of(w: Any, r: int, i: int, place: int) -> int:
 
 
 @inner
+def free_blocks(w: Any, r: int) -> int:
+    """Blocks that a request could take."""
+    return w.replicas[w.replicas[r].home].free  # type: ignore[no-any-return]
+
+
+@inner
 def take_blocks(w: Any, r: int, count: int) -> None:
     """Take blocks from the front of the free queue; what they held is lost."""
+    r = w.replicas[r].home
     me = w.replicas[r]
     me.free -= count
     while me.first >= 0:
@@ -159,6 +166,7 @@ def give_back_blocks(w: Any, r: int, i: int, num_blocks: int, full: int, keep: b
         num_blocks, full: its blocks, and those of them whose tokens are all known.
         keep: its own full blocks keep their content, since it will come back.
     """
+    r = w.replicas[r].home
     me = w.replicas[r]
     shared = min(num_shared_blocks(w, r, i), full)
     own = full - shared if keep and me.prefix_caching else 0
@@ -183,6 +191,7 @@ def give_back_blocks(w: Any, r: int, i: int, num_blocks: int, full: int, keep: b
 @inner
 def find_cached_blocks(w: Any, r: int, i: int, most: int) -> tuple[int, int]:
     """Blocks that a waiting request would find in the cache, at most ``most``; how many of them others hold."""
+    r = w.replicas[r].home
     if not w.replicas[r].prefix_caching:
         return 0, 0
     shared = num_shared_blocks(w, r, i)
@@ -199,6 +208,7 @@ def find_cached_blocks(w: Any, r: int, i: int, most: int) -> tuple[int, int]:
 @inner
 def take_cached_blocks(w: Any, r: int, i: int, count: int) -> None:
     """A request holds its first ``count`` blocks again; its own others lose their content."""
+    r = w.replicas[r].home
     me = w.replicas[r]
     shared = min(count, num_shared_blocks(w, r, i))
     for place in range(shared):
@@ -219,6 +229,7 @@ def take_cached_blocks(w: Any, r: int, i: int, count: int) -> None:
 @inner
 def remember_blocks(w: Any, r: int, i: int, before: int, after: int) -> None:
     """Shared prompt blocks that are full now (tokens ``before`` to ``after``) can be found, unless equal ones can."""
+    r = w.replicas[r].home
     bs = w.replicas[r].block_size
     for place in range(before // bs, min(after // bs, num_shared_blocks(w, r, i))):
         content = content_of(w, r, i, place)
@@ -235,7 +246,7 @@ def remember_blocks(w: Any, r: int, i: int, before: int, after: int) -> None:
 def forget(w: Any, r: int, i: int) -> None:
     """A request that will not come back: what its free blocks hold is of no use."""
     if w.nodes[i].kept > 0:
-        _unlink(w, r, i)
+        _unlink(w, w.replicas[r].home, i)
 
 
 def empty_shared(shared: Shared, r: int) -> None:

@@ -62,6 +62,7 @@ def store(w: Any, r: int, content: int) -> None:
 @inner
 def find(w: Any, r: int, i: int, first: int, most: int) -> tuple[int, int]:
     """Blocks of a prompt from place ``first`` on, up to ``most``: (in host memory, only on disk), without a gap."""
+    r = w.replicas[r].home
     in_cpu, on_disk = 0, 0
     if w.links.shape[1] == 0:
         return in_cpu, on_disk
@@ -90,6 +91,7 @@ def load(w: Any, r: int, in_cpu: int, on_disk: int) -> None:
 @inner
 def remember(w: Any, r: int, i: int, before: int, after: int) -> None:
     """Write the prompt blocks that are full now (tokens ``before`` to ``after``)."""
+    r = w.replicas[r].home
     bs = w.replicas[r].block_size
     if w.links.shape[1] > 0:
         for place in range(before // bs, min(after // bs, kv_cache.num_shared_blocks(w, r, i))):

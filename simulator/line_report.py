@@ -101,7 +101,8 @@ def _line_document(
     work = line_work(line.role, first, last, requests, records)
     iterations, busy_s = int(records.iterations[first:last].sum()), float(records.busy_s[first:last].sum())
     engine_s = max(line.num_engines * duration_s, 1e-12)
-    running, kv_share = work.running_s / engine_s, work.kv_token_s / engine_s / max(_kv_tokens(line), 1)
+    scheduler_s = max(line.num_schedulers * duration_s, 1e-12)
+    running, kv_share = work.running_s / scheduler_s, work.kv_token_s / scheduler_s / max(_kv_tokens(line), 1)
     flops = work.num_computed * flops_per_token(model, work.prompt_context)
     flops += work.num_decoded * flops_per_token(model, work.context)
     gpu_busy_s = max(busy_s * replica.tensor_parallel_size, 1e-12)  # a micro-batch keeps one stage busy at a time
@@ -122,7 +123,7 @@ def _line_document(
         "tokens_per_iteration": (work.num_computed + work.num_decoded) / max(iterations, 1),
         "decodes_per_iteration": work.num_decoded / max(iterations, 1),
         "running_mean": running,
-        "waiting_mean": work.queue_s / engine_s,
+        "waiting_mean": work.queue_s / scheduler_s,
         "kv_share_mean": kv_share,
         "preemptions": int(records.preemptions[first:last].sum()),
         "mfu": flops / (gpu_busy_s * peak) if peak else None,

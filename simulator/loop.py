@@ -21,11 +21,13 @@ from simulator.engine_state import NEVER, PREFILL_FIRST
 @inner
 def advance_replica(w: Any, r: int, until_s: float, once: bool) -> None:
     """Make all decisions before ``until_s``; with ``once`` a single one (or a run of equal ones)."""
-    if w.replicas[r].rank_0 != r:
+    if w.replicas[r].rank_0 != r or w.replicas[r].home != r:
         return
     while once or w.replicas[r].next_s < until_s:
         if w.replicas[r].num_ranks > 1:
             _decide_together(w, r)
+        elif w.replicas[r].num_stages > 1:
+            _decide_staged(w, r)
         else:
             _decide(w, r, until_s)
         if once:
@@ -115,6 +117,79 @@ def _decide_together(w: Any, first: int) -> None:
 
 
 @inner
+def _decide_staged(w: Any, first: int) -> None:
+    """One decision of a pipeline's scheduler, which has as many batches under way as there are stages.
+
+    As vLLM's ``step_with_batch_queue`` (``vllm/v1/engine/core.py``, 0.19): a batch that has come out of the last stage
+    goes in again with what waits; while fewer are under way, what still waits makes another; once nothing is left to
+    put in, nothing is decided until the oldest batch has come out.
+    """
+    now = w.replicas[first].next_s
+    r = _batch_to_plan(w, first, now)
+    planned = False
+    if r >= 0:
+        tokens, work, ending, decodes = _plan_step(w, r, now)
+        planned = tokens > 0 or decodes > 0
+        if planned:
+            time = w.replicas[r].speed * _step_s(w, r, tokens, work, ending, decodes)
+            end = _through_stages(w, first, now, time)
+            me = w.replicas[r]
+            me.iterations += 1
+            me.busy_s += time
+            me.inflight_s = end
+            _take_step(w, r, end, ending, decodes)
+    _plan_next(w, first, now, planned)
+
+
+@inner
+def _batch_to_plan(w: Any, first: int, now: float) -> int:
+    """The batch that has come out first, else an empty one for what waits, else -1."""
+    out, empty = -1, -1
+    for r in range(first, first + w.replicas[first].num_stages):
+        me = w.replicas[r]
+        if me.inflight_s <= now and me.num_running == 0 and empty < 0:
+            empty = r
+        elif me.inflight_s <= now and me.num_running > 0 and (out < 0 or me.inflight_s < w.replicas[out].inflight_s):
+            out = r
+    if out >= 0:
+        return out
+    return empty if w.replicas[first].head >= 0 else -1
+
+
+@inner
+def _through_stages(w: Any, first: int, now: float, time: float) -> float:
+    """When a batch that goes in now has passed all stages, each of which serves one batch at a time."""
+    stages = w.replicas[first].num_stages
+    at_s = now
+    for stage in range(first, first + stages):
+        at_s = max(at_s, w.replicas[stage].stage_free_s) + time / stages
+        w.replicas[stage].stage_free_s = at_s
+    return at_s
+
+
+@inner
+def _plan_next(w: Any, first: int, now: float, planned: bool) -> None:
+    """When a pipeline's scheduler decides again."""
+    home = w.replicas[first]
+    soonest, under_way, is_out = NEVER, 0, False
+    for r in range(first, first + home.num_stages):
+        me = w.replicas[r]
+        if me.inflight_s > now:
+            under_way += 1
+            soonest = min(soonest, me.inflight_s)
+        elif me.num_running > 0:
+            is_out = True
+    more = planned and under_way < home.num_stages and home.head >= 0 and w.requests[home.head].ready_s <= now
+    if is_out or more:
+        home.next_s = now
+    elif under_way > 0:
+        home.next_s = soonest
+    else:
+        home.idle_since_s = now
+        home.next_s = NEVER if home.head < 0 else max(now, waiting.due_s(w, first))
+
+
+@inner
 def _nothing_to_do(w: Any, r: int, now: float) -> None:
     me = w.replicas[r]
     if me.inflight_s > now:
@@ -163,8 +238,13 @@ def _step_s(w: Any, r: int, tokens: int, work: float, ending: int, decodes: int)
 @inner
 def _commit_step(w: Any, r: int, now: float, time: float, ending: int, decodes: int) -> None:
     """Put one step in flight, in which the prompts of ``ending`` requests end."""
+    _take_step(w, r, _after_steps(w, r, now, 1, time, 0.0), ending, decodes)
+
+
+@inner
+def _take_step(w: Any, r: int, end: float, ending: int, decodes: int) -> None:
+    """What a step that ends at ``end`` brings its sequences."""
     me = w.replicas[r]
-    end = _after_steps(w, r, now, 1, time, 0.0)
     w.replicas[r].copy_s = w.replicas[r].load_s = 0.0
     if w.replicas[r].spec_tokens > 0:
         speculation.take_step(w, r, end)

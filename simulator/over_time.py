@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.records import COMPLETED, Records
+from simulator.replica_spec import reserving
 from simulator.workload import Requests
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def over_time(lines: Sequence[Line], requests: Requests, records: Records) -> di
     clock = Clock(float(records.arrival_s.min()), float(records.end_s))
     answer: dict[str, Any] = {"t_s": clock.t_s.tolist(), "basis": "counted from the requests' instants"}
     for prefix, roles, stay in _stays(lines, requests, records):
-        engines = [line.spec for line in lines if line.role in roles for _ in range(line.num_engines)]
+        engines = [line.spec for line in lines if line.role in roles for _ in range(line.num_schedulers)]
         kv_tokens = float(sum(spec.num_gpu_blocks * spec.block_size for spec in engines))
         found = course(clock, stay, kv_tokens, engines[0].block_size)
         if lines[0].replica.model.kind != "decoder":
@@ -110,7 +111,8 @@ def _stays(lines: Sequence[Line], requests: Requests, records: Records) -> list[
     prompt, later = requests.input_tokens.astype(float), np.maximum(requests.output_tokens, 0).astype(float)
     way = records.handover
     if way is None:
-        reserved = np.array([line.spec.reserve_output_tokens for line in lines for _ in range(line.num_engines)], float)
+        specs = [reserving(line.spec, requests) for line in lines for _ in range(line.num_engines)]
+        reserved = np.array([spec.reserve_output_tokens for spec in specs], float)
         kept = reserved[records.replica]
         prompt, later = prompt + kept, np.where(kept > 0, 0.0, later)
         scheduled, finish = records.scheduled_s, records.finish_s

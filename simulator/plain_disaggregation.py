@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from simulator.disaggregation import Pools, doubled
-from simulator.plain_engine import Engine, Job, Step
+from simulator.plain_engine import Engine
 from simulator.plain_group import Group
+from simulator.plain_job import Job, Step
 from simulator.plain_routing import PlainRouter
+from simulator.pools import Pools, doubled
 from simulator.records import REJECTED, Handover, Records
 from simulator.reference import Run
 from simulator.replica_spec import ReplicaSpec

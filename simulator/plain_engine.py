@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simulator.plain_adapters import AdapterSlots
 from simulator.plain_blocks import Block, BlockPool, Tier
+from simulator.plain_job import Job, Step
 from simulator.plain_step_time import engine_step_s, uniform
 from simulator.records import COMPLETED
 from simulator.replica_spec import ReplicaSpec
@@ -18,45 +18,6 @@ from simulator.replica_spec import ReplicaSpec
 if TYPE_CHECKING:
     from simulator.plain_group import Group
     from simulator.reference import Run
-
-
-@dataclass(eq=False)
-class Job:
-    """A request inside an engine."""
-
-    index: int
-    num_prompt_tokens: int
-    max_tokens: int
-    ready_s: float
-    num_computed_tokens: int = 0
-    num_sampled: int = 0  # output tokens, those in flight too
-    num_returned: int = 0  # output tokens that have come out
-    num_draws: int = 0  # steps in which proposals were made for it
-    prefilling: bool = False
-    finished: bool = False
-    num_remembered: int = 0  # full blocks that were put into the cache, or equal ones were there
-    blocks: list[Block] = field(default_factory=list)
-
-    @property
-    def num_tokens(self) -> int:
-        return self.num_prompt_tokens + self.num_sampled
-
-    @property
-    def all_sampled(self) -> bool:
-        return self.num_sampled >= self.max_tokens
-
-
-@dataclass
-class Step:
-    """What one step computes: (sequence, tokens, tokens before), and when."""
-
-    chunks: list[tuple[Job, int, int]] = field(default_factory=list)
-    decodes: list[Job] = field(default_factory=list)
-    sampling: list[Job] = field(default_factory=list)
-    contexts: list[int] = field(default_factory=list)  # of the decodes, this step's tokens included
-    num_decode_tokens: int = 0
-    emitted: dict[int, int] = field(default_factory=dict)  # tokens by request, where not one
-    end_s: float = 0.0
 
 
 class Engine:
@@ -81,6 +42,7 @@ class Engine:
         self.tiers = (Tier(offload.num_cpu_blocks), Tier(offload.num_disk_blocks)) if offload else ()
         self.busy_s = self.last_end_s = 0.0
         self.group: Group
+        self.batches: list[Engine] = [self]  # that share its queue, seats and blocks: those of a pipeline
         self.preempted_now = False
         self.loads: list[tuple[float, int]] = [(-np.inf, 0)]  # (decision, load after it), where a front end asks
 
@@ -90,7 +52,12 @@ class Engine:
 
     @property
     def load(self) -> float:
-        return len(self.waiting) + len(self.swapped) + len(self.running)
+        own = len(self.waiting) if self.batches[0] is self else 0
+        return own + len(self.swapped) + len(self.running)
+
+    @property
+    def has_seat(self) -> bool:
+        return sum(len(batch.running) for batch in self.batches) < self.spec.max_num_seqs
 
     @property
     def kv_share(self) -> float:
@@ -281,7 +248,7 @@ class Engine:
     def admit_waiting(self, step: Step, now: float, budget: int) -> int:
         """Seats for waiting requests in order; returns what is left of the budget."""
         place = 0
-        while budget > 0 and place < len(self.waiting) and len(self.running) < self.spec.max_num_seqs:
+        while budget > 0 and place < len(self.waiting) and self.has_seat:
             sequence = self.waiting[place]
             if sequence.ready_s > now:
                 return budget
@@ -337,6 +304,7 @@ class Engine:
         sequence.num_computed_tokens = (len(hit) + len(loads)) * size
         sequence.prefilling = True
         self.running.append(sequence)
+        run.replica[i] = self.index
         if np.isnan(run.scheduled_s[i]):
             run.scheduled_s[i] = now
             run.num_cached_tokens[i] = sequence.num_computed_tokens

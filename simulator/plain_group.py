@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.plain_engine import Engine, Step
+from calibrate.cuda_graphs import GRAPH_SIZES
+from simulator.plain_engine import Engine
+from simulator.plain_job import Step
 from simulator.plain_step_time import row
 
 if TYPE_CHECKING:
     from simulator.reference import Run
-
-
-GRAPHS = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))  # vLLM's captured sizes
 
 
 class Group:
@@ -57,5 +56,44 @@ class Group:
         each = [step.num_decode_tokens + sum(chunk[1] for chunk in step.chunks) for step in steps]
         tokens = sum(max(1, own_tokens) for own_tokens in each)  # a rank without work runs a dummy token
         if max(each) <= first.spec.graph_tokens:
-            tokens = len(each) * next(size for size in GRAPHS if size >= max(each))
+            tokens = len(each) * int(GRAPH_SIZES[np.searchsorted(GRAPH_SIZES, max(each))])
         return own + run.speed[first.index] * row(experts, tokens)
+
+
+class Pipeline(Group):
+    """Batches of one scheduler that pass the stages one after another; they share queue, seats and blocks."""
+
+    def __init__(self, engines: list[Engine]) -> None:
+        super().__init__(engines)
+        self.stage_free_s = [0.0] * len(engines)
+        for engine in engines:
+            engine.batches = engines
+            engine.waiting, engine.pool = engines[0].waiting, engines[0].pool
+            engine.tiers, engine.slots = engines[0].tiers, engines[0].slots
+
+    def decide(self, run: Run, now: float) -> None:
+        """Put in the batch that has come out, or an empty one for what waits; say when to look again."""
+        self.idle = False
+        come_out = [e for e in self.engines if e.last_end_s <= now]
+        full = sorted((e for e in come_out if e.running), key=lambda e: e.last_end_s)
+        empty = [e for e in come_out if not e.running] if self.engines[0].waiting else []
+        planned = False
+        for engine in [*full, *empty][:1]:
+            engine.take_in(now)
+            step = engine.schedule(now)
+            planned = bool(step.chunks or step.decodes)
+            if planned:
+                duration, at_s = run.speed[engine.index] * engine.step_s(step), now
+                for stage, free_s in enumerate(self.stage_free_s):
+                    at_s = self.stage_free_s[stage] = max(at_s, free_s) + duration / len(self.engines)
+                engine.put_in_flight(step, duration, at_s)
+        waiting = self.engines[0].waiting
+        under_way = [e.last_end_s for e in self.engines if e.last_end_s > now]
+        more = planned and len(under_way) < len(self.engines) and waiting and waiting[0].ready_s <= now
+        if more or any(e.running and e.last_end_s <= now for e in self.engines):
+            run.wake(self, now)
+        elif under_way:
+            run.wake(self, min(under_way))
+        else:
+            self.idle, self.idle_since_s = True, now
+            run.wake(self, self.engines[0].next_start_s(now))

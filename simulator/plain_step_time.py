@@ -11,7 +11,7 @@ import numpy as np
 from calibrate.step import StepTable
 
 if TYPE_CHECKING:
-    from simulator.plain_engine import Step
+    from simulator.plain_job import Step
     from simulator.replica_spec import ReplicaSpec
 
 

@@ -136,6 +136,7 @@ class Plane:
         rows = np.zeros(1, engine_state.REPLICA)
         self._set_up(rows[0], spec, len(self.specs) - 1)
         rows["inflight_s"] = rows["idle_since_s"] = self.now_s
+        rows["home"] = len(self.specs) - 1
         self._world = world._replace(
             tables=step_eval.pack_tables(self._tables),
             replicas=np.concatenate([world.replicas, rows]),
@@ -236,7 +237,7 @@ class Plane:
             at_s=self.now_s,
             num_running=rows["num_running"].copy(),
             num_waiting=rows["num_waiting"].copy(),
-            kv_share=1.0 - rows["free"] / rows["num_blocks"],
+            kv_share=1.0 - rows["free"][rows["home"]] / rows["num_blocks"],
             alive=self._router.alive.copy(),
             iterations=rows["iterations"].copy(),
             busy_s=rows["busy_s"].copy(),
@@ -298,6 +299,7 @@ class Plane:
         replicas = np.zeros(num_replicas, engine_state.REPLICA)
         for row, spec, rank_0 in zip(replicas, self.specs, first_ranks(self.specs), strict=True):
             self._set_up(row, spec, rank_0)
+        replicas["home"] = first_ranks(self.specs, "pipeline_stages")
         replicas["front"] = first_ranks(self.specs, "front_end_ranks")
         replicas["num_front"] = [spec.front_end_ranks for spec in self.specs]
         rows = np.zeros(len(requests), engine_state.REQUEST)

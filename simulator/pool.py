@@ -12,49 +12,21 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from typing import Any
 
-from catalogs.errors import InputError, PlanError
+from catalogs.errors import InputError
+from simulator.ray_pool import run_ray
+from simulator.tasks import Done, Failure, Function, attempt
 
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-Function = Callable[[Any], Any]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a task has no result: words for people, and the kind of error."""
-
-    what: str
-    kind: str
-
-
-@dataclass(frozen=True)
-class Done:
-    """A task's number, and its result or ``Failure``."""
-
-    number: int
-    result: Any
 
 
 def cpu_count() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def attempt(function: Function, task: Any) -> Any:
-    """The function's result, or its ``Failure``: an exception in a worker is an answer, not an end."""
-    try:
-        return function(task)
-    except PlanError as error:
-        return Failure(str(error), type(error).__name__)
-    except MemoryError:
-        return Failure("out of memory", "MemoryError")
-    except Exception as error:
-        return Failure(f"this is a fault of ours: {type(error).__name__}: {error}", type(error).__name__)
 
 
 def run_here(function: Function, tasks: Sequence[Any], numbers: Sequence[int]) -> Iterator[Done]:
@@ -171,8 +143,6 @@ def run_tasks(
     """
     chosen = range(len(tasks)) if numbers is None else numbers
     if ray_address is not None:
-        from simulator.ray_pool import run_ray
-
         yield from run_ray(function, tasks, chosen, ray_address, workers)
         return
     count = min(workers or cpu_count(), max(1, len(chosen)))

@@ -67,10 +67,11 @@ def _recompute(w: Any, r: int, i: int) -> None:
         me.prefilling = -1
     w.requests[i].phase = WAITING
     w.requests[i].computed = 0
-    w.requests[i].next = me.head
-    me.head = i
-    if me.tail < 0:
-        me.tail = i
+    queue = w.replicas[me.home]
+    w.requests[i].next = queue.head
+    queue.head = i
+    if queue.tail < 0:
+        queue.tail = i
 
 
 @inner
@@ -110,7 +111,7 @@ def preempt_last(w: Any, r: int, now: float) -> int:
             _swap_out(w, r, i)
         else:
             _recompute(w, r, i)
-        me.num_waiting += 1
+        w.replicas[me.home].num_waiting += 1
         w.requests[i].stall_s -= now
     w.requests[i].num_preemptions += 1
     me.preemptions += 1
@@ -127,7 +128,7 @@ def make_room(w: Any, r: int, now: float) -> None:
         return
     phase = me.steps % bs
     need = w.crossing[r, phase]
-    if need <= me.free:
+    if need <= kv_cache.free_blocks(w, r):
         kv_cache.take_blocks(w, r, need)
         return
     place = 0
@@ -135,7 +136,7 @@ def make_room(w: Any, r: int, now: float) -> None:
         i = w.running[r, place]
         if w.requests[i].phase == DECODING and (-w.requests[i].base) % bs == phase:
             gone = -1
-            while me.free == 0 and gone != i:
+            while kv_cache.free_blocks(w, r) == 0 and gone != i:
                 gone = preempt_last(w, r, now)
             if gone == i:
                 break

@@ -29,7 +29,7 @@ def continue_prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, floa
     if me.spec_tokens > 0:
         before, after = w.requests[i].slots, speculation.slots(w, r, after)
     need = preemption.blocks_held(w, r, i, after) - preemption.blocks_held(w, r, i, before)
-    if need > me.free:
+    if need > kv_cache.free_blocks(w, r):
         preemption.preempt_last(w, r, now)
         return 0, 0.0, 0
     kv_cache.take_blocks(w, r, need)
@@ -54,12 +54,13 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
         return tokens, work, ending
     if me.policy == STATIC and (me.num_running > 0 or me.head < 0 or now < waiting.due_s(w, r)):
         return tokens, work, ending
+    seats = me.max_num_seqs - waiting.running_elsewhere(w, r)
     budget -= tokens
     if me.arrived_head >= 0:
         arrived, reach = handover.admit_arrived(w, r, now, budget)
         tokens, work, ending, budget = tokens + arrived, work + reach, ending + arrived, budget - arrived
-    before, i = -1, me.head
-    while budget > 0 and i >= 0 and me.num_running < me.max_num_seqs:
+    before, i = -1, w.replicas[me.home].head
+    while budget > 0 and i >= 0 and me.num_running < seats:
         if w.requests[i].ready_s > now:
             break
         if not adapters.fits(w, r, i):
@@ -73,7 +74,9 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
         chunk = min(rest, budget)
         if not me.chunked and w.requests[i].generated > 0 and budget == me.max_tokens:
             chunk = rest  # alone in its step, a preempted sequence may have outgrown the budget
-        if (chunk < rest and not me.chunked) or preemption.blocks_held(w, r, i, length) - held > me.free:
+        if (chunk < rest and not me.chunked) or preemption.blocks_held(w, r, i, length) - held > kv_cache.free_blocks(
+            w, r
+        ):
             break
         after = w.requests[i].next
         _take_from_queue(w, r, before, i)
@@ -98,7 +101,7 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
 @inner
 def _take_from_queue(w: Any, r: int, before: int, i: int) -> None:
     """Take a request out of the queue, in which ``before`` (or -1) comes before it."""
-    me = w.replicas[r]
+    me = w.replicas[w.replicas[r].home]
     if before < 0:
         me.head = w.requests[i].next
     else:
@@ -119,6 +122,7 @@ def _admit(w: Any, r: int, i: int, now: float, on_gpu: int, in_cpu: int, on_disk
     w.running[r, me.num_running] = i
     me.num_running += 1
     w.requests[i].phase = PREFILLING
+    w.requests[i].replica = r
     if np.isnan(w.requests[i].scheduled_s):
         w.requests[i].scheduled_s = now
         w.requests[i].num_cached_tokens = (on_gpu + in_cpu + on_disk) * bs

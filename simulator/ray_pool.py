@@ -10,7 +10,7 @@ from typing import Any
 
 from catalogs.errors import MissingError
 from catalogs.extras import how_to_install
-from simulator.pool import Done, Failure, Function, attempt
+from simulator.tasks import Done, Failure, Function, attempt
 
 RETRIES = 3  # of a task whose worker or node died
 NUM_RETURNS_AT_ONCE = 64

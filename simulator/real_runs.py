@@ -73,11 +73,13 @@ def _replica(meta: Mapping[str, Any], gpu: str) -> Replica:
     engine = {k: settings[k] for k in _ENGINE_KEYS if settings.get(k)}
     if cache.get("num_gpu_blocks"):
         engine["num_gpu_blocks"] = cache["num_gpu_blocks"]
+    tensor, data = (settings.get(f"{name}_parallel_size") or 1 for name in ("tensor", "data"))
     return Replica(
         find_model(settings["model"]),
         find_gpu(gpu),
-        tensor_parallel_size=settings.get("tensor_parallel_size") or 1,
-        data_parallel_size=settings.get("data_parallel_size") or 1,
+        tensor_parallel_size=tensor,
+        data_parallel_size=data,
+        expert_parallel_size=tensor * data if settings.get("enable_expert_parallel") else 1,
         engine=Engine(version=meta.get("vllm_version"), **engine),
     )
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simulator.plain_engine import Engine, Job
-from simulator.plain_group import Group
+from simulator.plain_engine import Engine
+from simulator.plain_group import Group, Pipeline
+from simulator.plain_job import Job
 from simulator.plain_routing import FrontEnd, PlainRouter
 from simulator.records import COUNTS, FAILED, REJECTED, Records
 from simulator.replica_spec import ReplicaSpec, first_ranks, reserving
@@ -35,9 +36,13 @@ class Run:
         self.speed = [1.0] * len(specs)
         self.front_s = [0.0] * len(specs)  # until when a replica's tokenizer is busy
         self.engines = [self.engine_of(spec, r) for r, spec in enumerate(specs)]
-        firsts = first_ranks(specs)
+        self.home_of = first_ranks(specs, "pipeline_stages")
+        firsts = [min(pair) for pair in zip(first_ranks(specs), self.home_of, strict=True)]  # one of the two is itself
         self.groups = {
-            first: Group([e for e, f in zip(self.engines, firsts, strict=True) if f == first]) for first in set(firsts)
+            first: (Pipeline if specs[first].pipeline_stages > 1 else Group)(
+                [e for e, f in zip(self.engines, firsts, strict=True) if f == first]
+            )
+            for first in sorted(set(firsts))
         }
         self.router = PlainRouter(router, self.engines, requests, options, seed)
         fronts = first_ranks(specs, "front_end_ranks")
@@ -87,7 +92,7 @@ class Run:
 
     def happen(self, i: int, now: float) -> None:
         """A request arrives."""
-        r = self.front_of[self.router.choose(i, now)].choose(now).index
+        r = self.home_of[self.front_of[self.router.choose(i, now)].choose(now).index]
         if not self.engines[r].accept(self.job(i, r, now)):
             self.status[i] = REJECTED
             self.ended(i, now)

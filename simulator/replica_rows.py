@@ -60,6 +60,7 @@ def set_up(row: np.void, spec: ReplicaSpec, rank_0: int) -> None:
     row["max_delay_s"] = spec.max_queue_delay_s
     row["reserve"] = spec.reserve_output_tokens
     row["rank_0"], row["num_ranks"] = rank_0, spec.lockstep_ranks
+    row["num_stages"], row["stage_free_s"] = spec.pipeline_stages, 0.0
     row["graph_tokens"] = spec.graph_tokens
     row["next_s"] = np.inf
     row["speed"] = 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from calibrate.step import StepTable
@@ -17,7 +17,11 @@ POLICIES = {
     "static": engine_state.STATIC,
     "dynamic": engine_state.STATIC,
 }
-GROUPS = {"lockstep_ranks": "lock-step ranks", "front_end_ranks": "ranks behind a front end"}
+GROUPS = {
+    "lockstep_ranks": "lock-step ranks",
+    "pipeline_stages": "batches of a pipeline",
+    "front_end_ranks": "ranks behind a front end",
+}
 
 
 LONGEST_ANSWER = -1  # of ``reserve_output_tokens``
@@ -42,6 +46,8 @@ class ReplicaSpec:
         async_scheduling: a step is decided while the one before it runs (vLLM's default since 0.14).
         lockstep_ranks: data-parallel ranks that step together, since they share experts: that many equal specs in a
             row are one group.
+        pipeline_stages: that many equal specs in a row are the batches under way in a pipeline of so many stages; they
+            share one queue, ``max_num_seqs`` seats and ``num_gpu_blocks`` blocks. Steps are decided synchronously.
         front_end_ranks: data-parallel ranks behind one front end, which balances them (``front_end``): that many equal
             specs in a row.
         graph_tokens: tokens of the largest CUDA graph, up to which lock-step ranks are padded alike; 0: none.
@@ -65,6 +71,7 @@ class ReplicaSpec:
     max_queue_delay_s: float = 0.1
     reserve_output_tokens: int = 0
     lockstep_ranks: int = 1
+    pipeline_stages: int = 1
     front_end_ranks: int = 1
     graph_tokens: int = 0
     speculation: Speculation | None = None
@@ -103,6 +110,8 @@ class ReplicaSpec:
             )
         if self.policy not in POLICIES:
             raise InputError(f"no policy {self.policy!r}", where="policy", remedy=" or ".join(POLICIES))
+        if self.pipeline_stages > 1:
+            self._check_pipeline()
         if self.speculation is not None:
             self._check_speculation()
         if self.swap is not None:
@@ -115,6 +124,16 @@ class ReplicaSpec:
                 remedy="enable_prefix_caching: true",
             )
 
+    def _check_pipeline(self) -> None:
+        wrong = {
+            "async_scheduling": self.async_scheduling,
+            "lock-step ranks": self.lockstep_ranks > 1,
+            "swap": self.swap is not None,
+            f"policy: {self.policy}": POLICIES[self.policy] == engine_state.STATIC,
+        }
+        why = "a scheduler that has several batches under way decides when one of them has come out"
+        _refuse_beside("pipeline stages", "pipeline_parallel_size", wrong, why, "pipeline_parallel_size 1")
+
     def _check_swap(self) -> None:
         wrong = {
             "async_scheduling": self.async_scheduling,
@@ -124,14 +143,8 @@ class ReplicaSpec:
             "expert_parallel_size": self.lockstep_ranks > 1,
             f"policy: {self.policy}": POLICIES[self.policy] == engine_state.STATIC,
         }
-        for flag, is_set in wrong.items():
-            if is_set:
-                raise InputError(
-                    f"preemption_mode: swap with {flag}",
-                    where="preemption_mode",
-                    why="swap is that of vLLM V0: synchronous steps, whole sequences of blocks that no other shares",
-                    remedy=f"preemption_mode: recompute, or without {flag}",
-                )
+        why = "swap is that of vLLM V0: synchronous steps, whole sequences of blocks that no other shares"
+        _refuse_beside("preemption_mode: swap", "preemption_mode", wrong, why, "preemption_mode: recompute")
 
     def _check_speculation(self) -> None:
         if self.async_scheduling:
@@ -150,6 +163,13 @@ class ReplicaSpec:
             )
 
 
+def _refuse_beside(what: str, where: str, wrong: Mapping[str, bool], why: str, instead: str) -> None:
+    """Raises ``InputError`` for the first of the settings that is on and has no place beside ``what``."""
+    for flag, is_set in wrong.items():
+        if is_set:
+            raise InputError(f"{what} with {flag}", where=where, why=why, remedy=f"{instead}, or without {flag}")
+
+
 def reserving(spec: ReplicaSpec, requests: Requests) -> ReplicaSpec:
     """The replica under a workload: what it reserves is known then."""
     if spec.reserve_output_tokens != LONGEST_ANSWER:
@@ -159,12 +179,12 @@ def reserving(spec: ReplicaSpec, requests: Requests) -> ReplicaSpec:
 
 def demand_alone(spec: ReplicaSpec) -> None:
     """A rank of a lock-step group does not come or go by itself; raises ``InputError``."""
-    if spec.lockstep_ranks > 1:
+    if spec.lockstep_ranks > 1 or spec.pipeline_stages > 1:
         raise InputError(
             "a rank of a lock-step group cannot come or go by itself",
             where="fleet",
-            why="the ranks share experts",
-            remedy="expert_parallel_size 1 for replicas that are scaled or fail",
+            why="the ranks share experts, or a pipeline's scheduler",
+            remedy="expert_parallel_size and pipeline_parallel_size 1 for replicas that are scaled or fail",
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
+from calibrate.cuda_graphs import largest_graph
+from calibrate.expert_exchange import ranks_sharing_experts
 from calibrate.lora import copy_s, lora_of
 from calibrate.memory import MemoryPlan, memory_plan
 from calibrate.profiles import Profile, best_profile, load_profile
@@ -53,8 +55,8 @@ class Line:
         replica: with every engine setting resolved.
         profile: what its step times rest on.
         memory: where its memory goes.
-        spec: one engine's settings; a replica has one for each data-parallel rank and, of a pipeline, for each
-            micro-batch that is under way: as many as stages, each with its share of seats and KV blocks.
+        spec: one engine's settings; a replica has one for each data-parallel rank and, of a pipeline, for each batch
+            that is under way: as many as stages.
         count: replicas.
         role: both, prefill or decode.
         number: of the line in its scenario.
@@ -71,6 +73,11 @@ class Line:
     @property
     def num_engines(self) -> int:
         return self.count * self.replica.data_parallel_size * self.replica.pipeline_parallel_size
+
+    @property
+    def num_schedulers(self) -> int:
+        """Engines with a queue, seats and a KV cache of their own: the batches of a pipeline share them."""
+        return self.num_engines // self.spec.pipeline_stages
 
 
 def build_line(replica: Replica, profile: Profile | None = None, count: int = 1, where: str = "") -> Line:
@@ -118,9 +125,11 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     if replica.model.kind != "decoder":  # caches nothing: as many blocks as all seats could ever fill, so none is short
         num_blocks = 1 + settings["max_num_seqs"] * -(-settings["max_model_len"] // settings["block_size"])
     stages = replica.pipeline_parallel_size
-    if stages > 1:
+    if stages > 1 and ranks_sharing_experts(replica) > 1:  # micro-batches of their own, in rounds with the other ranks'
         num_blocks = max(2, num_blocks // stages)
         settings["max_num_seqs"] = max(1, settings["max_num_seqs"] // stages)
+    elif stages > 1:
+        settings |= {"pipeline_stages": stages, "async_scheduling": options.get("async_scheduling", False)}
     spec = ReplicaSpec(step_table=table, num_gpu_blocks=num_blocks, name=replica.gpu.name, **settings)
     spec = with_techniques(spec, replica, asked, profile, memory)
     return Line(replica, profile, memory, spec, count)
@@ -145,6 +154,7 @@ def engine_options() -> frozenset[str]:
         "num_gpu_blocks",
         "lockstep_ranks",
         "front_end_ranks",
+        "pipeline_stages",
         "graph_tokens",
         "adapters",
         "name",
@@ -168,14 +178,9 @@ def _reserved(engine: Engine, where: str) -> int:
 
 
 def _ranks_in_step(replica: Replica) -> int:
-    """Engines that step together: data-parallel ranks that share experts, and the micro-batches of a pipeline.
-
-    A round of a pipeline of p stages in which each of p micro-batches passes all stages takes as long as the longest
-    micro-batch does: the others wait behind it in one stage after the other. Against a simulation of each stage's queue
-    that is within 2 % for TPOT and E2E (tests/simulator/test_engine_parallel.py).
-    """
-    shares_experts = replica.model.moe is not None and replica.expert_parallel_size > 1
-    return replica.pipeline_parallel_size * (replica.data_parallel_size if shares_experts else 1)
+    """Engines that step together: data-parallel ranks that share experts; over stages, all their micro-batches too."""
+    ranks = ranks_sharing_experts(replica)
+    return replica.pipeline_parallel_size * ranks if ranks > 1 else 1
 
 
 def _adapters(replica: Replica) -> Adapters | None:
@@ -189,21 +194,7 @@ def _ranks_behind_front_end(replica: Replica) -> int:
     return 1 if alone else replica.data_parallel_size
 
 
-def largest_graph(replica: Replica) -> int:
-    """Tokens of the largest CUDA graph that vLLM captures; 0: none.
-
-    Twice ``max_num_seqs`` (times the tokens that a sequence verifies), at most 512 and the token budget
-    (``vllm/config/vllm.py``, ``_set_cudagraph_sizes``, 0.19).
-    """
-    engine = replica.engine
-    if engine.framework != "vllm" or engine.enforce_eager or replica.model.kind != "decoder":
-        return 0
-    speculative = engine.options.get("speculative")
-    verified = 1 + int(speculative["num_speculative_tokens"]) if isinstance(speculative, dict) else 1
-    return min(512, 2 * (engine.max_num_seqs or 256) * verified, engine.max_num_batched_tokens or 512)
-
-
-def in_closed_loop(line: Line, requests: Requests, num_engines: int = 1) -> ReplicaSpec:
+def in_closed_loop(line: Line, requests: Requests, num_schedulers: int = 1) -> ReplicaSpec:
     """The engine of a line under a workload: in a closed loop a framework may run fewer sequences than it has clients.
 
     A loop in which each client asks once is a batch, and all of it runs.
@@ -211,7 +202,7 @@ def in_closed_loop(line: Line, requests: Requests, num_engines: int = 1) -> Repl
     waiting = CLOSED_LOOP_WAITING.get(line.replica.engine.framework, 0)
     if requests.concurrency is None or not waiting or len(requests) <= requests.concurrency:
         return line.spec
-    seats = max(1, -(-requests.concurrency // num_engines) - waiting)
+    seats = max(1, -(-requests.concurrency // num_schedulers) - waiting)
     return replace(line.spec, max_num_seqs=min(seats, line.spec.max_num_seqs))
 
 

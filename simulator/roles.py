@@ -13,7 +13,7 @@ from catalogs.errors import InputError
 from catalogs.load import find_instance
 from catalogs.schema import Gpu
 from catalogs.yaml_source import Strict
-from simulator.disaggregation import Pools
+from simulator.pools import Pools
 from simulator.records import Records
 from simulator.replica_spec import ReplicaSpec
 from simulator.workload import Requests

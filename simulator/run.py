@@ -79,8 +79,8 @@ def simulate(scenario: Scenario, requests: Requests | None = None, *, series_int
         return _simulate_roles(scenario, tuple(by_role(lines)), requests, series_interval_s)
     if scenario.is_live:
         return _simulate_live(scenario, lines, requests)
-    num_engines = sum(line.num_engines for line in lines)
-    specs = [in_closed_loop(line, requests, num_engines) for line in lines for _ in range(line.num_engines)]
+    num_schedulers = sum(line.num_schedulers for line in lines)
+    specs = [in_closed_loop(line, requests, num_schedulers) for line in lines for _ in range(line.num_engines)]
     records = simulate_replicas(
         requests, specs, router=scenario.router, seed=scenario.seed, series_interval_s=series_interval_s
     )

@@ -43,7 +43,7 @@ class Predictor:
         """
         requests = requests_of(point)
         line = self._line(point)
-        spec = in_closed_loop(line, requests, line.num_engines)
+        spec = in_closed_loop(line, requests, line.num_schedulers)
         if overheads is not None:
             table = spec.step_table._replace(
                 overhead_s=overheads["step_overhead_s"],

@@ -25,8 +25,9 @@ from pydantic import Field, model_validator
 from catalogs.errors import InputError
 from catalogs.files import replacing
 from catalogs.yaml_source import Strict, check, parse_yaml, read_model
-from simulator.pool import Failure, run_tasks
+from simulator.pool import run_tasks
 from simulator.scenario import Scenario, set_at
+from simulator.tasks import Failure
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -88,8 +88,7 @@ class KvOffloadSpec(Strict):
 
 WITHOUT_PIPELINE = {  # why a technique is refused over pipeline stages
     "speculative": "vLLM's documentation of speculative decoding: pipeline parallelism is not composable with it",
-    "preemption_mode": "micro-batches that share one swap space are not modelled",
-    "kv_offload": "micro-batches that share one host memory are not modelled",
+    "preemption_mode": "batches that share one swap space are not modelled",
 }
 
 
@@ -108,7 +107,7 @@ def with_techniques(
     for name in wanted:
         if replica.model.kind != "decoder":
             raise _refusal(f"{name} for {replica.model.name}", name, "it has no KV cache", f"without {name}")
-        if replica.pipeline_parallel_size > 1:
+        if replica.pipeline_parallel_size > 1 and name in WITHOUT_PIPELINE:
             why = WITHOUT_PIPELINE[name]
             remedy = f"pipeline_parallel_size 1, or without {name}"
             raise _refusal(f"{name} with pipeline_parallel_size", name, why, remedy)
@@ -231,7 +230,9 @@ def _offload(spec: ReplicaSpec, replica: Replica, asked: Engine, profile: Profil
         raise _refusal(f"hicache_ratio {wanted.hicache_ratio:g} with {framework}", "kv_offload",
                        "it is SGLang's, whose host pool must be larger than the GPU's", "cpu_gib")  # fmt: skip
     block_bytes, link = _block_bytes(replica, memory), replica.gpu.pcie_bytes_per_s
-    all_bytes = block_bytes * replica.tensor_parallel_size  # sizes are those of all GPUs together
+    all_bytes = (
+        block_bytes * replica.tensor_parallel_size * replica.pipeline_parallel_size
+    )  # sizes are those of all GPUs together
     cpu_blocks = int((wanted.cpu_gib or 0.0) * GIB // all_bytes)
     if wanted.hicache_ratio is not None:
         cpu_blocks = int(wanted.hicache_ratio * spec.num_gpu_blocks)

@@ -16,6 +16,7 @@ from simulator.records import REJECTED
 @inner
 def enqueue(w: Any, r: int, i: int, ready_s: float) -> bool:
     """Put a request into a replica's queue, or refuse it as the engine would."""
+    r = w.replicas[r].home
     me = w.replicas[r]
     w.requests[i].replica = r
     longest = min(me.max_model_len, me.num_blocks * me.block_size)
@@ -47,6 +48,16 @@ def enqueue(w: Any, r: int, i: int, ready_s: float) -> bool:
 
 
 @inner
+def running_elsewhere(w: Any, r: int) -> int:
+    """Sequences in a pipeline's other batches, which share its seats."""
+    first, num = w.replicas[r].home, w.replicas[r].num_stages
+    total = -w.replicas[r].num_running if num > 1 else 0
+    for batch in range(first, first + num if num > 1 else first):
+        total += w.replicas[batch].num_running
+    return total
+
+
+@inner
 def due_s(w: Any, r: int) -> float:
     """When an empty replica starts on its queue: with the first request, or once a static batch is full or overdue."""
     me = w.replicas[r]
@@ -65,7 +76,7 @@ def next_ready_s(w: Any, r: int, now: float) -> float:
 
     Only where adapters let a request pass another is it not the head.
     """
-    i = w.replicas[r].head
+    i = w.replicas[w.replicas[r].home].head
     while i >= 0 and w.requests[i].ready_s <= now and w.replicas[r].lora_slots > 0:
         i = w.requests[i].next
     if i < 0 or w.requests[i].ready_s <= now:
@@ -79,7 +90,7 @@ def cancel(w: Any, i: int) -> bool:
     phase, r = w.requests[i].phase, w.requests[i].replica
     if r < 0 or phase in (UNSEEN, DONE, FINISHING):
         return False
-    me = w.replicas[r]
+    me = w.replicas[w.replicas[r].home if phase == WAITING else r]
     if phase in (WAITING, SWAPPED):
         before, at = -1, me.swap_head if phase == SWAPPED else me.head
         while at >= 0 and at != i:

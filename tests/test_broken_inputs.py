@@ -1,4 +1,4 @@
-"""Inputs made to break a reader, and inputs that once did: each is refused in words, soon and in little memory."""
+"""Inputs that would break a careless reader: each is refused in words, soon and in little memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_bomb_is_refused(bomb: str, name: str, tmp_path: Path) -> None:
 def test_a_zip_bomb_needs_little_memory(tmp_path: Path) -> None:
     """In a process of its own, held to 4 GiB of address space."""
     path = tmp_path / "t.csv.gz"
-    path.write_bytes(gzip.compress(TRACE)[:-8] + b"" + ZEROS)
+    path.write_bytes(gzip.compress(TRACE)[:-8] + ZEROS)
     code = (
         "import sys; from pathlib import Path; from tests.readers import READERS;"
         "READERS['trace.gz'].read(Path(sys.argv[1]))"
@@ -62,7 +62,7 @@ def test_a_zip_bomb_needs_little_memory(tmp_path: Path) -> None:
     assert "InputError" in done.stderr and "MemoryError" not in done.stderr
 
 
-ONCE_BROKE: dict[str, tuple[str, bytes]] = {
+MALFORMED: dict[str, tuple[str, bytes]] = {
     "a NUL in YAML": ("benchmark.yaml", json.dumps(GUIDELLM).encode()[:-1] + bytes(9) + b"}"),
     "a bill cut off inside gzip": ("bill.csv.gz", gzip.compress(FOCUS)[:-20] + b"\x07" * 20),
     "a single probe": ("availability", b'{"metadata": {"gap_seconds": 60}, "data": [1]}'),
@@ -84,9 +84,9 @@ ONCE_BROKE: dict[str, tuple[str, bytes]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ONCE_BROKE)
-def test_what_once_broke_a_reader_is_refused(what: str, tmp_path: Path) -> None:
-    name, raw = ONCE_BROKE[what]
+@pytest.mark.parametrize("what", MALFORMED)
+def test_a_malformed_file_is_refused_in_words(what: str, tmp_path: Path) -> None:
+    name, raw = MALFORMED[what]
     reader = READERS[name]
     reader.prepare(tmp_path)
     path = tmp_path / reader.file

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -35,9 +37,7 @@ def advise(config: Path, form: str) -> None:
         for s in answer["steps"]
     ]  # fmt: skip
     columns = ["step", "what may change", "USD/h", "saves", *names, "quality kept", "fleet"]
-    share = answer["saving_share"] or 0.0
-    today, best = answer["today_usd_per_hour"], answer["best_usd_per_hour"]
-    title = f"${today:,.2f} an hour today, ${best:,.2f} at best ({-share:+.0%})"
+    title = _title(answer)
     notes = ["Each step keeps what came before; a dash for quality means that nobody measured it."]
     now = answer["steps"][0]
     if now["bottleneck"]:
@@ -48,3 +48,18 @@ def advise(config: Path, form: str) -> None:
         notes.insert(0, f"Today's fleet {now['why_not']}.")
     notes += [f"No price is known for {name}: it is left out of today's cost." for name in answer["unpriced"]]
     emit(form, answer, [Table(title, columns, rows)], notes)
+
+
+def _title(answer: Mapping[str, Any]) -> str:
+    """Today's cost, and what the steps lead to: less money, or the price of keeping the promise at all."""
+    today, best = answer["today_usd_per_hour"], answer["best_usd_per_hour"]
+    share = abs(answer["saving_share"] or 0.0)
+    if answer["today_keeps_the_promise"] is False:
+        change = "less" if best < today else "more"
+        return (
+            f"${today:,.2f} an hour today, which misses the promise; the cheapest fleet found that keeps it costs "
+            f"${best:,.2f} ({share:.0%} {change})"
+        )
+    if best < today:
+        return f"${today:,.2f} an hour today, ${best:,.2f} after these steps ({share:.0%} less)"
+    return f"${today:,.2f} an hour today, and no step makes it cheaper"

@@ -50,9 +50,10 @@ def build(output: tuple[Path, ...], form: str, **flags: Any) -> None:
     Example:
       plan report build --bill focus.csv --run last --budget 20000 -o report.html -o report.csv
     """
-    from app.report.build import FORMS, Sources
+    from app.report.build import FORMS
     from app.report.build import build as build_report
     from app.report.render import RENDERERS
+    from app.report.sources import Sources
     from catalogs.errors import InputError
     from catalogs.files import write_text
 
@@ -170,8 +171,8 @@ def _ledger() -> Any:
 
 
 def _read(path: Path) -> Schedule:
-    from app.report.build import COST_EXPLORER
     from app.report.schedule import Schedule
+    from app.report.sources import COST_EXPLORER
     from catalogs.yaml_source import read_model
 
     found, _ = read_model(path, Schedule)
@@ -182,7 +183,8 @@ def _read(path: Path) -> Schedule:
         "bill": sources.bill if asked else folder / sources.bill,
         "busy": None if sources.busy is None else folder / sources.busy,
     }
-    return found.model_copy(update={"report": sources.model_copy(update=beside)})
+    send = [{**d, "path": str(folder / d["path"])} if d.get("kind") == "file" else d for d in found.send]
+    return found.model_copy(update={"report": sources.model_copy(update=beside), "send": send})
 
 
 def _tables(found: Report) -> list[Table]:

@@ -8,36 +8,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
+from app.report.metrics import gather
 from app.report.schema import Report
+from app.report.sources import COST_EXPLORER, Sources
 from catalogs.errors import InputError
-from catalogs.yaml_source import Strict
 from planner.bill import Bill
 from planner.cost_report import Evidence, figures, month_of, within
 
 FORMS = ("html", "md", "json", "csv")
-COST_EXPLORER = "cost-explorer"
-
-
-class Sources(Strict):
-    """What a report is made of: the flags of `plan report build`, or `report:` in a schedule file."""
-
-    bill: Path = Field(description="CUR 2.0 or FOCUS, .csv, .csv.gz or .parquet; or cost-explorer, to ask AWS")
-    run: str | None = Field(None, description="a run of `plan recommend`: its id, or last")
-    month: str | None = Field(None, description="YYYY-MM; left out: the month of the instant the report is for")
-    budget_usd_per_month: float | None = Field(None, gt=0)
-    busy: Path | None = Field(None, description="CSV of resource_id,busy_share: mean GPU busy share, 0 to 1")
-    served_requests: float | None = Field(None, ge=0)
-    served_output_tokens: float | None = Field(None, ge=0)
-    currency: str | None = Field(None, description="take only charges in this currency")
-    alternative: str | None = Field(None, description="a newer run of `plan recommend`: is it cheaper?")
-    prometheus: str | None = Field(None, description="address of a Prometheus server: what was served, and drift")
-    selector: str = Field("", description='PromQL label matchers of the service: namespace="prod"')
-    framework: str | None = Field(None, description="vllm, sglang, tgi or tensorrt-llm; left out: the one found")
-    model: str | None = Field(None, description="the served model, to predict step times; left out: the plan's")
-    tag: str = Field("plan-model", description="the tag key that links machines to plans")
-    title: str = "GPU cost"
 
 
 def build(sources: Sources, moment: datetime) -> Report:
@@ -46,8 +24,6 @@ def build(sources: Sources, moment: datetime) -> Report:
     Raises:
         InputError: a source that cannot be read, or nothing to report.
     """
-    from app.report.metrics import gather
-
     start, end = _month(sources.month) if sources.month else month_of(moment)
     plan, run_id = _plan(sources.run)
     bill = _bill(sources, start, min(end, moment))
@@ -143,7 +119,8 @@ def _recommendation(found: Mapping[str, Any]) -> str:
     """The dearest finding's action, or that there is none."""
     costly = [f for f in found["findings"] if f["usd"] and f["usd"] > 0]
     if not costly:
-        return "Nothing stands out: keep the plan."
+        compared = found["spend"]["planned_usd"] is not None
+        return "Nothing stands out: " + ("keep the plan." if compared else "--run holds the bill against a plan.")
     worst = costly[0]
     kind = worst["kind"].replace("_", " ").capitalize()
     return f"{kind}: {worst['text']} (${worst['usd']:,.2f}). Do: {worst['action']}."

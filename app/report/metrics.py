@@ -14,7 +14,7 @@ from planner.spend_findings import Finding
 if TYPE_CHECKING:
     import pandas as pd
 
-    from app.report.build import Sources
+    from app.report.sources import Sources
 
 
 @dataclass(frozen=True)

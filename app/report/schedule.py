@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import re
+import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,8 +18,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, field_validator
 
-from app.report.build import Sources
 from app.report.ledger import Ledger
+from app.report.sources import Sources
 from catalogs.errors import InputError
 from catalogs.yaml_source import Strict
 
@@ -170,7 +172,7 @@ def stopping_on_signals() -> Iterator[threading.Event]:
 
 def crontab(schedule: Schedule, path: str) -> str:
     """A crontab line; cron knows one time zone a file, so it is set above."""
-    return f"CRON_TZ={schedule.timezone}\n{schedule.cron} plan report schedule {_quoted(path)} --once\n"
+    return f"CRON_TZ={schedule.timezone}\n{schedule.cron} {_program()} report schedule {_absolute(path)} --once\n"
 
 
 def systemd(schedule: Schedule, path: str) -> str:
@@ -182,7 +184,7 @@ After=network-online.target
 Wants=network-online.target
 
 [Service]
-ExecStart=/usr/bin/env plan report schedule {_quoted(str(Path(path).resolve()))}
+ExecStart={_program()} report schedule {_absolute(path)}
 Restart=on-failure
 RestartSec=30
 
@@ -222,18 +224,17 @@ def kubernetes(schedule: Schedule, path: str) -> str:
             "jobTemplate": {"spec": {"template": {"spec": pod}}},
         },
     }
-    return yaml.safe_dump(job, sort_keys=False)
+    note = "# The image is one that you build with this project installed in it.\n"
+    return note + yaml.safe_dump(job, sort_keys=False)
 
 
 def github(schedule: Schedule, path: str) -> str:
     """A GitHub Actions workflow; GitHub's cron runs in UTC, and the ledger is kept as a cache."""
     import yaml
 
-    note = (
-        ""
-        if schedule.timezone == "UTC"
-        else f"# GitHub's cron is UTC: {schedule.cron} was meant in {schedule.timezone}.\n"
-    )
+    note = "# pip finds the planner if your index holds it; else name its repository or wheel there.\n"
+    if schedule.timezone != "UTC":
+        note += f"# GitHub's cron is UTC: {schedule.cron} was meant in {schedule.timezone}.\n"
     steps = [
         {"uses": "actions/checkout@v4"},
         {"uses": "actions/setup-python@v5", "with": {"python-version": "3.12"}},
@@ -246,7 +247,7 @@ def github(schedule: Schedule, path: str) -> str:
             },
         },
         {"run": "pip install gpu-capacity-planner"},
-        {"run": f"plan report schedule {_quoted(path)} --once", "env": {"PLAN_HOME": ".plan"}},
+        {"run": f"plan report schedule {shlex.quote(path)} --once", "env": {"PLAN_HOME": ".plan"}},
     ]
     workflow = {
         "name": schedule.name,
@@ -257,10 +258,14 @@ def github(schedule: Schedule, path: str) -> str:
     return note + yaml.safe_dump(workflow, sort_keys=False)
 
 
-def _quoted(path: str) -> str:
-    import shlex
+def _program() -> str:
+    """`plan` with its folder: neither cron nor systemd knows a virtual environment's."""
+    beside = Path(sys.prefix) / "bin" / "plan"
+    return shlex.quote(str(beside)) if beside.exists() else "plan"
 
-    return shlex.quote(path)
+
+def _absolute(path: str) -> str:
+    return shlex.quote(str(Path(path).resolve()))
 
 
 FORMS: dict[str, Callable[[Schedule, str], str]] = {

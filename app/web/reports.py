@@ -36,7 +36,8 @@ def ask() -> Built | None:
     Raises:
         InputError: a bill that is no bill, is too large, or has nothing in the month.
     """
-    from app.report.build import Sources, build
+    from app.report.build import build
+    from app.report.sources import Sources
 
     uploaded = st.file_uploader("A bill: CUR 2.0 or FOCUS, .csv, .csv.gz or .parquet")
     labels = {"": "no plan", **{r.run_id: f"{r.run_id} · {r.title}" for r in list_runs("recommend")}}

@@ -5,7 +5,14 @@ from simulator.autoscaling.hpa import Hpa, HpaConfig, HpaMetric, ScalingPolicy, 
 from simulator.autoscaling.keda import Keda, KedaConfig, KedaTrigger
 from simulator.autoscaling.kpa import Kpa, KpaConfig
 from simulator.autoscaling.oscillation import Oscillation, find_oscillation
-from simulator.autoscaling.planned import Oracle, Predictive, Scheduled, ScheduleEntry, seasonal_naive
+from simulator.autoscaling.planned import (
+    Oracle,
+    Predictive,
+    Scheduled,
+    ScheduleEntry,
+    forecast_error,
+    seasonal_naive,
+)
 from simulator.autoscaling.ray_serve import RayServe, RayServeConfig
 from simulator.autoscaling.signals import METRICS, Autoscaler, FleetSnapshot, TimeWindow
 from simulator.autoscaling.skyserve import SkyServe, SkyServeConfig
@@ -37,5 +44,6 @@ __all__ = [
     "TargetTrackingConfig",
     "TimeWindow",
     "find_oscillation",
+    "forecast_error",
     "seasonal_naive",
 ]

@@ -78,6 +78,15 @@ class Predictive:
         return max(self.min_replicas, min(self.max_replicas, wanted))
 
 
+def forecast_error(scaler: Predictive, arrival_s: NDArray[np.float64]) -> float | None:
+    """Sum of absolute errors over the sum of demand, of the forecasts whose instant lies within the arrivals."""
+    known = [(t, rate) for t, rate in scaler.forecasts if t <= arrival_s[-1]]
+    ends = np.array([t for t, _ in known])
+    seen = np.searchsorted(arrival_s, ends) - np.searchsorted(arrival_s, ends - scaler.interval_s)
+    actual = seen / scaler.interval_s
+    return float(np.abs(actual - [rate for _, rate in known]).sum() / actual.sum()) if actual.sum() > 0 else None
+
+
 @dataclass
 class Oracle:
     """Knows the arrivals: holds the largest rate of the coming ``lead_s``. For reference only."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import resource
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from calibrate.step import StepTable
-from simulator.disaggregation import Pools, simulate_disaggregated
+from simulator.disaggregation import simulate_disaggregated
 from simulator.engine import ReplicaSpec, simulate_replicas
+from simulator.pools import Pools
+from simulator.techniques import Adapters, Speculation
 from simulator.workload import Requests
 
 pytestmark = pytest.mark.bench
@@ -65,6 +68,16 @@ def test_requests_per_cpu_second() -> None:
     report("short of blocks (preemptions)", workload(20_000, 8.0), [tight])
     prefill_first = ReplicaSpec(table(), 27_000, max_num_batched_tokens=8192, policy="prefill_first")
     report("prompts before decodes", workload(50_000, 6.0), [prefill_first] * 4)
+    requests = workload(50_000, 6.0)
+    sync = replace(spec, async_scheduling=False)
+    for name, one in {
+        "4 data-parallel ranks behind a front end": replace(spec, front_end_ranks=4),
+        "4 ranks in lock step": replace(spec, lockstep_ranks=4, front_end_ranks=4, graph_tokens=512),
+        "a pipeline of 4 stages": replace(sync, pipeline_stages=4),
+        "16 adapters in 4 slots, 4 replicas": replace(spec, adapters=Adapters(16, 4, 0.003)),
+        "speculation, 3 tokens, 4 replicas": replace(sync, speculation=Speculation(3, 0.7)),
+    }.items():
+        report(name, requests, [one] * 4)
     plain = time.process_time()
     simulate_replicas(workload(100, 6.0), [spec] * 4, fast=False)
     print(f"the plain reference: {100 / (time.process_time() - plain):,.0f} requests/s")

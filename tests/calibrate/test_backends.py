@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from calibrate.backends import BACKENDS, attention_workspace_bytes, backend_of, eager_decode_extra_s, fit_backends
+from calibrate.kernel_sums import KernelSums
 from calibrate.memory import MemoryPlan, memory_plan
 from calibrate.profiles import best_profile
 from calibrate.step import StepShape
-from calibrate.step_time import KernelSums, step_model
+from calibrate.step_time import step_model
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from app.cli.advise import _title
 from catalogs.errors import InputError
 from planner import advise
 from planner.problem import problem_from
@@ -46,6 +47,21 @@ def test_today_is_simulated_with_what_bounds_it(answer):
     today = answer["steps"][0]
     assert 0 < today["busy_share"] < 1 and today["slo"]["ttft_p95_s"] > 0
     assert "memory" in today["bottleneck"] or "compute" in today["bottleneck"] or "overhead" in today["bottleneck"]
+
+
+def test_the_title_says_what_the_money_buys(answer):
+    assert answer["today_keeps_the_promise"] is True and _title(answer).endswith("less)")
+    dear = {"today_usd_per_hour": 1.0, "best_usd_per_hour": 3.2, "saving_share": -2.2, "today_keeps_the_promise": False}
+    assert "misses the promise" in _title(dear) and _title(dear).endswith("$3.20 (220% more)")
+    same = {**dear, "best_usd_per_hour": 1.0, "saving_share": 0.0, "today_keeps_the_promise": True}
+    assert "no step makes it cheaper" in _title(same)
+
+
+def test_a_fleet_that_is_cheaper_than_any_plan_stays(trace):
+    bargain = [{"instance_type": "g6e.xlarge", "count": 6, "purchase": "on_demand", "usd_per_hour": 0.01}]
+    answer = advise.advise(problem(trace, today=bargain))
+    assert answer["today_keeps_the_promise"] and answer["best_usd_per_hour"] == pytest.approx(0.06)
+    assert all("saves nothing" in s["why_not"] for s in answer["steps"][1:] if s["usd_per_hour"] is not None)
 
 
 def test_what_a_step_settles_the_next_one_keeps(trace):

@@ -18,14 +18,17 @@ from planner.decompose import solve_decomposed
 from planner.fleet_model import FleetModel, Option, State
 from planner.from_simulation import find_plan
 from planner.horizon import zone_availability
+from planner.milp import Solution
 from planner.problem import Problem, problem_from
 from planner.solve import solve
 from planner.store import default_store
-from simulator.spot import Zone, synthesise
+from simulator.spot import Availability, SpotPolicy, Zone, synthesise
+from tests.planner.outage_week import operate_plan, operate_spothedge
 from tests.shared_data import shared_data
 
 HOURS = 168
 DRAWS = 2
+MOST_EXTRA = 12  # spot machines that SpotHedge may hold beyond its target
 
 
 def rates_of_a_week(mean_rps: float) -> np.ndarray:
@@ -50,9 +53,8 @@ def week_problem(folder: Path) -> Problem:
 
 def with_foresight(problem: Problem, model: FleetModel, seed: int) -> FleetModel:
     """Spot zones as machines that can be had in the hours in which their zone is up; no state is uncertain."""
-    share, _ = zone_availability(problem)
-    zones = [Zone(f"z{i}", problem.region, share) for i in range(problem.spot.zones)]
-    path = synthesise(zones, HOURS * 3600.0, seed)
+    path = outages(problem, seed)
+    zones = path.zones
     middle = (np.arange(HOURS) + 0.5) * 3600.0
     up = np.array([[path.is_up(z, t) for t in middle] for z in range(len(zones))])
     options = []
@@ -68,6 +70,32 @@ def with_foresight(problem: Problem, model: FleetModel, seed: int) -> FleetModel
         ]
     limits = replace(model.limits, availability=None, spot_max_share=None)
     return replace(model, options=tuple(options), states=(State(1.0),), limits=limits)
+
+
+def outages(problem: Problem, seed: int) -> Availability:
+    """A week in which the problem's zones come and go."""
+    share, _ = zone_availability(problem)
+    zones = [Zone(f"z{i}", problem.region, share) for i in range(problem.spot.zones)]
+    return synthesise(zones, HOURS * 3600.0, seed)
+
+
+def at_equal_availability(problem: Problem, model: FleetModel, ours: Solution, seed: int) -> tuple[float, ...]:
+    """Our plan operated over a week of outages, and SpotHedge with as much overprovisioning as serves as many requests.
+
+    Returns:
+        Our USD an hour and share of requests served, then SpotHedge's.
+    """
+    path, boot_s = outages(problem, seed), problem.time.boot_s
+    machine = [o for o in model.options if o.instance == "g6e.xlarge"]
+    on_demand, spot = (next(o for o in machine if o.kind == kind) for kind in ("on_demand", "spot"))
+    usd, served = operate_plan(path, model, ours, on_demand, boot_s)
+    hedged = (np.inf, 0.0)
+    for more in range(MOST_EXTRA + 1):
+        policy = SpotPolicy(num_overprovision=more, dynamic_ondemand_fallback=True)
+        hedged = operate_spothedge(path, model.demand[0, :, 0], spot, on_demand, policy, boot_s)
+        if hedged[1] >= served:
+            break
+    return (usd, served, *hedged)
 
 
 @pytest.mark.slow
@@ -94,6 +122,16 @@ def test_a_week_against_perfect_foresight_and_simpler_rules(tmp_path: Path) -> N
     gap, kept = found.solution.gap, found.verdict.ok
     print(f"\nplan ${ours:.2f} an hour (gap {gap:.2%}, verified: {kept}); all on demand ${on_demand:.2f}")
     print(f"perfect foresight at least ${np.min(bounds):.2f} to ${np.max(bounds):.2f}; one GPU type alone {singles}")
+    free = model.with_options([o for o in model.options if o.kind != "committed"])
+    uncommitted = solve(free, 5e-3, 40)
+    assert uncommitted is not None
+    for seed in range(1, DRAWS + 1):
+        usd, served, hedged_usd, hedged_served = at_equal_availability(problem, model, found.solution, seed)
+        print(f"outages {seed}: plan ${usd:.2f} serves {served:.4f}; SpotHedge ${hedged_usd:.2f} {hedged_served:.4f}")
+        assert served >= problem.spot.availability and usd < hedged_usd
+        usd, served, hedged_usd, hedged_served = at_equal_availability(problem, free, uncommitted, seed)
+        print(f"  without commitments ${usd:.2f} serves {served:.4f}; SpotHedge ${hedged_usd:.2f} {hedged_served:.4f}")
+        assert usd < 1.15 * hedged_usd
     assert found.verdict.ok
     assert np.mean(bounds) <= ours + 1e-6
     assert ours <= on_demand and all(ours <= usd * (1 + 5e-3) for usd in singles.values() if usd is not None)

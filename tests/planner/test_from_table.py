@@ -102,6 +102,24 @@ def test_gaps_and_zero_rates_are_said_and_serve_nothing(melange):
     assert all(line["share_by_size"][:2] == [0.0, 0.0] for line in a10g)
 
 
+def test_spot_in_a_table_is_lost_with_its_zones_and_what_a_table_cannot_plan_is_refused(melange):
+    (melange / "capacity.csv").write_text(
+        "gpu,precision,input_tokens,output_tokens,max_rps\n" + "".join(f"L40S,bf16,{i},{o},5\n" for i, o in SIZES)
+    )
+    both = {"candidates": {"purchase": ["on_demand", "spot"]}}
+    half = recommend(problem(melange, **both, spot={"availability": 0.99, "max_share": 0.5}))
+    every = recommend(problem(melange, **both, spot={"availability": 0.5, "zone_availability": 1.0}))
+    spot = sum(sum(x["requests_per_s"]) for x in half["plan"]["lines"] if x["purchase"] == "spot")
+    assert spot <= 15 + 1e-6 and all(x["purchase"] == "spot" for x in every["plan"]["lines"])
+    assert every["plan"]["usd_per_hour"] < half["plan"]["usd_per_hour"]
+    for more in (
+        {"time": {"periods": "hour"}},
+        {"commitments": {"existing": [{"instance_type": "g6e.xlarge", "count": 1}]}},
+    ):
+        with pytest.raises(InputError, match="one load"):
+            recommend(problem(melange, **more))
+
+
 def test_a_size_that_nothing_serves_is_named(melange):
     text = (melange / "capacity.csv").read_text()
     kept = [line for line in text.splitlines() if ",1000,500," not in line]

@@ -7,16 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from planner import live as live_play
 from planner.answer import purchase_lines
-from planner.from_simulation import find_plan
+from planner.from_simulation import find_plan, lived
 from planner.live import play, timetable, wilson
 from planner.problem import problem_from
 from planner.store import default_store
 
 
-def found(trace, folder, candidates=None, **more):
+def found(trace, folder, candidates=None, rates=(3, 3, 14, 3), **more):
+    rows = "".join(f"{hour},{rate}\n" for hour, rate in enumerate(rates))
     rates = folder / "rates.csv"
-    rates.write_text("hour,rate_rps\n0,3\n1,3\n2,14\n3,3\n", encoding="utf-8")
+    rates.write_text("hour,rate_rps\n" + rows, encoding="utf-8")
     problem = problem_from(
         {"model": "llama-3.1-8b", "workload": {"trace": str(trace)}, "slo": {"ttft_p95_s": 1.0, "tpot_p95_s": 0.05},
          "candidates": {"gpus": ["L4"], "precision": ["fp8"], "tensor_parallel_size": [1], **(candidates or {})},
@@ -61,6 +63,22 @@ def test_spot_outages_are_lived_through_in_each_draw(trace, tmp_path):
     alone = play(plan.problem, plan.search, spot, 6)
     assert alone is not None and alone["kept"] < 6, "zones are down half of the time, and nothing stands in"
     assert alone["spread"]["ttft_p95_s"][1] > live["spread"]["ttft_p95_s"][1]
+
+
+def test_a_plan_that_fails_when_played_is_cut_and_solved_again(trace, tmp_path, monkeypatch):
+    """An availability of 0.9 lets a tenth of the requests be lost; a promise to 95 % of them does not."""
+    monkeypatch.setattr(live_play, "ALL_REQUESTS", 120_000)
+    plan = found(trace, tmp_path, candidates={"purchase": ["on_demand", "spot"]}, rates=(1, 1, 5, 1),
+                 spot={"availability": 0.9, "zone_availability": 0.7, "fallback": False})  # fmt: skip
+    before = plan.solution.usd_per_hour
+    first = play(plan.problem, plan.search, plan.lines)
+    assert first is not None and not first["ok"]
+    again, live = lived(plan, lambda _what, _share: None)
+    assert live is not None and live["ok"] and again.verdict.ok
+    assert live["cuts"][0] == {"usd_per_hour": before, "kept": first["kept"], "draws": first["draws"]}
+    assert again.solution.usd_per_hour > before
+    on_demand = [sum(x.counts.sum() for x in p.lines if x.option.kind == "on_demand") for p in (plan, again)]
+    assert on_demand[1] > on_demand[0]
 
 
 def test_a_fleet_that_never_changes_is_not_played(trace, tmp_path):

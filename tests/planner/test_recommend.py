@@ -11,8 +11,10 @@ from click.testing import CliRunner
 from catalogs.errors import GateError, InputError, MissingError
 from catalogs.load import find_model
 from planner.candidates import enumerate_candidates
-from planner.market import offers_of
+from planner.fleet_model import FleetModel, Option
+from planner.market import offers_of, user_prices
 from planner.problem import problem_from
+from planner.purchase import Extra
 from planner.recommend import recommend
 
 
@@ -105,6 +107,8 @@ def test_a_model_that_fits_nowhere_says_why(trace):
         ({"model": "bert-large"}, InputError, "does not generate"),
         ({"slo": {"chat": {"ttft_p95_s": 1.0}}}, InputError, "class 'chat'"),
         ({"quotas": {"g6e.xlrge": 1}}, InputError, "g6e.xlarge"),
+        ({"commitments": {"existing": [{"instance_type": "g6e.xlrge", "count": 1}]}}, InputError, "g6e.xlarge"),
+        ({"today": [{"instance_type": "g6e.xlrge", "count": 1}]}, InputError, "g6e.xlarge"),
         ({"candidates": {"gpus": ["H200"], "purchase": ["reserved_1yr"]}}, MissingError, "no reserved_1yr price"),
         ({"quality": {"min_score": 0.99}, "candidates": {"precision": ["gguf-q2_k"]}}, GateError, "runs on none"),
     ],
@@ -146,6 +150,29 @@ def test_a_commitment_that_outlasts_the_horizon_is_paid_for_whole_within_it(trac
     assert half["reserved_3yr"].upfront_usd == pytest.approx(whole["reserved_3yr"].upfront_usd)
 
 
+def test_money_upfront_in_part_or_not_at_all_is_spread_over_the_term(trace, tmp_path):
+    prices = tmp_path / "prices.csv"
+    head = "instance_type,region,purchase,usd_per_hour,upfront_usd\ng6e.xlarge,,on_demand,1.861,\n"
+
+    def offer(row, **more):
+        prices.write_text(head + f"g6e.xlarge,,reserved_1yr,{row}\n", encoding="utf-8")
+        user_prices.cache_clear()
+        asked = problem(trace, candidates={"purchase": ["reserved_1yr"], "gpus": ["L40S"]}, prices=str(prices), **more)
+        return offers_of(asked, "g6e.xlarge")["reserved_1yr"]
+
+    whole, part, none = offer("1.2,"), offer("0.6,5256"), offer("1.2,0")
+    assert whole.usd_per_hour == pytest.approx(1.2) and whole.upfront_usd == pytest.approx(1.2 * 8760)
+    assert part.usd_per_hour == pytest.approx(1.2) and part.upfront_usd == 5256 and none.upfront_usd == 0
+    late = {"commitments": {"discount_rate": 0.1}}
+    rates = [offer(row, **late).usd_per_hour for row in ("1.2,", "0.6,5256", "1.2,0")]
+    assert rates[0] > rates[1] > rates[2] == pytest.approx(1.2)  # money paid later costs less
+    half = offer("1.2,0", commitments={"horizon_months": 6})
+    assert half.usd_per_hour == pytest.approx(2.4)  # paid for whole, needed for half of it
+    for wrong in ("1.2,-5", "1.2,much"):
+        with pytest.raises(InputError, match="upfront_usd is"):
+            offer(wrong)
+
+
 def test_engine_settings_are_searched_as_a_product_and_a_typo_is_named(trace):
     engine = {"enable_prefix_caching": [True, False], "enable_chunked_prefill": [True, False]}
     asked = problem(trace, candidates={"gpus": ["L40S"], "instances": ["g6e.xlarge"], "engine": engine})
@@ -161,6 +188,23 @@ def test_engine_settings_are_searched_as_a_product_and_a_typo_is_named(trace):
     ):
         with pytest.raises(InputError, match=said):
             problem(trace, candidates={"engine": wrong})
+
+
+def test_an_hour_that_is_given_twice_is_refused_and_unusable_holdings_are_named(trace, tmp_path):
+    (tmp_path / "rates.csv").write_text("hour,rate_rps\n0,1\n0,5\n", encoding="utf-8")
+    with pytest.raises(InputError, match="given twice") as refused:
+        recommend(problem(trace, time={"demand": str(tmp_path / "rates.csv")}))
+    assert refused.value.where.endswith("rates.csv:3")
+    held = {"existing": [{"instance_type": "p5.48xlarge", "count": 2}]}
+    answer = recommend(problem(trace, candidates={"gpus": ["L40S"]}, commitments=held, explore=False))
+    assert any("2 x p5.48xlarge" in text and "does not use them" in text for text in answer["assumptions"])
+
+
+def test_capacity_blocks_are_days_up_to_two_weeks_and_weeks_beyond():
+    option = Option("block", "p5.48xlarge", "c", "capacity_block", "committed", 30.0, np.ones(1))
+    found = Extra(0.0, (), 1.0).forms(option, FleetModel((), np.ones((1, 24 * 21, 1))))
+    days = {int(o.active.sum()) // 24 for o in found}
+    assert days == {*range(1, 15), 21} and all(o.max_count == 64 for o in found)
 
 
 def test_hours_without_demand_have_no_machines_and_are_played(trace, tmp_path):

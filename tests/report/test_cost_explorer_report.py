@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from app.cli.report import report as command
-from app.report.build import Sources, build
+from app.report.build import build
+from app.report.sources import Sources
 from catalogs.errors import MissingError
 from tests.catalogs.fake_aws import FakeAws
 from tests.loopback import loopback_only

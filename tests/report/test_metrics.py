@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from app.report.build import Sources, build
+from app.report.build import build
+from app.report.sources import Sources
 from app.runs import save_run
 from tests.planner.prometheus_server import needs_prometheus, prometheus
 

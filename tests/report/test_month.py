@@ -17,9 +17,10 @@ import pytest
 from click.testing import CliRunner
 
 from app.cli.report import report as command
-from app.report.build import Sources, build
+from app.report.build import build
 from app.report.render import RENDERERS, summary
 from app.report.schema import Report
+from app.report.sources import Sources
 from app.runs import save_run
 from catalogs.errors import InputError
 
@@ -91,7 +92,10 @@ def test_every_planted_fault_is_found_to_the_cent(sources: Sources) -> None:
     spent = 24 * (10 * 2 * L40S + 5 * 3 * L40S + 16 * 3 * 2.0)
     grown = finding(report, "load_growth", "g6e.xlarge")
     assert grown == pytest.approx((hours - 2 * 24 * 31) * spent / hours, abs=0.005)
-    assert {f.kind for f in report.findings} == {"idle", "lapsed_commitment", "price_change", "load_growth"}
+    total = sum(r["EffectiveCost"] for r in month())
+    assert finding(report, "over_budget", "budget") == pytest.approx(total - 4000.0, abs=0.005)
+    kinds = {"idle", "lapsed_commitment", "price_change", "load_growth", "over_budget"}
+    assert {f.kind for f in report.findings} == kinds
 
 
 def test_the_sums_add_up(sources: Sources) -> None:

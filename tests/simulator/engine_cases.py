@@ -93,6 +93,7 @@ def cases(
     swapping: bool = False,
     tiers: bool = False,
     adapting: bool = False,
+    pipelined: bool = False,
 ) -> Case:
     """A run of up to 60 requests on up to three unequal replicas, often short of blocks."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -100,7 +101,7 @@ def cases(
     closed = draw(st.sampled_from([None, None, 1, 4, 20]))
     block_size = draw(st.sampled_from([1, 4, 16]))
     policies = ["continuous", "continuous", "prefill_first"]
-    policies += [] if speculating or swapping else ["static"]
+    policies += [] if speculating or swapping or pipelined else ["static"]
     specs = []
     for _ in range(draw(st.sampled_from([1, 1, 2, 3]))):
         seats = draw(st.sampled_from([1, 3, 8, 16]))
@@ -122,7 +123,7 @@ def cases(
                 policy=draw(st.sampled_from(policies)),
                 reserve_output_tokens=0 if swapping else draw(st.sampled_from([0, 0, 0, 30, LONGEST_ANSWER])),
                 max_queue_delay_s=draw(st.sampled_from([0.0, 12.3])),
-                async_scheduling=not speculating and not swapping and draw(st.booleans()),
+                async_scheduling=not speculating and not swapping and not pipelined and draw(st.booleans()),
                 speculation=speculation,
                 swap=swap,
                 kv_offload=offload if tiers else None,
@@ -139,7 +140,10 @@ def cases(
             specs = [replace(one, step_table=shared, graph_tokens=draw(st.sampled_from([0, 10, 512])))] * ranks
     elif draw(st.booleans()):
         specs = [specs[0]] * draw(st.sampled_from([1, 2, 3]))
-    if specs[0] is specs[-1] and draw(st.booleans()):
+    if pipelined:
+        one = replace(specs[0], lockstep_ranks=1, pipeline_stages=draw(st.sampled_from([2, 3, 4])))
+        specs = [one] * (one.pipeline_stages * draw(st.sampled_from([1, 1, 2])))
+    elif specs[0] is specs[-1] and draw(st.booleans()):
         specs = [replace(specs[0], front_end_ranks=len(specs))] * len(specs)
     router = draw(st.sampled_from(sorted(ROUTERS)))
     options = RouterOptions(

@@ -20,10 +20,8 @@ from tests.simulator.test_engine_against_theory import constant_steps
 
 
 def spec(**adapters: float) -> ReplicaSpec:
-    return ReplicaSpec(
-        constant_steps(), num_gpu_blocks=10_001, max_model_len=5000, enable_prefix_caching=False,
-        async_scheduling=False, adapters=Adapters(**adapters),  # type: ignore[arg-type]
-    )  # fmt: skip
+    slots = Adapters(**adapters)  # type: ignore[arg-type]
+    return ReplicaSpec(constant_steps(), 10_001, enable_prefix_caching=False, async_scheduling=False, adapters=slots)
 
 
 def adapters_of(num: int, num_adapters: int) -> np.ndarray:
@@ -53,9 +51,9 @@ def test_no_step_has_more_adapters_than_slots(max_loras: int) -> None:
 
 def test_a_request_whose_adapter_is_in_the_batch_passes_one_that_waits_for_a_slot() -> None:
     mine = adapters_of(40, 2)
-    first = int(np.flatnonzero(mine == 0)[0])
-    other = int(np.flatnonzero(mine[first:] == 1)[0]) + first
-    same = int(np.flatnonzero(mine[other:] == 0)[0]) + other
+    first = 0
+    other = int(np.flatnonzero(mine != mine[first])[0])
+    same = int(np.flatnonzero(mine[other:] == mine[first])[0]) + other
     arrival_s = np.full(40, 1000.0) + np.arange(40)
     arrival_s[: same + 1] = 1e-3 * np.arange(same + 1)
     output = np.full(40, 2)

@@ -7,6 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from calibrate.kernel_sums import KernelSums
+from calibrate.profiles import best_profile
+from calibrate.step import StepShape
+from calibrate.step_time import step_model
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
@@ -98,3 +102,23 @@ def test_a_replica_of_data_parallel_ranks_has_a_front_end_where_its_engine_has_o
     assert line("sglang").front_end_ranks == 1
     assert line("vllm").graph_tokens == 128  # twice the seats
     assert line("vllm", enforce_eager=True).graph_tokens == 0
+
+
+def test_experts_are_timed_at_the_tokens_of_all_ranks() -> None:
+    gpu, engine = find_gpu("H100-SXM"), Engine(max_num_seqs=256, max_num_batched_tokens=2048)
+    model = find_model("qwen3-30b-a3b")
+    replica = Replica(model, gpu, data_parallel_size=2, expert_parallel_size=2, engine=engine)
+    profile = best_profile(replica)
+    line = build_line(replica, profile)
+    table = line.spec.step_table
+    assert table.experts_s is not None and len(table.experts_s) == 2 * 2048 + 1
+    whole = KernelSums(line.replica, profile).positionwise_s(np.array([16.0, 512.0, 2048.0]))
+    for tokens, expected in zip((16, 512, 2048), whole, strict=True):
+        assert table.decode_tokens_s[tokens] + table.experts_s[2 * tokens] == pytest.approx(expected, rel=0.03)
+    # a prompt on one rank and few decodes on the other: shorter than a prompt on both, longer than the prompt alone
+    shape = StepShape(2048, 1024, 0, 0, 1)
+    both_s = step_model(line.replica, profile).step_time_s(shape)
+    requests = Requests(np.zeros(1), np.array([2048]), np.array([1]))
+    alone_s = float(simulate_replicas(requests, [line.spec] * 2).busy_s[0])
+    two = Requests(np.zeros(2), np.array([2048, 2048]), np.array([1, 1]))
+    assert alone_s < both_s == pytest.approx(float(simulate_replicas(two, [line.spec] * 2).busy_s[0]), rel=0.01)

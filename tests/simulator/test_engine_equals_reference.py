@@ -61,6 +61,12 @@ def test_compiled_equals_plain_with_adapters(case: Case) -> None:
     assert_equal(*both(case))
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases(hashes=True, tiers=True, adapting=True, pipelined=True))
+def test_compiled_equals_plain_over_pipeline_stages(case: Case) -> None:
+    assert_equal(*both(case))
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(hashes=True, tiers=True))
 def test_compiled_equals_plain_with_kv_offload(case: Case) -> None:

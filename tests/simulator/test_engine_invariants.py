@@ -40,6 +40,12 @@ def test_invariant_13_tiers_hold_what_they_can(case: Case) -> None:
 
 
 @SEARCH
+@given(cases(hashes=True, tiers=True, adapting=True, pipelined=True))
+def test_a_pipelines_batches_share_seats_blocks_and_tiers(case: Case) -> None:
+    simulate_replicas(case.requests, case.specs, case.router, case.seed, options=case.options, check=True)
+
+
+@SEARCH
 @given(cases())
 def test_invariant_6_no_step_exceeds_the_token_budget(case: Case) -> None:
     if not all(spec.enable_chunked_prefill for spec in case.specs):

@@ -10,14 +10,13 @@ import pytest
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
-from simulator.engine import Plane, ReplicaSpec, RouterOptions, simulate_replicas
-from simulator.plain_group import Group
+from simulator.engine import Plane, ReplicaSpec, simulate_replicas
 from simulator.records import Records
-from simulator.reference import Run
 from simulator.replicas import Line, build_line
 from simulator.run import simulate
 from simulator.scenario import Scenario
 from simulator.workload import Requests
+from tests.simulator.test_engine_against_theory import constant_steps
 
 REQUESTS = Requests(np.zeros(256), np.full(256, 500, np.int64), np.full(256, 100, np.int64))
 
@@ -36,8 +35,8 @@ def test_a_pipeline_of_two_stages_has_two_micro_batches_under_way() -> None:
         line("llama-3.1-70b", tensor_parallel_size=4),
         line("llama-3.1-70b", tensor_parallel_size=4, pipeline_parallel_size=2),
     )
-    assert halves.num_engines == 2
-    assert halves.spec.max_num_seqs == 128
+    assert halves.num_engines == halves.spec.pipeline_stages == 2
+    assert halves.spec.max_num_seqs == 256  # of all batches together
     assert halves.spec.num_gpu_blocks > whole.spec.num_gpu_blocks  # a stage holds half of the weights
     assert 1.3 < end_s(whole) / end_s(halves) < 2.0  # twice the GPUs, less twice the work
 
@@ -59,55 +58,72 @@ def test_a_lockstep_group_is_whole() -> None:
         plane.kill(0)
 
 
-class Staged(Group):
-    """A micro-batch of a pipeline whose stages serve one micro-batch at a time, in the order in which they come."""
-
-    def decide(self, run: Run, now: float) -> None:
-        assert isinstance(run, Pipeline)
-        (engine,) = self.engines
-        engine.take_in(now)
-        step = engine.schedule(now)
-        self.idle = False
-        if step.chunks or step.decodes:
-            duration, at_s = self.duration_s(run, [step]), now
-            for stage, free_s in enumerate(run.free_s):
-                at_s = run.free_s[stage] = max(at_s, free_s) + duration / len(run.free_s)
-            engine.put_in_flight(step, duration, at_s)
-            run.wake(self, at_s)
-        else:
-            self.idle, self.idle_since_s = True, now
-            run.wake(self, engine.next_start_s(now))
+def steps_of(seconds: float, **kw: object) -> ReplicaSpec:
+    """Batches of a pipeline of four stages, whose steps take so long whatever they compute."""
+    settings = {"pipeline_stages": 4, "async_scheduling": False, "max_num_batched_tokens": 512, **kw}
+    return ReplicaSpec(constant_steps(seconds), 4001, enable_prefix_caching=False, **settings)  # type: ignore[arg-type]
 
 
-class Pipeline(Run):
-    """The plain engine with a queue before each stage."""
-
-    def __init__(self, requests: Requests, spec: ReplicaSpec, stages: int) -> None:
-        self.free_s = [0.0] * stages
-        super().__init__(requests, [spec] * stages, "round_robin", 0, RouterOptions())
-        self.groups = {i: Staged([engine]) for i, engine in enumerate(self.engines)}
+def serve(spec: ReplicaSpec, arrival_s: list[float], inputs: list[int], outputs: list[int]) -> Records:
+    requests = Requests(np.array(arrival_s), np.array(inputs), np.array(outputs))
+    return simulate_replicas(requests, [spec] * spec.pipeline_stages, check=True)
 
 
-@pytest.mark.parametrize(("stages", "tensor", "rate", "most"), [(2, 2, 1.0, 0.02), (4, 1, 2.0, 0.02)])
-def test_a_pipeline_in_rounds_is_as_one_with_a_queue_before_each_stage(
-    stages: int, tensor: int, rate: float, most: float
-) -> None:
-    made = line("llama-3.1-70b", tensor_parallel_size=tensor, pipeline_parallel_size=stages)
-    spec = replace(made.spec, async_scheduling=False)
-    assert spec.lockstep_ranks == stages
-    rng = np.random.default_rng(1)
-    arrival_s = np.cumsum(rng.exponential(1 / rate, 100))
-    requests = Requests(arrival_s, rng.integers(200, 3000, 100), rng.integers(20, 300, 100))
-    exact_run = Pipeline(requests, replace(spec, lockstep_ranks=1), stages)
-    exact_run.play()
-    exact, rounds = exact_run.records(), simulate_replicas(requests, [spec] * stages)
+def test_a_request_passes_all_stages_for_each_token() -> None:
+    alone = serve(steps_of(4.0), [0.0], [100], [10])
+    assert alone.finish_s[0] == pytest.approx(40.0)
 
-    def tpot_s(records: Records) -> float:
-        return float(((records.finish_s - records.first_token_s) / (requests.output_tokens - 1)).mean())
 
-    assert tpot_s(rounds) == pytest.approx(tpot_s(exact), rel=most)
-    assert (rounds.finish_s - arrival_s).mean() == pytest.approx((exact.finish_s - arrival_s).mean(), rel=most)
-    assert (rounds.first_token_s - arrival_s).mean() == pytest.approx((exact.first_token_s - arrival_s).mean(), rel=0.1)
+def test_a_full_pipeline_puts_out_a_batch_each_stage_time() -> None:
+    # each prompt fills the budget, so that four batches are formed and follow each other by a stage's second
+    records = serve(steps_of(4.0, max_num_seqs=4), [0.0] * 4, [512] * 4, [11] * 4)
+    assert records.first_token_s == pytest.approx([4.0, 5.0, 6.0, 7.0])
+    assert records.finish_s == pytest.approx([44.0, 45.0, 46.0, 47.0])
+    assert records.iterations.tolist() == [11] * 4
+
+
+def test_a_request_joins_the_batch_that_comes_out_next() -> None:
+    # one batch is under way, and nothing is decided until it has come out; with a second one, the older comes first
+    assert serve(steps_of(4.0), [0.0, 1.5], [10, 10], [10, 1]).first_token_s[1] == pytest.approx(8.0)
+    two = serve(steps_of(4.0), [0.0, 0.0, 4.5], [512, 512, 10], [20, 20, 1])
+    assert two.first_token_s[2] == pytest.approx(9.0)  # with the second batch, which comes out at 5
+    assert two.replica[2] == two.replica[1]
+
+
+def test_a_pipeline_has_one_cache_and_one_set_of_seats() -> None:
+    long = serve(steps_of(4.0, max_num_seqs=4), [0.0], [60_000], [3])  # most of the cache, in chunks of the budget
+    assert long.status[0] == 0
+    crowded = serve(steps_of(4.0, max_num_seqs=2), [0.0] * 6, [512] * 6, [5] * 6)
+    for at_s in np.arange(0.5, crowded.end_s, 1.0):
+        assert ((crowded.scheduled_s <= at_s) & (at_s < crowded.finish_s)).sum() <= 2
+
+
+def test_a_pipeline_refuses_what_its_scheduler_cannot() -> None:
+    for change in ({"async_scheduling": True}, {"lockstep_ranks": 4}, {"policy": "static"}):
+        with pytest.raises(InputError, match="pipeline stages with"):
+            steps_of(1.0, **change)
+    asked = Engine(options={"async_scheduling": True})
+    with pytest.raises(InputError, match="pipeline stages with async_scheduling"):
+        build_line(Replica(find_model("llama-3.1-8b"), find_gpu("L40S"), pipeline_parallel_size=2, engine=asked))
+    with pytest.raises(InputError, match="4 batches of a pipeline is not complete"):
+        simulate_replicas(REQUESTS, [steps_of(1.0)] * 3)
+
+
+def test_a_prefix_that_one_batch_computed_is_found_by_the_next_and_kv_offload_is_shared() -> None:
+    unit = 16
+    requests = Requests(
+        np.array([0.0, 100.0]), np.full(2, 20 * unit), np.full(2, 5, np.int64),
+        hash_ids=np.concatenate([np.arange(20)] * 2), hash_offsets=np.array([0, 20, 40]), hash_block_tokens=unit,
+    )  # fmt: skip
+    spec = replace(steps_of(4.0), enable_prefix_caching=True)
+    records = simulate_replicas(requests, [spec] * 4, check=True)
+    assert records.num_cached_tokens.tolist() == [0, 19 * unit]
+    engine = Engine(options={"kv_offload": {"cpu_gib": 64}})
+    gpu, parallel = find_gpu("H100-SXM"), {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    made = build_line(Replica(find_model("llama-3.1-70b"), gpu, engine=engine, **parallel))
+    assert made.spec.kv_offload is not None and made.num_schedulers == 1 and made.num_engines == 2
+    all_layers = 2 * 80 * 8 * 128 * 2 * 16  # K and V of 16 tokens
+    assert made.spec.kv_offload.num_cpu_blocks == 64 * 2**30 // all_layers
 
 
 def test_a_live_fleet_refuses_a_pipeline() -> None:

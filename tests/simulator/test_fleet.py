@@ -23,7 +23,6 @@ from simulator.autoscaling import (
 )
 from simulator.caches import Caches, ResultCacheConfig
 from simulator.cold_start import ColdStart, LogNormal
-from simulator.data_plane import SeatPlane, SeatSpec
 from simulator.failures import FailureRates
 from simulator.fleet import Fleet
 from simulator.fleet_config import CapacityRules, FleetConfig, Group
@@ -31,6 +30,7 @@ from simulator.fleet_state import FleetResult
 from simulator.records import COMPLETED, FAILED, REJECTED
 from simulator.spot import Availability, SpotPolicy, Zone, find_zones, synthesise
 from simulator.workload import Requests
+from tests.simulator.seat_plane import SeatPlane, SeatSpec
 
 SPEC = SeatSpec(prefill_tokens_per_s=20000.0, step_s=0.02, step_per_seq_s=0.0002, max_num_seqs=32)
 BOOT = ColdStart(total=LogNormal(60.0))

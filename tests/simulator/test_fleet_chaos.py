@@ -10,7 +10,7 @@ import pytest
 from planner.fleet_cost import cents, fleet_cost, lease_usd
 from simulator.admission import AdmissionPolicy, ClassPolicy, RetryPolicy
 from simulator.cold_start import ColdStart, LogNormal
-from simulator.data_plane import DataPlane, SeatPlane, SeatSpec
+from simulator.data_plane import DataPlane
 from simulator.failures import FailureRates
 from simulator.fleet import Fleet
 from simulator.fleet_config import CapacityRules, FleetConfig, Group
@@ -19,6 +19,7 @@ from simulator.fleet_state import FleetResult
 from simulator.records import COMPLETED, FAILED, REJECTED
 from simulator.spot import SpotPolicy, Zone, synthesise
 from simulator.workload import Requests
+from tests.simulator.seat_plane import SeatPlane, SeatSpec
 from tests.simulator.test_fleet import check_conserved, hpa, load
 from tests.simulator.test_fleet_plane import SPEC
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from calibrate.step import StepTable
-from simulator.data_plane import DataPlane, SeatPlane, SeatSpec
+from simulator.data_plane import DataPlane
 from simulator.fleet_plane import EnginePlane
 from simulator.plane import ReplicaSpec
 from simulator.records import COMPLETED
 from simulator.workload import Requests
+from tests.simulator.seat_plane import SeatPlane, SeatSpec
 
 
 def table(step_s: float = 0.01, per_token_s: float = 5e-5) -> StepTable:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from catalogs.errors import MissingError
-from simulator.pool import Failure, run_tasks
+from simulator.pool import run_tasks
+from simulator.tasks import Failure
 from tests.simulator.pool_tasks import picky, square
 
 

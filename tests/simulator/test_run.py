@@ -148,8 +148,8 @@ def test_an_encoder_answers_once_whatever_the_trace_says_of_its_output(tmp_path:
 def test_data_parallel_replicas_are_engines_of_their_own(tmp_path: Path) -> None:
     two = played(tmp_path)
     parallel = played(tmp_path, SMALL.replace("count: 2", "count: 1, data_parallel_size: 2"))
-    assert parallel["gpu_hours"] == pytest.approx(two["gpu_hours"])
-    assert parallel["ttft_s"] == two["ttft_s"]
+    assert parallel["gpu_hours"] == pytest.approx(two["gpu_hours"], rel=0.01)
+    assert parallel["ttft_s"]["mean"] == pytest.approx(two["ttft_s"]["mean"], rel=0.02)  # its front end balances them
 
 
 def test_the_run_is_kept(tmp_path: Path) -> None:

@@ -148,8 +148,8 @@ def test_bad_buckets_are_refused(tmp_path: Path, rows: str) -> None:
 
 
 def test_a_lines_instance_says_over_which_links_its_gpus_exchange() -> None:
+    from calibrate.kernel_sums import KernelSums
     from calibrate.profiles import best_profile
-    from calibrate.step_time import KernelSums
     from catalogs.load import find_gpu, find_model
     from simulator.scenario import FleetLine
 

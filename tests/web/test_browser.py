@@ -56,7 +56,8 @@ ONE_KIND = "recommend?gpus=L40S&precision=fp8&scale=0.1"  # the question that is
 
 # the cost that the sliders under a plan come to
 CHANGED = """() => [...document.querySelectorAll('[data-testid=stMetric]')]
-    .find(m => m.innerText.includes('With these')).querySelector('[data-testid=stMetricValue]').innerText"""
+    .find(m => m.innerText.includes('With these'))
+    .querySelector('[data-testid=stMetricValue]').innerText"""
 
 
 @pytest.mark.parametrize("look", ["light", "dark"])

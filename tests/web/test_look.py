@@ -57,7 +57,7 @@ def test_a_purchase_form_has_one_colour_and_its_neighbours_another() -> None:
 
 def test_the_bundled_answer_is_what_the_readme_shows_of_the_demo() -> None:
     """The documentation's tests run that command, so a stale answer fails here or there."""
-    from app.cli.recommend import tables
+    from app.cli.answer_tables import tables
 
     answer = json.loads(demo_answer().read_text())
     readme = (ROOT / "README.md").read_text()

@@ -75,7 +75,7 @@ def test_asking_anew_begins_the_changed_question_and_the_form_takes_it(asked: An
     slide(found, "That price, times today's", 2.0)
     press(found, "Ask this anew and verify it")
     assert begun[0]["slo"] == {"ttft_p95_s": pytest.approx(0.8), "tpot_p95_s": pytest.approx(0.04)}
-    assert Path(begun[0]["prices"]).read_text().startswith("instance_type,region,purchase,usd_per_hour\n")
+    assert Path(begun[0]["prices"]).read_text().startswith("instance_type,region,purchase,usd_per_hour,upfront_usd\n")
     finish(found, "recommend")
     assert next(n.value for n in found.number_input if n.label == "TTFT p95 (s)") == pytest.approx(0.8)
     assert "plan what-if" in commands(found)

@@ -28,7 +28,11 @@ from catalogs.load import gpus, models, prices
 
 PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
 PRECISIONS = ("bf16", "fp8", "int8", "int4-awq", "int4-gptq")
-DRAWN = ("What moves the cost", "Cost against latency")  # tables that stand on the page as charts
+DRAWN = (
+    "What moves the cost",
+    "Cost against latency",
+    "Cost against quality",
+)  # tables that stand on the page as charts
 
 heading("Recommend", "The cheapest fleet that keeps the latency promise, verified by simulation before it is shown.")
 
@@ -80,7 +84,7 @@ def ask(settings: dict[str, Any], text: str) -> None:
 
 def show(answer: dict[str, Any]) -> None:
     """The answer."""
-    from app.cli.recommend import notes, tables
+    from app.cli.answer_tables import notes, tables
 
     plan = answer["plan"]
     a, b, c, d = st.columns(4)
