@@ -34,10 +34,24 @@ def read_results(path: str | Path) -> list[ServingPoint]:
     documents = _documents(path)
     points = _detailed_aiperf(documents, str(path)) if "metadata" in documents[0] and "metrics" in documents[0] else []
     for document in documents if not points else ():
-        points += _reader(document, str(path))(document, str(path))
+        points += _points(document, str(path))
     if not points:
         raise InputError("the results hold no finished request", where=str(path), remedy="run the benchmark again")
     return points
+
+
+def _points(document: Mapping[str, Any], where: str) -> list[ServingPoint]:
+    reader = _reader(document, where)
+    try:
+        return reader(document, where)
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+        raise InputError(
+            f"a field holds what it should not: {error}", where=where,
+            why="its form was recognised, so it was changed or cut after the benchmark wrote it",
+            remedy="the file as the benchmark wrote it",
+        ) from None  # fmt: skip
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:
@@ -76,7 +90,9 @@ def _reader(document: Mapping[str, Any], where: str) -> Reader:
     if "time_to_first_token" in document or "request_latency" in document:
         return _perf
     raise InputError(
-        f"benchmark results of an unknown form (keys: {', '.join(list(document)[:6])})", where=where, remedy=FORMS
+        f"benchmark results of an unknown form (keys: {', '.join(map(str, list(document)[:6]))})",
+        where=where,
+        remedy=FORMS,
     )
 
 

@@ -119,11 +119,10 @@ def _chrome(path: Path) -> Trace:
             why="times may be in another unit and categories may mean something else",
             remedy="export with torch.profiler of PyTorch 1.9 or later",
         )
-    events = [e for e in document["traceEvents"] if isinstance(e, dict) and e.get("ph") == "X" and "dur" in e]
+    events = _complete_events(document["traceEvents"], str(path))
     kernels = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
     if kernels:
-        names = [d.get("name", "") for d in document.get("deviceProperties") or ()]
-        return Trace(f"PyTorch profiler, {path.name}", names[0] if names else "GPU", tuple(map(_whole, kernels)))
+        return Trace(f"PyTorch profiler, {path.name}", _gpu_name(document), tuple(map(_whole, kernels)))
     operators = [e for e in events if e.get("cat") == "cpu_op"]
     if not operators:
         raise InputError(
@@ -132,6 +131,25 @@ def _chrome(path: Path) -> Trace:
             remedy="profile with activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]",
         )
     return Trace(f"PyTorch profiler, {path.name}", "CPU", tuple(_own_times(operators)))
+
+
+def _complete_events(events: object, where: str) -> list[dict[str, Any]]:
+    """The events that have a duration (phase X), each with a number for its start and its duration."""
+    if not isinstance(events, list):
+        raise InputError("traceEvents is not a list: not a Chrome trace", where=where,
+                         remedy="export_chrome_trace makes one")  # fmt: skip
+    found = [e for e in events if isinstance(e, dict) and e.get("ph") == "X" and "dur" in e]
+    for event in found:
+        if not all(isinstance(event.get(key), (int, float)) for key in ("ts", "dur")) or "name" not in event:
+            raise InputError(f"an event without a name, or whose ts or dur is no number: {str(event)[:100]}",
+                             where=where, remedy="the trace as the profiler wrote it")  # fmt: skip
+    return found
+
+
+def _gpu_name(document: dict[str, Any]) -> str:
+    devices = document.get("deviceProperties")
+    first = devices[0] if isinstance(devices, list) and devices else None
+    return str(first.get("name", "")) if isinstance(first, dict) else "GPU"
 
 
 def _whole(event: dict[str, Any]) -> Interval:

@@ -13,6 +13,8 @@ from typing import Any
 
 from catalogs.errors import InputError
 
+MAX_DIGITS = 300  # of a whole number in JSON; a float holds up to 308
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -56,11 +58,20 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """``json.loads``, where nesting too deep for the interpreter is a ``json.JSONDecodeError`` as any other fault."""
+    """``json.loads``, where what the interpreter cannot bear is a ``json.JSONDecodeError`` as any other fault.
+
+    That is nesting too deep for it, and whole numbers that no float holds.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole_number)
     except RecursionError:
         raise json.JSONDecodeError("nested too deeply", "", 0) from None
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise json.JSONDecodeError(f"a number of {len(digits)} digits", "", 0)
+    return int(digits)
 
 
 def gunzipped(raw: bytes, most: int) -> bytes:

@@ -23,6 +23,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "num_experts_per_token": ("num_experts_per_tok", "num_experts_per_token", "moe_top_k"),
     "expert_intermediate_size": ("moe_intermediate_size", "expert_ffn_hidden_size"),
 }
+MAX_COUNT = 1e12  # of layers, heads, tokens: beyond any model
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "half": "fp16", "float": "fp32"}
 CLASSIC_MLP = ("gptj", "gpt2", "gpt_neox", "gpt_neo", "bert", "roberta", "xlm-roberta", "distilbert", "opt", "falcon",
                "bloom", "phi", "starcoder2", "gpt_bigcode", "mpt")  # fmt: skip
@@ -137,7 +138,7 @@ def _beside(path: Path) -> str | None:
 
 
 def _number(value: object, field: str, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < MAX_COUNT or value % 1:
         raise InputError(f"{field} is {value!r}, not a positive whole number", where=where)
     return int(value)
 

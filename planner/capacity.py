@@ -194,7 +194,7 @@ def sustained_rps(question: Question) -> tuple[float, int]:
 
 
 def engines_of(line: Line, num_replicas: int) -> list[ReplicaSpec]:
-    """What the simulator runs for so many replicas: one engine for each data-parallel rank and micro-batch of each."""
+    """What the simulator runs for so many replicas: an engine for each rank and pipeline stage of each."""
     return [line.spec] * (num_replicas * line.num_engines)
 
 

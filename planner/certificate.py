@@ -32,6 +32,7 @@ from planner.fleet_model import FleetModel
 from planner.milp import Solution, build
 from planner.program import Program, optimizer
 
+MAX_DIGITS = 4000  # of a fraction
 VERSION = 1
 DENOMINATOR = 2**40  # multipliers are rounded to this grid
 SLACK = Fraction(1, 10**6)  # rows of the plan may be broken by this much: the solver's own tolerance
@@ -205,41 +206,55 @@ def verify_certificate(path: Path) -> dict[str, Any]:
         bound = _bound(body)
         leaves = _count_leaves(body["proof"])
         claimed, stated = float(body["usd_per_hour"]), float(body["proven_usd_per_hour"])
-    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, RecursionError) as error:
+        cost_usd, bound_usd = float(cost), float(bound)
+        gap = float((cost - bound) / cost) if cost > 0 else 0.0
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
         raise _refused(path, f"it does not hold together: {error}") from error
-    if abs(float(cost) - claimed) > 1e-6 * max(1.0, claimed):
-        raise _refused(path, f"its plan costs ${float(cost):.6f} an hour, not ${claimed:.6f}")
-    if float(bound) < stated - 1e-9 * max(1.0, abs(stated)):
-        raise _refused(path, f"its leaves prove ${float(bound):.6f} an hour, not ${stated:.6f}")
-    gap = float((cost - bound) / cost) if cost > 0 else 0.0
-    return {"usd_per_hour": float(cost), "proven_usd_per_hour": float(bound), "gap": max(gap, 0.0), "leaves": leaves}
+    if abs(cost_usd - claimed) > 1e-6 * max(1.0, claimed):
+        raise _refused(path, f"its plan costs ${cost_usd:.6f} an hour, not ${claimed:.6f}")
+    if bound_usd < stated - 1e-9 * max(1.0, abs(stated)):
+        raise _refused(path, f"its leaves prove ${bound_usd:.6f} an hour, not ${stated:.6f}")
+    return {"usd_per_hour": cost_usd, "proven_usd_per_hour": bound_usd, "gap": max(gap, 0.0), "leaves": leaves}
 
 
 def _refused(path: Path, why: str) -> GateError:
     return GateError("the certificate is refused", where=str(path), why=why, remedy="ask for a fresh one")
 
 
+def _stated(value: str | float) -> Fraction:
+    """A number of the certificate as it stands there; no text that would stand for more digits than it has.
+
+    Raises:
+        ValueError: an exponent, or thousands of digits.
+    """
+    if isinstance(value, str) and ("e" in value.lower() or len(value) > MAX_DIGITS):
+        raise ValueError(f"{value[:20]!r} is not a fraction of whole numbers")
+    return Fraction(value)
+
+
 def _check_plan(body: Mapping[str, Any]) -> Fraction:
     """The plan keeps every bound and row (to the solver's tolerance) and is whole where it must be; its cost."""
     program = body["program"]
-    x = [Fraction(0)] * int(program["columns"])
+    if program["columns"] != len(program["cost"]):
+        raise ValueError("its columns are not as many as it says")
+    x = [Fraction(0)] * len(program["cost"])
     for i, value in body["plan"]:
-        x[i] = Fraction(value)
+        x[i] = _stated(value)
     integer = set(program["integer"])
     for i, value in enumerate(x):
         if i in integer and value.denominator != 1:
             raise ValueError("a count is not whole")
-        if not Fraction(program["low"][i]) - SLACK <= value <= Fraction(program["high"][i]) + SLACK:
+        if not _stated(program["low"][i]) - SLACK <= value <= _stated(program["high"][i]) + SLACK:
             raise ValueError("a count is out of its bounds")
     left = [Fraction(0)] * len(program["right"])
     for row, column, value in program["entries"]:
-        left[row] += Fraction(value) * x[column]
+        left[row] += _stated(value) * x[column]
     equal = set(program["equal"])
     for row, value in enumerate(left):
-        over = value - Fraction(program["right"][row])
+        over = value - _stated(program["right"][row])
         if over > SLACK or (row in equal and over < -SLACK):
             raise ValueError("the plan breaks one of its own limits")
-    return sum((Fraction(c) * v for c, v in zip(program["cost"], x, strict=True)), Fraction(0))
+    return sum((_stated(c) * v for c, v in zip(program["cost"], x, strict=True)), Fraction(0))
 
 
 def _bound(body: Mapping[str, Any]) -> Fraction:
@@ -247,17 +262,17 @@ def _bound(body: Mapping[str, Any]) -> Fraction:
     program = body["program"]
     by_row: list[list[tuple[int, Fraction]]] = [[] for _ in program["right"]]
     for row, column, value in program["entries"]:
-        by_row[row].append((column, Fraction(value)))
-    low = [Fraction(v) for v in program["low"]]
-    high = [Fraction(v) for v in program["high"]]
-    cost = [Fraction(v) for v in program["cost"]]
-    right = [Fraction(v) for v in program["right"]]
+        by_row[row].append((column, _stated(value)))
+    low = [_stated(v) for v in program["low"]]
+    high = [_stated(v) for v in program["high"]]
+    cost = [_stated(v) for v in program["cost"]]
+    right = [_stated(v) for v in program["right"]]
     equal, integer = set(program["equal"]), set(program["integer"])
 
     def leaf(multipliers: Any, start: list[Fraction], low: list[Fraction], high: list[Fraction]) -> Fraction:
         reduced, total = list(start), Fraction(0)
         for row, text in multipliers:
-            y = Fraction(text)
+            y = _stated(text)
             if row not in equal and y < 0:
                 raise ValueError("a multiplier has the wrong sign")
             total -= y * right[row]
@@ -274,7 +289,7 @@ def _bound(body: Mapping[str, Any]) -> Fraction:
                     raise ValueError("a box that is said to be empty may hold a plan")
                 return None
             return leaf(node["leaf"], cost, low, high)
-        i, at = int(node["split"]), Fraction(int(node["at"]))
+        i, at = int(node["split"]), _stated(int(node["at"]))
         if i not in integer:
             raise ValueError("a split on something that need not be whole")
         left, right_low = list(high), list(low)

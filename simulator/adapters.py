@@ -31,7 +31,7 @@ def fits(w: Any, r: int, i: int) -> bool:
     """Whether the next step can have one more request's adapter."""
     r = w.replicas[r].home
     me = w.replicas[r]
-    if me.lora_slots == 0 or me.used_slots < me.lora_slots:
+    if me.used_slots < me.lora_slots:
         return True
     return w.adapters[r, adapter_of(w, r, i), USERS] > 0  # type: ignore[no-any-return]
 
@@ -41,8 +41,6 @@ def take(w: Any, r: int, i: int) -> None:
     """A request gets a seat: its adapter is in use, and is copied if it is in no slot."""
     batch, r = w.replicas[r], w.replicas[r].home
     me = w.replicas[r]
-    if me.lora_slots == 0:
-        return
     adapter = adapter_of(w, r, i)
     w.adapters[r, adapter, USERS] += 1
     if w.adapters[r, adapter, USERS] > 1:
@@ -69,7 +67,7 @@ def give_back(w: Any, r: int, i: int) -> None:
     """A request is in no further step; to be called while its phase still says that it was."""
     r = w.replicas[r].home
     me = w.replicas[r]
-    if me.lora_slots == 0 or w.requests[i].phase not in (PREFILLING, DECODING):
+    if w.requests[i].phase not in (PREFILLING, DECODING):
         return
     adapter = adapter_of(w, r, i)
     w.adapters[r, adapter, USERS] -= 1

@@ -16,8 +16,8 @@ from numba.core import types
 F = TypeVar("F", bound=Callable[..., Any])
 
 SOURCES = (
-    "adapters.py", "compiled.py", "decoding.py", "disaggregation.py", "engine_state.py", "event_heap.py", "feed.py",
-    "front_end.py", "handover.py", "kv_cache.py", "kv_tiers.py", "loop.py", "packed.py", "preemption.py",
+    "adapters.py", "compiled.py", "course.py", "decoding.py", "disaggregation.py", "engine_state.py", "event_heap.py",
+    "feed.py", "front_end.py", "handover.py", "kv_cache.py", "kv_tiers.py", "loop.py", "packed.py", "preemption.py",
     "prefilling.py", "routing.py", "shared_prefix.py", "speculation.py", "step_eval.py", "swapping.py",
     "transfers.py", "waiting.py",
 )  # fmt: skip

@@ -73,7 +73,8 @@ def start_decoding(w: Any, r: int, i: int) -> None:
 def finish(w: Any, r: int, i: int, end: float) -> None:
     """The last token is in flight; seat and blocks are held until it is out."""
     me = w.replicas[r]
-    adapters.give_back(w, r, i)
+    if me.lora_slots > 0:
+        adapters.give_back(w, r, i)
     w.requests[i].phase = FINISHING
     w.requests[i].end_s = end
     me.num_finishing += 1

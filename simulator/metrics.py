@@ -174,31 +174,29 @@ def warm_up_cut(values: Float) -> int:
     return 5 * int(np.argmin(error[: int(num * MAX_WARM_UP_SHARE) + 1]))
 
 
-def half_widths_95(values: Float, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float | None]:
-    """Half of a 95 % interval of the mean and of percentiles of correlated values in their order of time.
+def with_intervals(values: Float) -> dict[str, float | None]:
+    """``summary`` of correlated values in their order of time, and half of a 95 % interval of each of its figures.
 
     Up to ``NUM_BATCHES`` consecutive batches, each with ``TAIL_VALUES`` beyond the percentile; their spread about the
     figure of all values (sectioning: Asmussen and Glynn, "Stochastic Simulation", 2007, III.5). None where there are
     too few values for ``MIN_BATCHES``.
     """
+    found = summary(values)
+    widths: dict[str, float | None] = {f"{name}_half_width_95": None for name in found}
     by_number: dict[int, list[float]] = {}
-    for p in percentiles:
+    for p in PERCENTILES:
         by_number.setdefault(min(NUM_BATCHES, int(len(values) * min(p, 100.0 - p) / 100.0 / TAIL_VALUES)), []).append(p)
-    answer: dict[str, float | None] = {"mean": None, **{f"p{p:g}": None for p in percentiles}}
     for num_batches, chosen in by_number.items():
         if num_batches < MIN_BATCHES:
             continue
-        batches = np.array_split(values, num_batches)
-        spread = np.array([np.percentile(batch, chosen) for batch in batches]) - np.percentile(values, chosen)
-        names = [f"p{p:g}" for p in chosen]
+        batches, names = np.array_split(values, num_batches), [f"p{p:g}" for p in chosen]
+        each = np.array([np.percentile(batch, chosen) for batch in batches])
         if num_batches == max(by_number):
-            spread = np.column_stack([spread, [batch.mean() - values.mean() for batch in batches]])
-            names.append("mean")
-        width = STUDENT_T[num_batches - MIN_BATCHES] * np.sqrt(
-            (spread**2).sum(axis=0) / (num_batches - 1) / num_batches
-        )
-        answer |= dict(zip(names, width.tolist(), strict=True))
-    return answer
+            each, names = np.column_stack([each, [batch.mean() for batch in batches]]), [*names, "mean"]
+        variance = ((each - [found[name] for name in names]) ** 2).sum(axis=0) / (num_batches - 1)
+        half = STUDENT_T[num_batches - MIN_BATCHES] * np.sqrt(variance / num_batches)
+        widths |= {f"{name}_half_width_95": float(w) for name, w in zip(names, half, strict=True)}
+    return found | widths
 
 
 def steady_state(latencies: Latencies, arrival_s: Float) -> dict[str, Any] | None:
@@ -222,8 +220,7 @@ def steady_state(latencies: Latencies, arrival_s: Float) -> dict[str, Any] | Non
         values = values[~np.isnan(values)]
         if len(values) < MIN_STEADY_REQUESTS // 2:
             continue
-        widths = {f"{name}_half_width_95": width for name, width in half_widths_95(values).items()}
-        answer[f"{metric}_s"] = summary(values) | widths
+        answer[f"{metric}_s"] = with_intervals(values)
     return answer
 
 

@@ -93,6 +93,8 @@ class Plane:
         self._router = routing.new_router(
             router, len(self.specs), router_keys(requests, router), options or routing.RouterOptions(), seed
         )
+        homes = self._world.replicas["home"]  # a pipeline's batches have one queue: requests are sent to its first row
+        self._router.alive[homes != np.arange(len(homes))] = 0
 
     def advance(self, until_s: float) -> None:
         """Deliver all requests and make all decisions before ``until_s``."""

@@ -103,7 +103,8 @@ def preempt_last(w: Any, r: int, now: float) -> int:
         give_back(w, r, i, False)
         w.requests[i].phase = DONE
     else:
-        adapters.give_back(w, r, i)
+        if me.lora_slots > 0:
+            adapters.give_back(w, r, i)
         decodes = w.requests[i].phase == DECODING
         if decodes:
             decoding.stop_decoding(w, r, i)

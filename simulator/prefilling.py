@@ -54,7 +54,7 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
         return tokens, work, ending
     if me.policy == STATIC and (me.num_running > 0 or me.head < 0 or now < waiting.due_s(w, r)):
         return tokens, work, ending
-    seats = me.max_num_seqs - waiting.running_elsewhere(w, r)
+    seats = me.max_num_seqs - (waiting.running_elsewhere(w, r) if me.num_stages > 1 else 0)
     budget -= tokens
     if me.arrived_head >= 0:
         arrived, reach = handover.admit_arrived(w, r, now, budget)
@@ -63,7 +63,7 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
     while budget > 0 and i >= 0 and me.num_running < seats:
         if w.requests[i].ready_s > now:
             break
-        if not adapters.fits(w, r, i):
+        if me.lora_slots > 0 and not adapters.fits(w, r, i):
             before, i = i, w.requests[i].next
             continue
         length = w.requests[i].input + w.requests[i].generated
@@ -74,9 +74,8 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
         chunk = min(rest, budget)
         if not me.chunked and w.requests[i].generated > 0 and budget == me.max_tokens:
             chunk = rest  # alone in its step, a preempted sequence may have outgrown the budget
-        if (chunk < rest and not me.chunked) or preemption.blocks_held(w, r, i, length) - held > kv_cache.free_blocks(
-            w, r
-        ):
+        need = preemption.blocks_held(w, r, i, length) - held
+        if (chunk < rest and not me.chunked) or need > kv_cache.free_blocks(w, r):
             break
         after = w.requests[i].next
         _take_from_queue(w, r, before, i)
@@ -116,7 +115,8 @@ def _admit(w: Any, r: int, i: int, now: float, on_gpu: int, in_cpu: int, on_disk
     """A request becomes the last running one; some of its blocks are cached, here or in a tier."""
     me = w.replicas[r]
     bs = me.block_size
-    adapters.take(w, r, i)
+    if me.lora_slots > 0:
+        adapters.take(w, r, i)
     kv_cache.take_cached_blocks(w, r, i, on_gpu)
     kv_tiers.load(w, r, in_cpu, on_disk)
     w.running[r, me.num_running] = i

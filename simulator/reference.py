@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -44,7 +45,10 @@ class Run:
             )
             for first in sorted(set(firsts))
         }
-        self.router = PlainRouter(router, self.engines, requests, options, seed)
+        self.heads = sorted(set(self.home_of))  # a pipeline's batches have one queue
+        if options.weights is not None:
+            options = replace(options, weights=np.atleast_2d(options.weights)[:, self.heads])
+        self.router = PlainRouter(router, [self.engines[r] for r in self.heads], requests, options, seed)
         fronts = first_ranks(specs, "front_end_ranks")
         each = {
             first: FrontEnd([e for e, f in zip(self.engines, fronts, strict=True) if f == first]) for first in fronts
@@ -92,7 +96,7 @@ class Run:
 
     def happen(self, i: int, now: float) -> None:
         """A request arrives."""
-        r = self.home_of[self.front_of[self.router.choose(i, now)].choose(now).index]
+        r = self.front_of[self.heads[self.router.choose(i, now)]].choose(now).index
         if not self.engines[r].accept(self.job(i, r, now)):
             self.status[i] = REJECTED
             self.ended(i, now)

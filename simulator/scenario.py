@@ -28,6 +28,7 @@ from simulator.workload_spec import WorkloadSpec, resolve_paths
 Parallel = Annotated[int, Field(ge=1, le=4096)]
 Whole = Annotated[int, Field(ge=1, le=100_000_000)]
 Share = Annotated[float, Field(gt=0, le=1)]
+MAX_SLO_S = 1e9
 SLO_NAME = re.compile(r"(ttft|tpot|e2e)_p(\d{1,2}(?:\.\d+)?)_s")
 
 
@@ -220,7 +221,7 @@ def parse_slos(slo: Mapping[str, Any], request_class: str | None = None) -> tupl
             raise InputError(
                 f"slo has no {name!r}", where=str(name), remedy="ttft, tpot or e2e and a percentile, as in ttft_p95_s"
             )
-        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit < float("inf"):
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit <= MAX_SLO_S:
             what = f"slo {name}: {limit!r} is not a positive number of seconds"
             raise InputError(what, where=str(name), remedy=f"{name}: 1.0")
         found.append(Slo(match[1], float(match[2]), float(limit), request_class))

@@ -75,6 +75,8 @@ def _read_json(file: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.f
         document = parse_json(read_text(file, "a spot trace"))
         gap = float(document["metadata"]["gap_seconds"])
         data = np.asarray(document["data"], float)
+        if not 0 < gap < 1e9 or data.ndim != 1 or not np.isfinite(data).all():
+            raise ValueError("gap_seconds is no number of seconds above 0, or data no list of finite numbers")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"not a spot trace: {error}",

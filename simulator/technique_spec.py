@@ -232,7 +232,7 @@ def _offload(spec: ReplicaSpec, replica: Replica, asked: Engine, profile: Profil
     block_bytes, link = _block_bytes(replica, memory), replica.gpu.pcie_bytes_per_s
     all_bytes = (
         block_bytes * replica.tensor_parallel_size * replica.pipeline_parallel_size
-    )  # sizes are those of all GPUs together
+    )  # all GPUs together, as sizes
     cpu_blocks = int((wanted.cpu_gib or 0.0) * GIB // all_bytes)
     if wanted.hicache_ratio is not None:
         cpu_blocks = int(wanted.hicache_ratio * spec.num_gpu_blocks)

@@ -50,10 +50,9 @@ def enqueue(w: Any, r: int, i: int, ready_s: float) -> bool:
 @inner
 def running_elsewhere(w: Any, r: int) -> int:
     """Sequences in a pipeline's other batches, which share its seats."""
-    first, num = w.replicas[r].home, w.replicas[r].num_stages
-    total = -w.replicas[r].num_running if num > 1 else 0
-    for batch in range(first, first + num if num > 1 else first):
-        total += w.replicas[batch].num_running
+    first, total = w.replicas[r].home, 0
+    for batch in range(first, first + w.replicas[r].num_stages):
+        total += w.replicas[batch].num_running if batch != r else 0
     return total
 
 
@@ -110,7 +109,8 @@ def cancel(w: Any, i: int) -> bool:
         me.num_waiting -= 1
         kv_cache.forget(w, r, i)
     else:
-        adapters.give_back(w, r, i)
+        if me.lora_slots > 0:
+            adapters.give_back(w, r, i)
         if phase == DECODING:
             decoding.stop_decoding(w, r, i)
         kept = 0

@@ -63,6 +63,7 @@ def test_a_zip_bomb_needs_little_memory(tmp_path: Path) -> None:
 
 
 MALFORMED: dict[str, tuple[str, bytes]] = {
+    "a key of no text": ("benchmark.yaml", b"null: 1\n"),
     "a NUL in YAML": ("benchmark.yaml", json.dumps(GUIDELLM).encode()[:-1] + bytes(9) + b"}"),
     "a bill cut off inside gzip": ("bill.csv.gz", gzip.compress(FOCUS)[:-20] + b"\x07" * 20),
     "a single probe": ("availability", b'{"metadata": {"gap_seconds": 60}, "data": [1]}'),

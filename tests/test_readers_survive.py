@@ -1,14 +1,19 @@
 """Every reader, on anything: it answers, or refuses with words. Never a crash, a hang or a foreign exception.
 
 Seeds are real forms of each file, which hypothesis then damages: bytes dropped, doubled, replaced, cut off, spliced.
+Of structured files every value is also replaced by values of other kinds and sizes.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -68,6 +73,57 @@ def test_a_reader_answers_or_refuses_with_words(name: str, data: st.DataObject, 
         reader.read(path)
     except PlanError as refusal:
         assert str(refusal).strip()
+
+
+def _document(name: str, seed: bytes) -> list[Any]:
+    """What a seed holds, if it is one JSON or YAML document."""
+    try:
+        found = yaml.safe_load(seed) if name.endswith(".yaml") else json.loads(seed)
+    except ValueError:
+        return []
+    return [found] if isinstance(found, dict | list) else []
+
+
+WRONG: tuple[Any, ...] = (None, [], {}, "x", -1, 0, 1e308, float("nan"), True, [[1]], {"a": 1}, 10**400, "1e999999999")
+STRUCTURED = {
+    name: documents
+    for name, reader in READERS.items()
+    if (documents := [d for seed in reader.seeds for d in _document(name, seed)])
+}
+
+
+def places(document: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something may be replaced in a document: every value, and of a list the first two."""
+    yield place
+    if isinstance(document, dict):
+        for key, value in document.items():
+            yield from places(value, (*place, key))
+    elif isinstance(document, list):
+        for i, value in enumerate(document[:2]):
+            yield from places(value, (*place, i))
+
+
+def replaced(document: Any, place: tuple[Any, ...], value: Any) -> Any:
+    if not place:
+        return value
+    copy = dict(document) if isinstance(document, dict) else list(document)
+    copy[place[0]] = replaced(document[place[0]], place[1:], value)
+    return copy
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_a_value_of_a_wrong_kind_anywhere_is_read_or_refused_with_words(name: str, tmp_path: Path) -> None:
+    reader = READERS[name]
+    reader.prepare(tmp_path)
+    path = tmp_path / reader.file
+    for document in STRUCTURED[name]:
+        for place in places(document):
+            for wrong in WRONG:
+                path.write_text(json.dumps(replaced(document, place, wrong)))
+                try:
+                    reader.read(path)
+                except PlanError as refusal:
+                    assert str(refusal).strip()
 
 
 @pytest.mark.parametrize("name", READERS)

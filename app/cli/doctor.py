@@ -16,8 +16,8 @@ from catalogs.extras import how_to_install
 CORE = ("simpy", "numpy", "scipy", "pandas", "pyarrow", "boto3", "pydantic", "click", "rich", "pyyaml", "numba")
 EXTRAS = {
     "calibrate": (("torch",), "measure this machine's kernels (`plan calibrate run`)"),
-    "web": (("streamlit", "plotly"), "the web app (`plan web`)"),
-    "ray": (("ray",), "sweeps on a Ray cluster (`plan sweep --engine ray`)"),
+    "web": (("streamlit", "plotly"), "serve the web app (`plan web`)"),
+    "ray": (("ray",), "sweep on a Ray cluster (`plan sweep --engine ray`)"),
 }
 
 
@@ -118,7 +118,7 @@ def measured_accuracy() -> list[dict[str, Any]]:
 
 def _tables(document: dict[str, Any]) -> list[Table]:
     def table(title: str, rows: list[dict[str, Any]]) -> Table:
-        columns = list(rows[0]) if rows else ["nothing"]
+        columns = [c for c in rows[0] if c != "get"] if rows else ["nothing"]  # how to get it stands in the notes
         return Table(title, columns, [[row.get(c) for c in columns] for row in rows])
 
     titles = {"packages": "Packages", "profiles": "Profiles", "prices": "Prices", "accuracy": "Measured accuracy"}
@@ -127,7 +127,7 @@ def _tables(document: dict[str, Any]) -> list[Table]:
 
 def _notes(document: dict[str, Any]) -> list[str]:
     missing = {p["extra"] for p in document["packages"] if p["version"] is None and p["extra"]}
-    notes = [f"Not installed: [{extra}], for {EXTRAS[extra][1]}." for extra in sorted(missing)]
+    notes = [f"Not installed: {extra}, to {EXTRAS[extra][1]}: {how_to_install(extra)}" for extra in sorted(missing)]
     notes.append(
         f"GPU: {document['gpu']}. `plan calibrate run` measures it."
         if document["gpu"]

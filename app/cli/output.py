@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 PIPE_COLUMNS = 120  # what a table may take where no terminal says how wide it is
-LONG_WORD = 40  # characters; longer ones (paths, addresses) may be broken over lines
+LONG_WORD = 24  # characters; longer ones (paths, addresses) are broken over lines where there is no other way
 GAP = 3  # characters between two columns
 FORMATS = ("table", "json", "csv", "md")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -118,13 +118,21 @@ def _print_tables(tables: Sequence[Table], notes: Sequence[str]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else PIPE_COLUMNS, highlight=False)
     for table in tables:
         cells = [[cell(c) for c in row] for row in table.rows]
-        widths = column_widths([list(table.columns), *cells], console.width - 1)
+        lines, room = [list(table.columns), *cells], console.width - 1
+        widths = column_widths(lines, room)
+        while widths is None and not terminal:  # a pipe has no edge, and who searches in it wants a row on a line
+            room += GAP
+            widths = column_widths(lines, room)
         if table.title:
             console.print(Text(table.title, style="italic"))
-        console.print(_records(table, cells) if widths is None else _grid(table, cells, widths))
+        if widths is None:
+            console.print(_records(table, cells))
+        else:
+            Console(width=room + 1, highlight=False).print(_grid(table, cells, widths))
     for note in notes:
         console.print(Text(note))
 
@@ -135,14 +143,16 @@ def column_widths(lines: Sequence[Sequence[str]], room: int) -> list[int] | None
     None where a word of up to ``LONG_WORD`` characters would have to be broken.
     """
     columns = list(zip(*lines, strict=True))
-    least = [min(LONG_WORD, max(len(word) for text in column for word in text.split() or [""])) for column in columns]
+    words = [max(len(word) for text in column for word in text.split() or [""]) for column in columns]
     widths = [max(len(line) for text in column for line in text.split("\n")) for column in columns]
-    while sum(widths) + GAP * len(widths) > room:
-        over, i = max((width - low and width, i) for i, (width, low) in enumerate(zip(widths, least, strict=True)))
-        if over == 0:
-            return None
-        widths[i] -= 1
-    return widths
+    room -= GAP * len(columns)
+    for least in (words, [min(LONG_WORD, word) for word in words]):
+        if sum(least) <= room:
+            while sum(widths) > room:
+                i = max((width - low and width, i) for i, (width, low) in enumerate(zip(widths, least, strict=True)))[1]
+                widths[i] -= 1
+            return widths
+    return None
 
 
 def _grid(table: Table, cells: Sequence[Sequence[str]], widths: Sequence[int]) -> RichTable:

@@ -61,3 +61,11 @@ def test_a_gpu_is_named_in_one_piece_whatever_the_terminal(columns: int) -> None
     lines = on_terminal(["catalog", "gpus"], columns)
     assert max(map(len, lines)) <= columns
     assert sum(bool(re.search(r"(^|\s)RTX-PRO-6000(\s|$)", line)) for line in lines) == 1
+
+
+def test_in_a_pipe_a_row_is_one_line_however_wide() -> None:
+    done = subprocess.run([sys.executable, "-m", "app.cli", "prices", "show"], capture_output=True, text=True,
+                          check=True, cwd=Path(__file__).parents[2])  # fmt: skip
+    assert any(
+        "p5.48xlarge" in line and "capacity_block" in line and "us-east-1" in line for line in done.stdout.splitlines()
+    )

@@ -178,10 +178,10 @@ def test_vllm_gives_large_batches_to_large_gpus_but_not_to_the_a100() -> None:
 
 
 @pytest.mark.parametrize("framework", load.frameworks())
-def test_resolving_an_engine_fills_every_setting_but_the_blocks(framework: str) -> None:
+def test_resolving_an_engine_fills_every_setting_but_version_and_blocks(framework: str) -> None:
     model, gpu = load.find_model("bert-large"), load.find_gpu("T4")
     engine = load.resolve_engine(Engine(framework=framework), model, gpu)
-    assert [name for name, value in vars(engine).items() if value is None] == ["num_gpu_blocks"]
+    assert [name for name, value in vars(engine).items() if value is None] == ["version", "num_gpu_blocks"]
     assert engine.max_model_len == 512
 
 

@@ -33,14 +33,17 @@ def main() -> int:
         print(f"{name:22s} {each} s, {executed.group(1) if executed else '?'} inputs: ", end="")
         if ran.returncode:
             broken += 1
-            print(f"BROKEN, see {folder}/found\n{_said(ran.stdout + ran.stderr)}", flush=True)
+            print(
+                f"BROKEN, see {folder}/found, or {folder}/work for the last input\n{_said(ran.stdout + ran.stderr)}",
+                flush=True,
+            )
         else:
             print("ok", flush=True)
     return 1 if broken else 0
 
 
 def _said(text: str) -> str:
-    lines = [line for line in text.splitlines() if not line.startswith(("INFO", "#", "stat::", "MS:"))]
+    lines = [line for line in text.splitlines() if not line.startswith(("INFO", "#", "stat::", "MS:", "WARNING:"))]
     return "\n".join("    " + line[:200] for line in lines[-12:])
 
 

@@ -5,8 +5,8 @@ Anything but an answer or a refusal in words is a crash; so are ten seconds or 2
 
 from __future__ import annotations
 
+import hashlib
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -25,7 +25,8 @@ def main() -> None:
         place.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(reader.seeds):
         (corpus / f"seed-{number}").write_bytes(seed)
-    work = Path(tempfile.mkdtemp(prefix="plan-fuzz-"))
+    work = folder / "work"  # the last input stays there, for a hang or an end by memory
+    work.mkdir(exist_ok=True)
     reader.prepare(work)
     path = work / reader.file
     warnings.simplefilter("error")
@@ -36,6 +37,9 @@ def main() -> None:
             reader.read(path)
         except PlanError as refusal:
             assert str(refusal).strip()
+        except BaseException:  # libFuzzer keeps what breaks it only where its runtime is complete
+            (found / f"{hashlib.sha256(data).hexdigest()[:16]}-{reader.file.replace('/', '-')}").write_bytes(data)
+            raise
 
     flags = [f"-max_total_time={seconds}", "-rss_limit_mb=2048", "-timeout=10", "-max_len=8192",
              f"-artifact_prefix={found}/", "-verbosity=0", "-print_final_stats=1"]  # fmt: skip

@@ -113,15 +113,16 @@ def test_intervals_of_percentiles_hold_the_truth_too() -> None:
     held = np.zeros(len(names))
     for seed in range(300):
         values = lfilter([0.6], [1.0, -0.8], np.random.default_rng(seed).standard_normal(5200))[200:]
-        widths = metrics.half_widths_95(values)
-        found = [values.mean(), *np.percentile(values, metrics.PERCENTILES)]
-        held += [abs(f - t) <= (widths[name] or 0.0) for f, t, name in zip(found, truth, names, strict=True)]
+        part = metrics.with_intervals(values)
+        off = [abs((part[name] or 0.0) - t) for name, t in zip(names, truth, strict=True)]
+        held += [o <= (part[f"{name}_half_width_95"] or 0.0) for o, name in zip(off, names, strict=True)]
     assert (held >= 0.9 * 300).all() and (held <= 0.985 * 300).all(), held
 
 
 def test_a_percentile_of_too_few_values_has_no_interval() -> None:
-    widths = metrics.half_widths_95(np.random.default_rng(0).exponential(size=600))
-    assert widths["p95"] is not None and widths["p99"] is None
+    part = metrics.with_intervals(np.random.default_rng(0).exponential(size=600))
+    assert part["p95_half_width_95"] is not None
+    assert part["p99"] is not None and part["p99_half_width_95"] is None
 
 
 def test_a_queue_that_grows_to_the_end_is_overload_and_its_rate_is_said() -> None:

@@ -263,40 +263,36 @@ def test_an_uploaded_azure_trace_comes_to_a_recommendation(visit: Visit) -> None
 
 @pytest.mark.bench
 def test_time_to_the_first_chart_and_to_a_sliders_answer(browser: Any, server: str) -> None:
-    first, slider, what_if = [], [], []
-    asked = Visit(browser, server)
-    run = ask(asked, ONE_KIND.replace("scale=0.1", "scale=1"))
-    asked.close()
+    first = []
     for _ in range(12):
         visitor = Visit(browser, server)
         began = time.perf_counter()
         visitor.page.goto(server)
         visitor.page.wait_for_function(FIRST_PICTURE, timeout=60_000)
         first.append(time.perf_counter() - began)
-        page = visitor.open("spend")
-        handle = page.get_by_role("slider", name="Machines to commit")
-        handle.focus()
-        for _ in range(3):
-            cost = page.get_by_test_id("stMetricValue").first
-            before = cost.inner_text()
-            began = time.perf_counter()
-            page.keyboard.press("ArrowRight")
-            page.wait_for_function(
-                "old => document.querySelector('[data-testid=stMetricValue]').innerText !== old", arg=before
-            )
-            slider.append(time.perf_counter() - began)
-            visitor.settle()
-        page = visitor.open(f"recommend?run={run}&if_load=0.5")
-        handle = page.get_by_role("slider", name="Load, times this plan's")
-        handle.focus()
-        for key in ("End", "Home", "End"):
-            before = page.evaluate(CHANGED)
-            began = time.perf_counter()
-            page.keyboard.press(key)
-            page.wait_for_function(f"old => ({CHANGED})() !== old", arg=before)
-            what_if.append(time.perf_counter() - began)
-            visitor.settle()
         visitor.close()
-    for what, times in (("first chart", first), ("slider's answer", slider), ("what-if", what_if)):
+    visitor = Visit(browser, server)
+    visitor.open("spend")
+    cost = "() => document.querySelector('[data-testid=stMetricValue]').innerText"
+    commit = answers(visitor, "Machines to commit", cost, ["Home", "End"] * 6)
+    run = ask(visitor, ONE_KIND.replace("scale=0.1", "scale=1"))
+    visitor.open(f"recommend?run={run}&if_load=0.5")
+    what_if = answers(visitor, "Load, times this plan's", CHANGED, ["End", "Home"] * 6)
+    visitor.close()
+    for what, times in (("first chart", first), ("commitment's slider", commit), ("what-if's slider", what_if)):
         print(f"\n{what}: median {statistics.median(times):.2f} s, {min(times):.2f} to {max(times):.2f} s "
               f"({len(times)} times, load average {os.getloadavg()[0]:.1f})")  # fmt: skip
+
+
+def answers(visitor: Visit, name: str, shown: str, keys: list[str]) -> list[float]:
+    """Seconds from each key pressed on a slider until what is shown has changed."""
+    found = []
+    for key in keys:
+        visitor.page.get_by_role("slider", name=name).focus()
+        before = visitor.page.evaluate(shown)
+        began = time.perf_counter()
+        visitor.page.keyboard.press(key)
+        visitor.page.wait_for_function(f"old => ({shown})() !== old", arg=before)
+        found.append(time.perf_counter() - began)
+        visitor.settle()
+    return found
