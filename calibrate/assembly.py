@@ -11,15 +11,12 @@ import pandas as pd
 from calibrate.fit import Frames, fit_frames
 from calibrate.measurements import MeasurementFile
 from calibrate.profiles import SCHEMA_VERSION, Profile, shipped_profiles
+from calibrate.roofline import ELEMENTWISE
 from catalogs.errors import InputError
 from catalogs.schema import Gpu
 
 NEEDED = ("gemm", "prefill_attention", "decode_attention", "moe", "all_reduce", "all_gather", "all_to_all")
 
-# Kernels between the GEMMs. Launch: small kernels of vLLM 0.19 on the RTX 4090 and RTX PRO 6000 (LLMServingSim 5daddb2:
-# 1.9 to 2.7 us). Bandwidth: between Vidur's kernels of 2023 on A100 and H100 (0.5 to 0.6 of DRAM's, arXiv 2405.05465
-# repository) and vLLM 0.19's on the RTX 4090 (1.0).
-ELEMENTWISE = {"eff_bandwidth": 0.8, "launch_s": 2.1e-6}
 # Multi-head latent attention in decode: DeepSeek's FlashMLA on H800, 3000 GB/s of 3350 and 580 TFLOPS of 989
 # (github deepseek-ai/FlashMLA, README).
 MLA_DECODE = {"eff_bandwidth": 0.9, "eff_flops": 0.59, "block_s": 1e-6, "sharpness": 3.0,

@@ -9,22 +9,16 @@ memory-efficient (as xFormers) and the first FlashAttention is fitted on one tab
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from calibrate.attention import Heads
-from calibrate.families import FAMILIES, column
-from calibrate.fit import accuracy, fit_physics, form_of, held_out, predict
 from calibrate.work import split
 from catalogs.errors import InputError
 from catalogs.names import normalise, resolve
 from catalogs.schema import Engine, Gpu, Model
-from catalogs.units import MILLISECONDS_PER_SECOND
 
 FloatArray = NDArray[np.float64]
 
@@ -76,8 +70,6 @@ _ALIASES = {
     "flashattention1": "flash1", "flashattention2": "flash2", "flashattention3": "flash3", "fa2": "flash2",
     "fa3": "flash3", "sdpa": "TORCH_SDPA", "math": "eager",
 }  # fmt: skip
-_COLUMNS = {"eager": "eager_ms", "mem_efficient": "sdpa_ms", "flash1": "flash_ms"}
-_MASK_WASTE = {"eager": 2.0}  # of causal attention: half of what is computed is dropped
 EAGER_DECODE_PASSES = 2.0  # keys and values repeated for each query head: written and read again (repeat_kv)
 STATISTICS_BYTES = 4.0  # log-sum-exp of a token and head
 
@@ -140,33 +132,3 @@ def eager_decode_extra_s(gpu: Gpu, heads: Heads, batch: FloatArray, context: Flo
     repeated = EAGER_DECODE_PASSES * group * values if group > 1 else 0.0 * values
     scores = 2.0 * _EAGER.score_bytes * batch * context * heads.num_heads
     return np.asarray((repeated + scores) / gpu.memory_bandwidth_bytes_per_s)
-
-
-def fit_backends(path: Path, gpu: Gpu) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(parameters, errors) of each backend's prefill kernels, by variant.
-
-    Args:
-        path: table with batch, seqlen, headdim, nheads and one time in milliseconds a backend; nothing is masked.
-    """
-    table = pd.read_csv(path)
-    family, form = FAMILIES["prefill_attention"], form_of("prefill_attention", "bf16")
-    fits: dict[str, Any] = {}
-    errors: dict[str, Any] = {}
-    for variant, name in _COLUMNS.items():
-        rows = pd.DataFrame(
-            {
-                "batch": table["batch"], "query_tokens": table["seqlen"], "context_tokens": table["seqlen"] / 2,
-                "num_heads": table["nheads"], "num_kv_heads": table["nheads"], "head_dim": table["headdim"],
-                "window": 0.0, "kv_bytes": 2.0, "time_s": table[name] / MILLISECONDS_PER_SECOND,
-            }
-        )  # fmt: skip
-        start = {**family.start, "launch_s": (4e-5, 1e-6, 3e-4)}
-        if variant == "eager":
-            start["score_bytes"] = (16.0, 1.0, 100.0)
-        own = replace(family, start=start)
-        unseen = held_out(rows, ("query_tokens", "num_heads", "head_dim"))
-        fit: dict[str, Any] = fit_physics(own, form, [(gpu, rows[~unseen])])
-        error = accuracy(predict(own, gpu, form, rows[unseen], fit), column(rows[unseen], "time_s"))
-        fits[variant] = fit | ({"mask_waste": _MASK_WASTE[variant]} if variant in _MASK_WASTE else {})
-        errors[variant] = {**error, "basis": "held-out shapes on A100; elsewhere not checked"}
-    return fits, errors

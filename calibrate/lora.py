@@ -16,8 +16,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.assembly import ELEMENTWISE
-from calibrate.roofline import peak_flops
+from calibrate.roofline import ELEMENTWISE, peak_flops
 from calibrate.work import Gemm, attention_gemms, expected_experts_hit, mlp_gemms
 from catalogs.errors import InputError
 from catalogs.schema import Engine, Replica

@@ -9,6 +9,10 @@ from calibrate.precisions import Precision
 from catalogs.schema import Gpu
 
 FloatArray = NDArray[np.float64]
+# Kernels between the GEMMs. Launch: small kernels of vLLM 0.19 on the RTX 4090 and RTX PRO 6000 (LLMServingSim 5daddb2:
+# 1.9 to 2.7 us). Bandwidth: between Vidur's kernels of 2023 on A100 and H100 (0.5 to 0.6 of DRAM's, arXiv 2405.05465
+# repository) and vLLM 0.19's on the RTX 4090 (1.0).
+ELEMENTWISE = {"eff_bandwidth": 0.8, "launch_s": 2.1e-6}
 
 
 def peak_flops(gpu: Gpu, dtype: str) -> float:

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from calibrate.assembly import ELEMENTWISE, MLA_DECODE, Origin, profile_document
-from calibrate.backends import fit_backends
+from calibrate.assembly import MLA_DECODE, Origin, profile_document
+from calibrate.backend_fit import fit_backends
 from calibrate.families import FAMILIES, column
 from calibrate.fit import Frames, accuracy, fit_physics, form_of, held_out, predict
 from calibrate.importers.aiconfigurator import read_frames
 from calibrate.links import fit_links
 from calibrate.profile_text import dump
 from calibrate.profiles import SCHEMA_VERSION, SHIPPED
+from calibrate.roofline import ELEMENTWISE
 from calibrate.shared_fit import cross_error, fit_shared
 from calibrate.static_batches import power_demand
 from calibrate.work import attention_gemms, lm_head, mlp_gemms

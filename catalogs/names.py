@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from catalogs.errors import InputError
 
 
+@lru_cache(maxsize=10_000)
 def normalise(name: str) -> str:
     """Lower case, letters and digits only: ``"RTX PRO-6000"`` and ``"RTX-PRO-6000"`` become ``"rtxpro6000"``."""
     return re.sub(r"[^a-z0-9]", "", name.lower())

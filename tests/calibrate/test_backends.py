@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibrate.backends import BACKENDS, attention_workspace_bytes, backend_of, eager_decode_extra_s, fit_backends
+from calibrate.backend_fit import fit_backends
+from calibrate.backends import BACKENDS, attention_workspace_bytes, backend_of, eager_decode_extra_s
 from calibrate.kernel_sums import KernelSums
 from calibrate.memory import MemoryPlan, memory_plan
 from calibrate.profiles import best_profile
