@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: calibrate-gpu help demo test check bench fuzz test-browser test-exports test-lowest test-slow profiles validation docs clean
+.PHONY: calibrate-gpu help demo test test-plans test-rest check bench fuzz test-browser test-exports test-lowest test-slow profiles validation docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -27,7 +27,15 @@ demo: $(BIN)/plan ## set up, then run the main job on bundled data
 	@$(BIN)/plan demo
 
 test: $(VENV)/.tests check ## set up, then run every check and test
-	$(BIN)/pytest
+	@$(MAKE) --no-print-directory -j2 test-plans test-rest
+
+# halves of the suite that take about as long: one for each of two cores
+PLANS := tests/planner tests/web
+test-plans: $(VENV)/.tests
+	$(BIN)/pytest $(PLANS)
+
+test-rest: $(VENV)/.tests
+	$(BIN)/pytest $(PLANS:%=--ignore=%)
 
 check: $(VENV)/.tests ## style, types, import contracts
 	$(BIN)/ruff check .

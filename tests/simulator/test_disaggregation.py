@@ -24,7 +24,7 @@ from simulator.workload import Requests
 from tests.simulator.engine_cases import requests, speculations, step_table
 from tests.simulator.test_engine_equals_reference import assert_equal
 
-SEARCH = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SEARCH = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @dataclass(frozen=True)
