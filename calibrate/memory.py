@@ -18,7 +18,7 @@ from calibrate.lora import lora_bytes, lora_of
 from calibrate.options import number_option, recomputation_of
 from calibrate.precisions import check_sparse_kernels, precision, support
 from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes, split
-from catalogs.engines import version_of
+from catalogs.engines import version_numbers, version_of
 from catalogs.errors import InputError
 from catalogs.load import gpus, resolve_engine
 from catalogs.schema import Engine, Model, Replica
@@ -322,8 +322,7 @@ def _kv_bytes_per_token(replica: Replica) -> float:
 def _graphs_in_budget(engine: Engine) -> bool:
     if engine.framework != "vllm":
         return engine.framework == "tgi"
-    digits = [int("".join(c for c in part if c.isdigit()) or 0) for part in version_of(engine).split(".")[:2]]
-    return tuple(digits) >= GRAPHS_IN_BUDGET_SINCE
+    return version_numbers(version_of(engine)) >= GRAPHS_IN_BUDGET_SINCE
 
 
 def _shortage(replica: Replica, plan: MemoryPlan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -107,8 +108,14 @@ def version_of(engine: Engine) -> str:
     return engine.version or str(engine_defaults(engine.framework)["version"])
 
 
+def version_numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version, to compare: ``0.8.5 (custom)`` is (0, 8); fewer where there are none."""
+    found = re.match(r"(\d+)(?:\.(\d+))?", version)
+    return tuple(int(part) for part in found.groups() if part) if found else ()
+
+
 def _with_async_scheduling(engine: Engine) -> Mapping[str, object]:
-    stated = tuple(int(part) for part in (engine.version or "").split(".")[:2] if part.isdigit())
+    stated = version_numbers(engine.version or "")
     asked = {"async_scheduling", "speculative", "preemption_mode"} & set(engine.options)
     if engine.framework != "vllm" or stated < ASYNC_SINCE or asked:
         return engine.options

@@ -11,7 +11,7 @@ from calibrate.lora import copy_s, lora_of
 from calibrate.memory import MemoryPlan, memory_plan
 from calibrate.profiles import Profile, best_profile, load_profile
 from calibrate.step_time import step_table
-from catalogs.engines import ASYNC_SINCE
+from catalogs.engines import ASYNC_SINCE, version_numbers
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model, resolve_engine
 from catalogs.names import nearest
@@ -207,7 +207,7 @@ def in_closed_loop(line: Line, requests: Requests, num_schedulers: int = 1) -> R
 
 
 def _is_asynchronous(framework: str, version: str) -> bool:
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    numbers = version_numbers(version)
     return framework not in SYNCHRONOUS and (framework != "vllm" or len(numbers) < 2 or numbers >= ASYNC_SINCE)
 
 

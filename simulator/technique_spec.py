@@ -16,7 +16,7 @@ from calibrate.memory import MemoryPlan
 from calibrate.profiles import Profile
 from calibrate.step_time import step_table
 from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes
-from catalogs.engines import version_of
+from catalogs.engines import version_numbers, version_of
 from catalogs.errors import InputError
 from catalogs.load import find_model
 from catalogs.schema import Engine, Replica
@@ -198,7 +198,7 @@ def _blocks_beside(drafter: Replica, wanted: SpeculativeSpec, memory: MemoryPlan
 
 def _swap(spec: ReplicaSpec, replica: Replica, asked: Engine, profile: Profile, memory: MemoryPlan) -> ReplicaSpec:
     engine = replica.engine
-    numbers = tuple(int(part) for part in version_of(engine).split(".")[:2] if part.isdigit())
+    numbers = version_numbers(version_of(engine))
     if engine.framework != "vllm" or numbers >= SWAP_UNTIL:
         raise _refusal(
             f"preemption_mode: swap with {engine.framework} {version_of(engine)}", "preemption_mode",

@@ -42,7 +42,9 @@ def panel(answer: Mapping[str, Any], ask: Asked) -> None:
         st.caption("Move a slider: the plan is solved again from the capacities that were simulated for it.")
         return
     try:
-        show(solve_again(model, change))
+        with st.spinner("Solving again, at most some seconds..."):
+            found = solve_again(model, change)
+        show(found)
     except PlanError as problem:
         error(problem)
         return
