@@ -75,7 +75,7 @@ class Engine:
             sequence.max_tokens = min(sequence.max_tokens, spec.reserve_output_tokens)
         self.waiting.append(sequence)
         group = self.group
-        at_s = max(self.due_s(), group.idle_since_s)
+        at_s = group.free_at_s(self.run, max(self.due_s(), group.idle_since_s))
         if group.idle and at_s < group.wake_s:
             self.run.wake(group, at_s)
         return True

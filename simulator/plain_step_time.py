@@ -37,6 +37,16 @@ def row(values: np.ndarray, i: int) -> float:
     return float(values[i] if i <= last else values[last] + (values[last] - values[last - 1]) * (i - last))
 
 
+def token_wise_s(table: StepTable, tokens: int, mixed: bool) -> float:
+    """Seconds of all layers that see single tokens; ``mixed``: prompt tokens are among them."""
+    return row(table.mixed_tokens_s if mixed else table.decode_tokens_s, tokens)
+
+
+def experts_s(table: StepTable, tokens: int) -> float:
+    """Seconds of the experts that lock-step ranks share, at all their tokens."""
+    return 0.0 if table.experts_s is None else row(table.experts_s, tokens)
+
+
 @dataclass(frozen=True)
 class Work:
     """What a step computes, as its time depends on it; ``contexts`` holds (some of) the decoding sequences' own."""
@@ -55,7 +65,7 @@ def step_time_s(table: StepTable, step: Work) -> float:
     prefill, contexts, decode = step.prefill, step.contexts, step.num_decode
     mean_keys = step.prefill_work / prefill if prefill else 0.0
     point = [prefill, mean_keys, decode, float(np.mean(contexts)) if decode else 0.0]
-    time = row(table.mixed_tokens_s if prefill else table.decode_tokens_s, prefill + step.decode_tokens)
+    time = token_wise_s(table, prefill + step.decode_tokens, prefill > 0)
     time += row(table.sampled_s, step.sampled)
     at_mean = attention_time_s(table, point)
     time += at_mean + skew_time_s(table, point, contexts, at_mean)
@@ -64,7 +74,7 @@ def step_time_s(table: StepTable, step: Work) -> float:
 
 def engine_step_s(spec: ReplicaSpec, step: Step) -> float:
     """Seconds of a step of an engine: the model's, and the drafter's passes where it speculates."""
-    prefill = sum(tokens for _, tokens, _ in step.chunks)
+    prefill = step.num_prefill_tokens
     prefill_work = sum(tokens * (before + 0.5 * tokens) for _, tokens, before in step.chunks)
     decodes, sequences = len(step.decodes), len(step.decodes) + len(step.chunks)
     ending = len(step.sampling) - decodes

@@ -140,7 +140,7 @@ class ReplicaSpec:
             "enable_prefix_caching": self.enable_prefix_caching,
             "speculative": self.speculation is not None,
             "reserve_output_tokens": self.reserve_output_tokens != 0,
-            "expert_parallel_size": self.lockstep_ranks > 1,
+            "lock-step ranks": self.lockstep_ranks > 1,
             f"policy: {self.policy}": POLICIES[self.policy] == engine_state.STATIC,
         }
         why = "swap is that of vLLM V0: synchronous steps, whole sequences of blocks that no other shares"
@@ -183,8 +183,8 @@ def demand_alone(spec: ReplicaSpec) -> None:
         raise InputError(
             "a rank of a lock-step group cannot come or go by itself",
             where="fleet",
-            why="the ranks share experts, or a pipeline's scheduler",
-            remedy="expert_parallel_size and pipeline_parallel_size 1 for replicas that are scaled or fail",
+            why="the ranks share experts (vLLM: of every mixture of experts), or a pipeline's scheduler",
+            remedy="data_parallel_size and pipeline_parallel_size 1 for replicas that are scaled or fail",
         )
 
 
