@@ -33,7 +33,7 @@ class Engine:
         self.iterations = self.preemptions = self.prefix_queries = self.prefix_hits = 0
         self.drafted = self.accepted = 0
         self.copied_s, self.lora_loads = 0.0, 0
-        self.slots = AdapterSlots(spec.adapters, run.seed)
+        self.slots = AdapterSlots(spec.adapters, run.seed, run.num_originals)
         self.swap_outs = self.swap_ins = self.cpu_hits = self.disk_hits = 0
         self.swapped: deque[Job] = deque()
         self.swap_free = 0 if spec.swap is None else spec.swap.num_blocks
@@ -268,15 +268,19 @@ class Engine:
             if self.blocks_for(sequence, sequence.num_tokens) - held > len(self.pool.free):
                 return budget
             del self.waiting[place]
-            copies = self.slots.take(sequence.index)
-            self.lora_loads += copies
-            self.copy_s += copies * (self.spec.adapters.copy_s if self.spec.adapters else 0.0)
+            self.take_slot(sequence)
             self.admit(sequence, now, hit, loads)
             grown = self.grow(sequence, tokens, admitted=True)
             assert grown
             step.chunks.append((sequence, tokens, before))
             budget -= tokens
         return budget
+
+    def take_slot(self, sequence: Job) -> None:
+        """A request gets a seat: its adapter is copied if it is in no slot."""
+        copies = self.slots.take(sequence.index)
+        self.lora_loads += copies
+        self.copy_s += copies * (self.spec.adapters.copy_s if self.spec.adapters else 0.0)
 
     def find_in_tiers(self, sequence: Job, first: int) -> list[int]:
         """For each block of the prompt after those in the GPU's cache the tier that holds it, without a gap."""
