@@ -21,6 +21,7 @@ from simulator import (
     preemption,
     prefilling,
     speculation,
+    static_batches,
     step_eval,
     swapping,
     waiting,
@@ -124,7 +125,8 @@ def _decide_together(w: Any, first: int) -> None:
     for r in range(first, last):
         _nothing_to_do(w, r, now)
         soonest = min(soonest, w.replicas[r].next_s)
-    soonest = lockstep.free_at_s(w, first, soonest) if soonest < NEVER else soonest
+    if soonest < NEVER and w.replicas[first].inflight_s <= now:
+        soonest = lockstep.free_at_s(w, first, soonest)
     for r in range(first, last):
         w.replicas[r].next_s = soonest
 
@@ -255,6 +257,8 @@ def _step_s(w: Any, r: int, tokens: int, work: float, ending: int, decodes: int)
     seqs = decodes + ending + (1 if tokens > 0 and me.prefilling >= 0 else 0)
     if me.spec_tokens > 0:
         time = speculation.step_s(w, r, tokens, work, ending, decodes, seqs)
+    elif me.pads:
+        time = _padded_step_s(w, r, tokens > 0)
     else:
         contexts = decoding.decode_contexts(w, r) if decodes > 0 else (0.0, 0.0, 0.0)
         keys, sampled = work / tokens if tokens > 0 else 0.0, decodes + ending
@@ -262,6 +266,20 @@ def _step_s(w: Any, r: int, tokens: int, work: float, ending: int, decodes: int)
     longer = max(time, me.load_s) + me.copy_s
     me.copied_s += me.speed * (longer - time)
     return longer  # type: ignore[no-any-return]
+
+
+@inner
+def _padded_step_s(w: Any, r: int, begins: bool) -> float:
+    """Seconds of one step of a static batch whose rows are padded."""
+    if begins:
+        static_batches.begin(w, r)
+    rows, length = w.replicas[r].batch_rows, w.replicas[r].batch_tokens
+    table = w.replicas[r].table
+    if begins:
+        none = (0.0, 0.0, 0.0)
+        return step_eval.step_s(w.tables, table, rows * length, 0.5 * length, 0, 0, none, rows, rows)  # type: ignore[no-any-return]
+    contexts = static_batches.decode_contexts(w, r)
+    return step_eval.step_s(w.tables, table, 0, 0.0, rows, rows, contexts, rows, rows)  # type: ignore[no-any-return]
 
 
 @inner
@@ -297,8 +315,10 @@ def _decode_steps(w: Any, r: int, now: float, until_s: float) -> None:
         most = 1
     if most > 1:
         most = decoding.steps_with_blocks(w, r, most)
-    decode = me.num_decode
-    contexts = decoding.decode_contexts(w, r)
+    if me.pads:
+        decode, contexts = me.batch_rows, static_batches.decode_contexts(w, r)
+    else:
+        decode, contexts = me.num_decode, decoding.decode_contexts(w, r)
     table, speed = me.table, me.speed
     room = limit - start
     if not me.asynchronous:

@@ -93,6 +93,26 @@ def engine_step_s(spec: ReplicaSpec, step: Step) -> float:
     return time
 
 
+@dataclass
+class Rectangle:
+    """The padded batch under way: its rows, and their tokens so far."""
+
+    rows: int = 0
+    tokens: int = 0
+
+    def step_s(self, spec: ReplicaSpec, step: Step) -> float:
+        """Seconds of its first step, or of the next token of every row."""
+        if step.chunks:
+            bucket = spec.length_bucket or 1
+            self.tokens = max(-(-(before + tokens) // bucket) * bucket for _, tokens, before in step.chunks)
+            self.rows = max(len(step.chunks), spec.max_num_seqs if spec.pad_batch else 0)
+            area = self.rows * self.tokens
+            return step_time_s(spec.step_table, Work(area, 0.5 * area * self.tokens, 0, [], 0, self.rows, self.rows))
+        self.tokens += 1
+        work = Work(0, 0.0, self.rows, [self.tokens], self.rows, self.rows, self.rows)
+        return step_time_s(spec.step_table, work)
+
+
 def uniform(seed: int, i: int, draw: int) -> float:
     """The uniform number of a request's nth step of speculation, as ``speculation.uniform`` has it."""
     mask = 2**64 - 1
