@@ -49,6 +49,7 @@ def purchase_lines(model: FleetModel, solution: Solution, candidates: Mapping[st
             continue
         served = np.einsum("k,tks->ts", chance, solution.routed[j, 0]) * model.demand[0]
         usd = float((counts * weight).sum() * option.usd_per_hour)
+        counts *= option.machines
         if option.kind == "spot":
             usd *= sum(s.probability * s.spot_up for s in model.states)
         lines.append(Line(option, candidates[option.config], counts, served, usd))
@@ -64,6 +65,7 @@ def line_document(line: Line, periods: Sequence[str] = ()) -> dict[str, Any]:
         "gpus_per_replica": c.gpus_per_replica,
         "tensor_parallel_size": c.tensor_parallel_size,
         **_other_sizes(c),
+        **_roles(line),
         "precision": c.precision,
         "framework": c.framework,
         "purchase": line.option.purchase,
@@ -71,7 +73,7 @@ def line_document(line: Line, periods: Sequence[str] = ()) -> dict[str, Any]:
         "usd_per_hour": round(line.usd_per_hour, 6),
         "usd_per_month": round(cost.usd_per_month(line.usd_per_hour), 2),
         "replicas_per_instance": c.replicas_per_instance,
-        "usd_per_instance_hour": line.option.usd_per_hour,
+        "usd_per_instance_hour": line.option.usd_per_hour / line.option.machines,
         "requests_per_s": [round(float(r), 6) for r in line.rate_rps.sum(1)],
         "share_by_size": _shares(line),
         "setting": c.setting,
@@ -88,10 +90,18 @@ def _other_sizes(candidate: Candidate) -> dict[str, int]:
     return {} if candidate.replica is None else {name: getattr(candidate.replica, name) for name in names}
 
 
+def _roles(line: Line) -> dict[str, Any]:
+    """Replicas of each role in each period, of a line whose prompts and answers have replicas of their own."""
+    c = line.candidate
+    pools = line.counts // c.machines
+    return {"roles": {"prefill": [int(n) for n in pools * c.num_prefill],
+                      "decode": [int(n) for n in pools * c.num_decode]}} if c.roles else {}  # fmt: skip
+
+
 def _upfront_usd(line: Line) -> float:
     """Money that the line's commitments cost before they begin."""
     offer = line.candidate.offers.get(line.option.purchase)
-    return 0.0 if offer is None else round(offer.upfront_usd * int(line.counts.max()), 2)
+    return 0.0 if offer is None else round(offer.upfront_usd * int(line.counts.max()) / line.option.machines, 2)
 
 
 def _held(option: Option) -> str:
@@ -147,6 +157,6 @@ def summary(lines: Sequence[Line]) -> str:
         count = f"{low}" if low == high else f"{low}-{high}"
         form = "" if line.option.purchase == "on_demand" else f", {line.option.purchase}"
         c = line.candidate
-        what = ", ".join([c.gpu, *c.parallelism, c.precision])
+        what = ", ".join([c.gpu, *c.parallelism, c.precision, *([c.roles] if c.roles else [])])
         parts.append(f"{count} x {c.instance_type} ({what}{form})")
     return " + ".join(parts) or "nothing"

@@ -62,7 +62,7 @@ def _rivals(search: Search, model: FleetModel, best: Solution) -> dict[str, Cand
     price: dict[str, float] = {}
     everything = tuple(range(len(search.demand.names)))
     for c in search.candidates.values():
-        rate = search.capacity((c.config, everything)) * c.replicas_per_instance
+        rate = search.capacity((c.config, everything)) * c.served_at_once
         for offer in c.offers.values():
             if rate > 0:
                 price[c.gpu] = min(price.get(c.gpu, np.inf), offer.usd_per_hour / rate)

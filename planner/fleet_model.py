@@ -19,7 +19,7 @@ Kind = Literal["committed", "on_demand", "spot"]
 
 @dataclass(frozen=True)
 class Option:
-    """One thing that can be bought: a machine with a configuration, in a purchase form.
+    """One thing that can be bought: a machine (or several at once) with a configuration, in a purchase form.
 
     Attributes:
         name: unique.
@@ -31,6 +31,7 @@ class Option:
         max_count: machines at most; None: no limit.
         active: (T,) periods in which a commitment holds; None: all. It is paid for in these.
         start_hours: hours paid for and not used at each start (boot).
+        machines: that one of it consists of; price, load and counts are of all of them together.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Option:
     max_count: int | None = None
     active: BoolArray | None = None
     start_hours: float = 0.0
+    machines: int = 1
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def undominated(options: Sequence[Option], quotas: Sequence[Quota] = ()) -> list
     for i, option in enumerate(options):
         window = None if option.active is None else option.active.tobytes()
         # an option under a limit stands for others of its own machine only
-        machine = option.instance if option.config in limited or option.max_count is not None else None
+        bounded = option.config in limited or option.max_count is not None
+        machine = (option.instance, option.machines) if bounded else None
         groups.setdefault((option.kind, window, option.start_hours, machine, option.max_count), []).append(i)
     kept: list[int] = []
     for members in groups.values():

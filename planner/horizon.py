@@ -309,5 +309,5 @@ def _quota(name: str, most: int, candidates: Sequence[Candidate]) -> Quota:
             where="quotas",
             remedy=f"did you mean {' or '.join(close)}?" if close else "",
         )
-    members = {c.label for c in candidates if name in (c.instance_type, c.gpu)}
-    return Quota(name, dict.fromkeys(sorted(members), 1.0), float(most))
+    machines = {c.label: float(c.machines) for c in candidates if name in (c.instance_type, c.gpu)}
+    return Quota(name, dict(sorted(machines.items())), float(most))

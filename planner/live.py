@@ -79,6 +79,8 @@ def play(problem: Problem, search: Search, lines: Sequence[Line], draws: int = D
     everything = tuple(range(len(search.demand.names)))
     if any(search.capacity((line.candidate.config, everything)) <= 0 for line in lines):
         return {"not_played": "a line cannot serve every size, and a fleet's one router does not tell sizes apart"}
+    if any(line.candidate.roles for line in lines):
+        return {"not_played": "prefill and decode pools are simulated with a fixed number of replicas"}
     if any(search.served[line.candidate.config].num_engines > 1 for line in lines):
         return {"not_played": "a live fleet starts engines one by one, and a replica of the plan has several"}
     window = hardest_window(problem, search, counts)

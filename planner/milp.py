@@ -165,6 +165,7 @@ def _starts(model: FleetModel, program: Program, c: Columns) -> None:
     before = np.roll(c.held, 1, axis=2)
     if not model.cyclic:
         before[:, :, 0] = -1
+    machines = np.array([float(o.machines) for o in model.options])[:, None, None]
     tracked = c.started >= 0
     now = np.where(tracked, c.held, -1)
     then = np.where(tracked, before, -1)
@@ -177,12 +178,13 @@ def _starts(model: FleetModel, program: Program, c: Columns) -> None:
             c.held.shape,
         )  # fmt: skip
         if limits.max_added_per_period is not None:
-            program.limit(c.started, float(limits.max_added_per_period))
+            program.limit(c.started, limits.max_added_per_period // machines)
     if limits.max_removed_per_period is not None:
         known = np.where(before >= 0, c.held, -1)
         program.rows(
-            "scaling down", [(before, 1.0), (known, -1.0)], -np.inf, float(limits.max_removed_per_period), c.held.shape
-        )
+            "scaling down", [(before, machines), (known, -machines)], -np.inf, float(limits.max_removed_per_period),
+            c.held.shape,
+        )  # fmt: skip
     if limits.min_run_periods > 1 and tracked.any():
         recent = [np.roll(c.started, lag, axis=2) for lag in range(limits.min_run_periods)]
         if not model.cyclic:

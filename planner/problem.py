@@ -16,6 +16,7 @@ from catalogs.errors import InputError
 from catalogs.names import nearest
 from catalogs.yaml_source import Located, Strict, check, read_yaml
 from simulator.replicas import engine_options
+from simulator.roles import DisaggregationSpec
 from simulator.scenario import EngineSpec, parse_slos
 from simulator.workload import Slo
 from simulator.workload_spec import WorkloadSpec
@@ -44,6 +45,9 @@ class Candidates(Strict):
     pipeline_parallel_size: list[int] = Field([1], description="stages to try")
     data_parallel_size: list[int] = Field([1], description="ranks of one replica to try")
     expert_parallel_size: list[int] = Field([1], description="of models with experts: GPUs that share them out, to try")
+    disaggregated: list[bool] = Field(
+        [False], min_length=1, description="whether prefill and decode have replicas of their own, to try"
+    )
     max_num_seqs: list[int] | None = Field(None, description="engine seats to try; None: the framework's default")
     max_num_batched_tokens: list[int] | None = Field(None, description="None: the framework's default")
     kv_cache_dtype: list[str] = Field(["auto"], min_length=1)
@@ -183,6 +187,9 @@ class Problem(Strict):
     slo: dict[str, Any] = Field(description="{ttft_p95_s: 1.0, ...}; or by request class")
     region: str = "us-east-1"
     candidates: Candidates = Candidates()  # type: ignore[call-arg]
+    disaggregation: DisaggregationSpec = Field(
+        DisaggregationSpec(), description="what lies between prefill and decode replicas, where they are tried"
+    )
     quality: Quality = Quality()  # type: ignore[call-arg]
     spot: Spot = Spot()  # type: ignore[call-arg]
     time: Time = Time()  # type: ignore[call-arg]

@@ -19,6 +19,7 @@ from planner.demand import Demand, Pattern
 from planner.fleet_model import FleetModel, Kind, Option, State, undominated
 from planner.horizon import Horizon, scaled
 from planner.milp import Solution
+from planner.pressed import pressed, used_options
 from planner.purchase import Extra
 from planner.solve import solve
 from planner.verify import Group, Verdict, group_requests, simulate_fleet
@@ -32,7 +33,6 @@ EPSILON = 1e-7
 COARSE_GAP, COARSE_LIMIT_S = 3e-3, 20.0
 FIRST_GAP = 5e-3  # of plans over many periods until one of them keeps its promise; then the gap that was asked for
 ROUGH_GAP, ROUGH_LIMIT_S = 0.02, 10.0  # of plans over many periods that only stand for comparison
-MAX_CHECKS = 24  # different fleets that are simulated; the busiest first
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Search:
             for pattern in self.demand.patterns:
                 load = loads[(candidate.config, pattern)]
                 if load is not None:
-                    found += self._offers(candidate, pattern, load / candidate.replicas_per_instance)
+                    found += self._offers(candidate, pattern, load / candidate.served_at_once)
         self.model = self._with_shared(found)
         return undominated(found, self.model.limits.quotas)
 
@@ -99,7 +99,7 @@ class Search:
             for key in sorted(k for k in self.rps if k[0] == candidate.config):
                 load = self.load_of(key)
                 if load is not None:
-                    found += self._offers(candidate, key[1], load / candidate.replicas_per_instance)
+                    found += self._offers(candidate, key[1], load / candidate.served_at_once)
         return self._with_shared(found).with_options(found)
 
     def _with_shared(self, options: list[Option]) -> FleetModel:
@@ -113,7 +113,10 @@ class Search:
         for purchase, offer in candidate.offers.items():
             name = f"{candidate.label} {purchase} [{self.demand.pattern_name(pattern)}]"
             kind = KINDS.get(purchase, "committed")
-            option = Option(name, candidate.instance_type, candidate.label, purchase, kind, offer.usd_per_hour, load)
+            option = Option(
+                name, candidate.instance_type, candidate.label, purchase, kind, offer.usd_per_hour, load,
+                machines=candidate.machines,
+            )  # fmt: skip
             found += self.extra.forms(option, self.model)
         found += self.extra.held_already(candidate, self.demand.pattern_name(pattern), load)
         for option in found:
@@ -209,7 +212,7 @@ class Search:
             candidate = self.candidates[option.config]
             key = (candidate.config, self.patterns[option.name])
             share = solution.routed[j, 0, period, k, :]
-            replicas = count * candidate.replicas_per_instance
+            replicas = count * candidate.served_at_once
             before = found.get(key)
             if before is not None:
                 share, replicas = share + before.share, replicas + before.num_replicas
@@ -347,7 +350,7 @@ class Search:
     def _step(self, model: FleetModel, solution: Solution, key: Key) -> int:
         """Replicas that leave with the smallest machine of a group."""
         sizes = [
-            self.candidates[o.config].replicas_per_instance
+            self.candidates[o.config].served_at_once
             for o in used_options(model, solution)
             if (self.candidates[o.config].config, self.patterns[o.name]) == key
         ]
@@ -367,32 +370,3 @@ def _sketch(model: FleetModel) -> FleetModel:
         model, demand=model.demand[:1, chosen], hours=np.ones(len(chosen)), probability=np.ones(1),
         states=(State(1.0),), limits=limits, cyclic=False,
     )  # fmt: skip
-
-
-def pressed(model: FleetModel, solution: Solution, most: int = MAX_CHECKS) -> list[tuple[int, int]]:
-    """(period, spot state) pairs to simulate: for every different fleet, the period with the most requests.
-
-    The busiest period comes first; there the state in which all spot zones are down is checked too, with its fallback.
-    """
-    counts = np.concatenate([solution.held[:, 0], solution.committed[:, None] * model.active]).round()
-    rate = model.demand[0].sum(1)
-    hardest: dict[bytes, int] = {}
-    for t in range(len(rate)):
-        key = counts[:, t].tobytes()
-        if rate[t] > 0 and (key not in hardest or rate[t] > rate[hardest[key]]):
-            hardest[key] = t
-    periods = sorted(hardest.values(), key=lambda t: (-rate[t], t))[:most]
-    up = [s.spot_up for s in model.states]
-    calm = int(np.argmax(up))
-    found = [(t, calm) for t in periods]
-    settled = [k for k, s in enumerate(model.states) if s.fallback]
-    lowest = min(settled, key=lambda k: up[k], default=calm)
-    if model.is_kind("spot").any() and up[lowest] < 1 and periods:
-        found.append((periods[0], lowest))
-    return found
-
-
-def used_options(model: FleetModel, solution: Solution) -> list[Option]:
-    """Options of which at least one machine is bought."""
-    counts = solution.committed + solution.held.sum((1, 2)) + solution.fallback.sum((1, 2, 3))
-    return [o for o, n in zip(model.options, counts, strict=True) if n > 0.5]

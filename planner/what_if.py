@@ -232,7 +232,7 @@ def _model(what_if: Mapping[str, Any], candidates: CandidateMap, change: Change)
         names = {one["purchase"], candidate.gpu, candidate.instance_type}
         price = math.prod(v for n, v in change.prices.items() if n in names)
         load = np.array([np.inf if x is None else x for x in capacity["load"]], dtype=float)
-        load = load / candidate.replicas_per_instance * (capacity["rps"]["1"] / rps)
+        load = load / candidate.served_at_once * (capacity["rps"]["1"] / rps)
         active = None if one["active"] is None else _periods(one["active"], periods)
         plain = {k: v for k, v in one.items() if k not in ("capacity", "active", "usd_per_hour")}
         options.append(Option(**plain, usd_per_hour=one["usd_per_hour"] * price, load=load, active=active))
@@ -251,7 +251,7 @@ def _candidates(what_if: Mapping[str, Any]) -> dict[str, Candidate]:
 
 def _described(candidate: Candidate) -> dict[str, Any]:
     names = ("instance_type", "gpu", "num_gpus", "gpus_per_replica", "tensor_parallel_size", "precision", "framework",
-             "score", "setting")  # fmt: skip
+             "score", "setting", "num_prefill", "num_decode")  # fmt: skip
     return {name: getattr(candidate, name) for name in names}
 
 

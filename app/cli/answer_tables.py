@@ -31,7 +31,7 @@ def _purchases(answer: Mapping[str, Any]) -> Table:
     rows = [
         [
             line["instance_type"], _counts(line["instances"]), line["gpu"],
-            f"{parallelism(line)}, {line['precision']}, {line['framework']}", _form(line),
+            _runs(line), _form(line),
             *([line.get("serves", "all")] if sorts else []), _mean(line["requests_per_s"]), line.get("quality_score"),
             line["usd_per_hour"], line.get("usd_per_month"),
         ]
@@ -47,6 +47,15 @@ def _purchases(answer: Mapping[str, Any]) -> Table:
     if plan.get("usd_per_thousand_requests"):
         title += f", ${plan['usd_per_thousand_requests']:.3f} per thousand requests"
     return Table(title, columns, rows)
+
+
+def _runs(line: Mapping[str, Any]) -> str:
+    words = [parallelism(line), line["precision"], line["framework"]]
+    if line.get("roles"):
+        words.append(
+            f"{_counts(line['roles']['prefill'])} prefill + {_counts(line['roles']['decode'])} decode replicas"
+        )
+    return ", ".join(words)
 
 
 def parallelism(line: Mapping[str, Any]) -> str:
