@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from catalogs.units import HOURS_PER_MONTH
+from catalogs.units import HOURS_PER_MONTH, HOURS_PER_YEAR
 from planner import cost
 from planner.answer import purchase_lines, summary
 from planner.candidates import Candidate
 from planner.capacity import Capacities
 from planner.confidence import step_error
-from planner.fleet_model import FleetModel
-from planner.market import TERM_YEARS, offers_of
+from planner.fleet_model import FleetModel, SavingsPlan
+from planner.market import TERM_YEARS, Offer, offers_of
 from planner.milp import Solution
 from planner.problem import Problem
 from planner.search import ROUGH_GAP, Key, Search
@@ -140,6 +140,13 @@ def _cost(model: FleetModel) -> float | None:
     return None if plan is None else plan.usd_per_hour
 
 
+def _under_plan(plan: SavingsPlan, rate: float) -> Offer:
+    """A machine's whole hours under a Savings Plan; its running part is what is not paid upfront."""
+    years = float(plan.terms["term_years"])
+    running = rate - rate * plan.upfront_usd / (years * HOURS_PER_YEAR)
+    return Offer(rate * plan.usd_per_hour, "", "", "", rate * plan.upfront_usd, running)
+
+
 def against_today(problem: Problem, usd_per_hour: float) -> dict[str, Any] | None:
     """Today's fleet at the catalogue's prices, and what the plan saves; None where no fleet is described."""
     if not problem.today:
@@ -165,15 +172,20 @@ def against_today(problem: Problem, usd_per_hour: float) -> dict[str, Any] | Non
     }
 
 
-def break_even(problem: Problem, instances: set[str]) -> list[dict[str, Any]]:
-    """For each machine of the plan: from which utilisation, and after how many months, a commitment pays."""
+def break_even(problem: Problem, instances: set[str], plans: Sequence[SavingsPlan] = ()) -> list[dict[str, Any]]:
+    """For each machine of the plan: from which utilisation, and after how many months, a commitment pays.
+
+    Args:
+        plans: Savings Plans that its machines may run under.
+    """
     found = []
     for name in sorted(instances):
         offers = offers_of(problem, name, all_forms=True)
         on_demand = offers.get("on_demand")
-        for form in TERM_YEARS:
-            offer = offers.get(form)
-            if on_demand is None or offer is None:
+        committed = {form: offers[form] for form in TERM_YEARS if form in offers}
+        committed |= {p.name: _under_plan(p, p.rates[name]) for p in plans if name in p.rates}
+        for form, offer in committed.items():
+            if on_demand is None:
                 continue
             found.append(
                 {

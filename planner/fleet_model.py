@@ -5,9 +5,9 @@ Indices used everywhere: j option, o scenario of demand, t period, k state of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,24 @@ class State:
 
 
 @dataclass(frozen=True)
+class SavingsPlan:
+    """Dollars promised for each hour, that pay for machines on demand at the plan's rates; one amount for all time.
+
+    Attributes:
+        usd_per_hour: what a promised dollar an hour costs: 1, or with money upfront its level rate.
+        rates: USD an hour of a machine under the plan, by instance type.
+        upfront_usd: paid before it begins, for each promised dollar an hour.
+        terms: for the answer.
+    """
+
+    name: str
+    usd_per_hour: float
+    rates: Mapping[str, float]
+    upfront_usd: float = 0.0
+    terms: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Quota:
     """At most ``limit`` of ``sum(weight * machines)`` at any time, over some options."""
 
@@ -92,6 +110,7 @@ class FleetModel:
         states: of the spot zones, the same in every period; probabilities sum to 1.
         limits: what must hold.
         cyclic: the last period is followed by the first (a week that repeats).
+        savings_plans: that machines on demand may run under.
     """
 
     options: tuple[Option, ...]
@@ -101,6 +120,7 @@ class FleetModel:
     states: tuple[State, ...] = (State(1.0),)
     limits: Limits = Limits()
     cyclic: bool = False
+    savings_plans: tuple[SavingsPlan, ...] = ()
 
     @property
     def weight(self) -> FloatArray:
@@ -116,6 +136,19 @@ class FleetModel:
     def usd_per_hour(self) -> FloatArray:
         """(J,)"""
         return np.array([o.usd_per_hour for o in self.options], dtype=float)
+
+    @property
+    def plan_rates(self) -> FloatArray:
+        """(P, J) USD an hour of an option's machines under each Savings Plan; inf: it does not hold for them."""
+        rates = [
+            [p.rates.get(o.instance, np.inf) * o.machines if o.kind == "on_demand" else np.inf for o in self.options]
+            for p in self.savings_plans
+        ]
+        return np.array(rates, dtype=float).reshape(len(self.savings_plans), len(self.options))
+
+    def undominated(self, options: Sequence[Option]) -> list[Option]:
+        """See ``undominated``, under this model's quotas and Savings Plans."""
+        return undominated(options, self.limits.quotas, {i for p in self.savings_plans for i in p.rates})
 
     def is_kind(self, kind: Kind) -> BoolArray:
         """(J,)"""
@@ -133,18 +166,24 @@ class FleetModel:
         return replace(self, options=tuple(options))
 
 
-def undominated(options: Sequence[Option], quotas: Sequence[Quota] = ()) -> list[Option]:
+def undominated(
+    options: Sequence[Option], quotas: Sequence[Quota] = (), under_plans: Collection[str] = ()
+) -> list[Option]:
     """The options that an optimum can need: no other of their kind costs no more and carries no more load per request.
 
     Exact: whatever a dominated option does in a plan, its dominator does at no more cost. An option that a count,
-    a quota or a time window limits never dominates one that it cannot replace.
+    a quota or a time window limits never dominates one that it cannot replace; nor do two instance types stand for each
+    other of which one has a rate under a Savings Plan.
+
+    Args:
+        under_plans: instance types with such a rate.
     """
     limited = {name for q in quotas for name in q.weights}
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, option in enumerate(options):
         window = None if option.active is None else option.active.tobytes()
         # an option under a limit stands for others of its own machine only
-        bounded = option.config in limited or option.max_count is not None
+        bounded = option.config in limited or option.max_count is not None or option.instance in under_plans
         machine = (option.instance, option.machines) if bounded else None
         groups.setdefault((option.kind, window, option.start_hours, machine, option.max_count), []).append(i)
     kept: list[int] = []

@@ -14,7 +14,7 @@ from catalogs.errors import GateError, InputError, MissingError
 from catalogs.load import find_model
 from catalogs.schema import Model
 from planner import alternatives, confidence
-from planner.answer import SCHEMA_VERSION, Line, ended_by, plan_document, purchase_lines
+from planner.answer import SCHEMA_VERSION, Line, ended_by, plan_document, promised_documents, purchase_lines
 from planner.assumptions import assumptions_of
 from planner.candidates import Candidate, enumerate_candidates
 from planner.capacity import Capacities
@@ -235,7 +235,8 @@ def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> d
     draws = confidence.fresh_seeds(search.capacities, checked, groups, FRESH_DRAWS)
     slo = confidence.slo_document(problem.slos, checked, found.verdict.latencies)
     rates = _mean_rates(found)
-    plan = plan_document(lines, found.solution.usd_per_hour, rates)
+    promised = promised_documents(found.model, found.solution)
+    plan = plan_document(lines, found.solution.usd_per_hour, rates, promised)
     for document, line in zip(plan["lines"], lines, strict=True):
         document["serves"] = demand.pattern_name(search.patterns[line.option.name])
         document["engine"] = _engine(search.served[line.candidate.config])
@@ -249,7 +250,7 @@ def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> d
     return {
         **around,
         **({"today": today} if today else {}),
-        "break_even": break_even(problem, {line.candidate.instance_type for line in lines}),
+        "break_even": break_even(problem, {line.candidate.instance_type for line in lines}, found.model.savings_plans),
         "schema_version": SCHEMA_VERSION,
         "model": problem.model,
         "region": problem.region,

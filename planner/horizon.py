@@ -17,6 +17,7 @@ from planner.candidates import Candidate
 from planner.demand import Demand
 from planner.fleet_model import FleetModel, Limits, Quota, State
 from planner.problem import Problem, Spot
+from planner.savings_plans import plans_of
 from simulator.scaling import scale_requests
 from simulator.traces import take
 
@@ -204,7 +205,7 @@ def base_model(problem: Problem, horizon: Horizon, candidates: Sequence[Candidat
     """The model without options.
 
     Raises:
-        InputError: a quota for something that is not among the candidates.
+        InputError: a quota for something that is not among the candidates. MissingError: Savings Plans without a rate.
     """
     scenarios = problem.time.scenarios
     scale = np.array([s.scale for s in scenarios]) * (1 + problem.time.headroom)
@@ -212,8 +213,9 @@ def base_model(problem: Problem, horizon: Horizon, candidates: Sequence[Candidat
     probability = np.array([s.probability for s in scenarios])
     states = spot_states(problem) if "spot" in problem.candidates.purchase else (State(1.0),)
     return FleetModel(
-        (), rates, np.ones(horizon.num_periods), probability, states, limits_of(problem, candidates), horizon.cyclic
-    )
+        (), rates, np.ones(horizon.num_periods), probability, states, limits_of(problem, candidates), horizon.cyclic,
+        plans_of(problem, {c.instance_type for c in candidates}),
+    )  # fmt: skip
 
 
 def zone_availability(problem: Problem) -> tuple[float, str]:

@@ -22,6 +22,7 @@ from simulator.workload import Slo
 from simulator.workload_spec import WorkloadSpec
 
 PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
+Form = Literal["on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block", "savings_plan"]
 
 
 def _check_setting(name: str, value: Any) -> None:
@@ -38,9 +39,7 @@ class Candidates(Strict):
     instances: Literal["all"] | list[str] = Field("all", description="instance types")
     precision: list[str] | None = Field(None, description="None: the published weights', and fp8 where it is native")
     frameworks: list[str] = Field(["vllm"], min_length=1)
-    purchase: list[Literal["on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block"]] = Field(
-        ["on_demand"], min_length=1
-    )
+    purchase: list[Form] = Field(["on_demand"], min_length=1)
     tensor_parallel_size: list[int] | None = Field(None, description="None: 1, 2, 4, 8 as the instance allows")
     pipeline_parallel_size: list[int] = Field([1], description="stages to try")
     data_parallel_size: list[int] = Field([1], description="ranks of one replica to try")
@@ -63,6 +62,13 @@ class Candidates(Strict):
     def _positive(cls, values: list[int] | None) -> list[int] | None:
         if values is not None and (not values or min(values) < 1):
             raise ValueError("needs whole numbers of 1 or more")
+        return values
+
+    @field_validator("purchase")
+    @classmethod
+    def _plans_need_machines(cls, values: list[Form]) -> list[Form]:
+        if "savings_plan" in values and "on_demand" not in values:
+            raise ValueError("a Savings Plan pays for machines that run on demand: name on_demand beside savings_plan")
         return values
 
     @field_validator("engine")
@@ -202,6 +208,9 @@ class Problem(Strict):
     prices: Path | None = Field(
         None, description="your prices: instance_type,region,purchase,usd_per_hour[,upfront_usd]"
     )
+    savings_plans: Path | None = Field(
+        None, description="your Savings Plan rates: plan,term_years,payment,instance_type,usd_per_hour[,region]"
+    )
     today: list[Holding] = Field([], description="the fleet that runs today, to compare with")
     explore: bool = Field(True, description="also Pareto fronts, sensitivity and the range that calibration leaves")
     router: str = Field("least_loaded", description="between the replicas of one line")
@@ -229,7 +238,7 @@ class Problem(Strict):
         return parse_slos(self.slo)
 
 
-PATH_KEYS = frozenset({"trace", "buckets", "file", "demand", "results", "capacity_table", "prices"})
+PATH_KEYS = frozenset({"trace", "buckets", "file", "demand", "results", "capacity_table", "prices", "savings_plans"})
 
 
 def read_problem(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Problem:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from planner.candidates import Candidate
 from planner.capacity import Capacities
 from planner.demand import Demand, Pattern
-from planner.fleet_model import FleetModel, Kind, Option, State, undominated
+from planner.fleet_model import FleetModel, Kind, Option, State
 from planner.horizon import Horizon, scaled
 from planner.milp import Solution
 from planner.pressed import pressed, used_options
@@ -90,7 +90,7 @@ class Search:
                 if load is not None:
                     found += self._offers(candidate, pattern, load / candidate.served_at_once)
         self.model = self._with_shared(found)
-        return undominated(found, self.model.limits.quotas)
+        return self.model.undominated(found)
 
     def simulated(self) -> FleetModel:
         """The model with all that can be bought of what was simulated, dominated or not."""
