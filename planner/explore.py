@@ -77,7 +77,10 @@ def _at_slo(
     before = search.capacities
     slos = tuple(replace(s, limit_s=s.limit_s * factor) for s in before.slos)
     capacities = Capacities(before.demand, slos, before.router, before.seed, before.store, before.workers)
-    other = replace(search.restricted(candidates), capacities=capacities, rps={}, locked=set(), patterns={}, weights={})
+    other = replace(
+        search.restricted(candidates), capacities=capacities, rps={}, locked=set(), patterns={}, weights={}, _loads={},
+        _offered={},
+    )  # fmt: skip
     settled = other.settle(lambda _what, _share: None)
     if settled is None:
         return None, "no plan keeps it", other.rps

@@ -32,6 +32,7 @@ from planner.problem import Problem
 from planner.purchase import check_holdings, extra_of
 from planner.relax import explain_infeasible
 from planner.search import Search
+from planner.step_tables import StepTables
 from planner.store import CapacityStore, default_store
 from planner.verify import Verdict
 from planner.what_if import handed_on
@@ -102,7 +103,7 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore, worker
     horizon = horizon_of(problem, demand_of(workload_requests(problem), split_lengths=not over_time))
     progress("candidates", 0.05)
     candidates, refused = enumerate_candidates(problem, model)
-    served, unknown = _served(candidates, problem.disaggregation)
+    served, unknown = _served(candidates, problem.disaggregation, StepTables(store))
     refused += unknown
     kept = {c.label: c for c in candidates if c.config in served}
     if not kept:
@@ -171,7 +172,7 @@ def workload_requests(problem: Problem) -> Requests:
 
 
 def _served(
-    candidates: list[Candidate], between: DisaggregationSpec
+    candidates: list[Candidate], between: DisaggregationSpec, tables: StepTables
 ) -> tuple[dict[str, Served], list[tuple[str, str]]]:
     """What the simulator needs of each configuration, and those whose step times, or links, are not known."""
     alone: dict[str, Served] = {}  # by configuration without roles
@@ -183,7 +184,7 @@ def _served(
         try:
             name = replace(candidate, num_prefill=0, num_decode=0).config
             if name not in alone:
-                alone[name] = build_line(candidate.replica)
+                alone[name] = build_line(candidate.replica, table_of=tables)
             served[candidate.config] = alone[name]
             if candidate.roles:
                 served[candidate.config] = pool_line(

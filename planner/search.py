@@ -60,6 +60,8 @@ class Search:
     locked: set[Key] = field(default_factory=set)
     patterns: dict[str, Pattern] = field(default_factory=dict)  # by option name
     weights: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    _loads: dict[Key, tuple[float, NDArray[np.float64] | None]] = field(default_factory=dict)
+    _offered: dict[tuple[str, Pattern], tuple[NDArray[np.float64], list[Option]]] = field(default_factory=dict)
     rounds: int = 0
     checked: int = 0  # (period, spot state) pairs simulated as whole fleets
     first: bool = False  # no plan has kept its promise yet: the gap may be wider
@@ -88,7 +90,7 @@ class Search:
             for pattern in self.demand.patterns:
                 load = loads[(candidate.config, pattern)]
                 if load is not None:
-                    found += self._offers(candidate, pattern, load / candidate.served_at_once)
+                    found += self._offers(candidate, pattern, load)
         self.model = self._with_shared(found)
         return self.model.undominated(found)
 
@@ -99,7 +101,7 @@ class Search:
             for key in sorted(k for k in self.rps if k[0] == candidate.config):
                 load = self.load_of(key)
                 if load is not None:
-                    found += self._offers(candidate, key[1], load / candidate.served_at_once)
+                    found += self._offers(candidate, key[1], load)
         return self._with_shared(found).with_options(found)
 
     def _with_shared(self, options: list[Option]) -> FleetModel:
@@ -109,6 +111,14 @@ class Search:
         return replace(self.model, limits=replace(limits, quotas=(*own, *self.extra.shared(options))))
 
     def _offers(self, candidate: Candidate, pattern: Pattern, load: NDArray[np.float64]) -> list[Option]:
+        """What is for sale of a candidate for some sizes, at this load of one replica."""
+        known = self._offered.get((candidate.label, pattern))
+        if known is None or known[0] is not load:
+            offers = self._new_offers(candidate, pattern, load / candidate.served_at_once)
+            known = self._offered[candidate.label, pattern] = (load, offers)
+        return known[1]
+
+    def _new_offers(self, candidate: Candidate, pattern: Pattern, load: NDArray[np.float64]) -> list[Option]:
         found = []
         for purchase, offer in candidate.offers.items():
             name = f"{candidate.label} {purchase} [{self.demand.pattern_name(pattern)}]"
@@ -125,10 +135,14 @@ class Search:
 
     def load_of(self, key: Key) -> NDArray[np.float64] | None:
         """(S,) share of one replica that a request a second of each bucket takes; None: it serves none."""
-        config, pattern = key
         rps = self.capacity(key)
-        if rps <= 0:
-            return None
+        known = self._loads.get(key)
+        if known is None or known[0] != rps:
+            known = self._loads[key] = (rps, self._load(key, rps) if rps > 0 else None)
+        return known[1]
+
+    def _load(self, key: Key, rps: float) -> NDArray[np.float64]:
+        config, pattern = key
         weight, share = self._weights(config), self.demand.rate_rps
         chosen = list(pattern)
         mean = float((weight * share)[chosen].sum() / share[chosen].sum())
