@@ -49,11 +49,18 @@ class Option:
 
 @dataclass(frozen=True)
 class State:
-    """A state of the spot zones within a period."""
+    """A state of the spot zones within a period.
+
+    Attributes:
+        spot_up: share of the spot machines that run.
+        fallback: replacements bought on demand are serving already.
+        before: where they are not: the state that was before, whose replacements serve on; None: none do.
+    """
 
     probability: float
-    spot_up: float = 1.0  # share of the spot machines that run
-    fallback: bool = True  # replacements bought on demand are serving already
+    spot_up: float = 1.0
+    fallback: bool = True
+    before: int | None = None
 
 
 @dataclass(frozen=True)
