@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts import MEANING_COLOURS, PALETTE
-from app.web.style import NEUTRAL, TOP, lay_out
+from app.web.style import NEUTRAL, THEME, TOP, lay_out, look
 
 if TYPE_CHECKING:
     from calibrate.bottleneck import StepCost
@@ -19,6 +20,7 @@ RESOURCE_COLOURS = {"compute": PALETTE[0], "memory bandwidth": PALETTE[1], "inte
                     "launch overhead": NEUTRAL}  # fmt: skip
 ERROR_COLOURS = {"unseen": MEANING_COLOURS["measured"], "fitted": MEANING_COLOURS["ideal"]}
 TERA = 1e12
+ROW_PX = 38  # of a line of errors and the name over it
 
 
 def kernels(cost: StepCost) -> list[dict[str, Any]]:
@@ -85,9 +87,14 @@ def errors_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
                               showlegend=i == 0, hoverinfo="skip")  # fmt: skip
         found.add_scatter(x=[r["median"] for r in chosen], y=[r["name"] for r in chosen], mode="markers",
                           marker={"color": colour, "size": 9}, name=f"median, {fit}", legendgroup=fit)  # fmt: skip
-    lay_out(found, "relative error", "", height=130 + 24 * len(rows))
-    found.update_xaxes(type="log", tickformat=".2~%", dtick="D2")
-    found.update_yaxes(categoryorder="array", categoryarray=[r["name"] for r in rows][::-1])
+    lay_out(found, "relative error", "", height=110 + ROW_PX * len(rows))
+    ends = [r["median"] for r in rows] + [r["p90"] for r in rows]
+    span = [math.log10(0.8 * min(ends)), math.log10(1.25 * max(ends))] if rows else None
+    found.update_xaxes(type="log", tickformat=".2~%", dtick="D2", range=span)
+    found.update_yaxes(categoryorder="array", categoryarray=[r["name"] for r in rows][::-1], showticklabels=False)
+    for row in rows:  # a name stands over its line: beside it, a long one would leave no room for the chart
+        found.add_annotation(x=0, xref="paper", y=row["name"], text=row["name"], showarrow=False, xanchor="left",
+                             yshift=13, align="left", font={"size": 12, "color": THEME[look()]["muted"]})  # fmt: skip
     found.update_layout(hovermode="closest", legend={"y": 1.0, "yanchor": "bottom"})
     return found
 

@@ -22,8 +22,8 @@ FIXED, HPA = "fixed", "hpa"
 MOST_HOURS = 48.0
 
 
-def form() -> dict[str, Any] | None:
-    """The scenario, when the visitor asks for it."""
+def form() -> tuple[dict[str, Any], bool]:
+    """The scenario that the fields describe, and whether the visitor asks for it now."""
     a, b, c = st.columns(3)
     model = choice(a, "Model", sorted(n for n, m in models().items() if m.kind == "decoder"), "model", "llama-3.1-8b")
     gpu = choice(b, "GPU", sorted(gpus()), "gpu", "L40S")
@@ -39,12 +39,11 @@ def form() -> dict[str, Any] | None:
         with st.expander("A fleet that lives: autoscaling, spot, a longer load", expanded=_lives()):
             live = _live(line["count"])
         asked = st.form_submit_button("Simulate", type="primary")
-    if not asked:
-        return None
     keep({"model": model, "gpu": gpu, "instance": machine})
     repeat = live.pop("repeat_s", None)
     workload = {**workload_section(), **({"repeat_s": repeat} if repeat else {})}
-    return {"model": model, "workload": workload, "fleet": [line], **top, "slo": slo, **live, "seed": seed()}
+    scenario = {"model": model, "workload": workload, "fleet": [line], **top, "slo": slo, **live, "seed": seed()}
+    return scenario, bool(asked)
 
 
 def _line(gpu: str, machine: str) -> tuple[dict[str, Any], dict[str, Any]]:

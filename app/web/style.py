@@ -30,6 +30,7 @@ h1 { font-size: 1.9rem !important; padding: 0 0 0.2rem !important; }
 h2 { font-size: 1.4rem !important; } h3 { font-size: 1.15rem !important; }
 @media (max-width: 640px) { .stMainBlockContainer { padding: 3.6rem 1rem 3rem; } }
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p { opacity: 1; color: MUTED; }
+[data-testid="stCode"] code, [data-testid="stCode"] code span { color: TEXT !important; }
 .command { font: 0.9rem ui-monospace, monospace; user-select: all; white-space: pre-wrap; margin: 0; }
 [data-testid="stMetricLabel"] p { color: MUTED; overflow: visible; white-space: normal; }
 [data-testid="stMetricValue"] { font-size: 1.7rem; font-variant-numeric: tabular-nums; }
@@ -49,7 +50,7 @@ def look() -> str:
 def style_sheet() -> str:
     """What the theme's settings cannot say, in the visitor's theme."""
     theme = THEME[look()]
-    colours = {"MUTED": "muted", "PRIMARY": "primary", "ON_GROUND": "on_primary"}
+    colours = {"TEXT": "text", "MUTED": "muted", "PRIMARY": "primary", "ON_GROUND": "on_primary"}
     return reduce(lambda css, name: css.replace(name, theme[colours[name]]), colours, CSS)
 
 

@@ -163,8 +163,8 @@ def test_a_commitment_costs_what_the_formula_says_and_the_url_keeps_it() -> None
     found = visit("spend", instance="g6e.xlarge", form="reserved_3yr", peak="10", commit="0")
     assert found.slider[0].value == 0
     shown = metrics(found)
-    assert shown["A year with this commitment (USD)"] == shown["A year all on demand (USD)"]
-    assert float(shown["A year at the cheapest commitment (USD)"].replace(",", "")) < float(
+    assert shown["A year with these (USD)"] == shown["A year all on demand (USD)"]
+    assert float(shown["A year at the cheapest (USD)"].replace(",", "")) < float(
         shown["A year all on demand (USD)"].replace(",", "")
     )
 
@@ -177,11 +177,11 @@ def test_the_commitments_command_gives_the_shown_numbers() -> None:
     done = CliRunner().invoke(cli, [*words[1:], "--format", "json"], catch_exceptions=False)
     answer = json.loads(done.stdout)
     shown = metrics(found)
-    for name, key in (("with this commitment", "chosen"), ("all on demand", "on_demand"),
-                      ("at the cheapest commitment", "cheapest")):  # fmt: skip
+    for name, key in (("with these", "chosen"), ("all on demand", "on_demand"),
+                      ("at the cheapest", "cheapest")):  # fmt: skip
         assert shown[f"A year {name} (USD)"] == f"{answer['usd_per_year'][key]:,.0f}"
     assert min(answer["usd_per_year_by_machines"]) == answer["usd_per_year"]["cheapest"]
-    assert shown["A machine pays when needed"] == f"{answer['break_even_utilisation']:.0%} of the time"
+    assert shown["A machine pays if needed"] == f"{answer['break_even_utilisation']:.0%} of the time"
     wrong = CliRunner().invoke(cli, ["prices", "commitment", "--trace", str(demo_trace()), "--instance", "p5.48xlarg",
                                      "--peak", "3"])  # fmt: skip
     assert wrong.exit_code == 2 or "did you mean" in str(wrong.exception)

@@ -67,10 +67,10 @@ def commitments() -> None:
                      help="It starts at the cheapest.")  # fmt: skip
     keep({"region": region, "instance": name, "form": form, "peak": peak, "commit": held})
     a, b, c, d = st.columns(4)
-    a.metric("A year with this commitment (USD)", f"{costs[held]:,.0f}")
+    a.metric("A year with these (USD)", f"{costs[held]:,.0f}")
     b.metric("A year all on demand (USD)", f"{costs[0]:,.0f}")
-    c.metric("A year at the cheapest commitment (USD)", f"{costs[best]:,.0f}")
-    d.metric("A machine pays when needed", f"{found['break_even_utilisation']:.0%} of the time")
+    c.metric("A year at the cheapest (USD)", f"{costs[best]:,.0f}")
+    d.metric("A machine pays if needed", f"{found['break_even_utilisation']:.0%} of the time")
     ordered = np.sort(machines)[::-1]
     bands = duration(ordered, held, form)
     drawing(

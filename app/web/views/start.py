@@ -10,7 +10,7 @@ import streamlit as st
 from app.charts import MEANING_COLOURS, Axis, Series, bars, svg
 from app.web.answer_rows import roads
 from app.web.parts import command, error, heading, picture, points_of
-from app.web.workload_state import current, demo_answer, is_demo, keep_upload, reset, trace_name, with_trace
+from app.web.workload_state import current, demo_answer, is_demo, trace_name, upload_field, with_trace
 from catalogs.errors import PlanError
 from simulator.trace_stats import arrivals_per_window
 
@@ -53,24 +53,11 @@ with left:
         load()
     except PlanError as problem:
         error(problem)
-        if st.button("Back to the demo trace"):
-            reset()
-            st.rerun()
     if is_demo():
         answer(json.loads(demo_answer().read_text()))
 with right:
     st.subheader("Begin")
-    uploaded = st.file_uploader(
-        "Your trace", help="Arrival time, input and output tokens of each request: CSV, JSON lines or Parquet; "
-        "Azure, Mooncake and BurstGPT forms are recognised. It stays on this machine.",
-    )  # fmt: skip
-    if uploaded is not None and st.session_state.get("upload_id") != uploaded.file_id:
-        try:
-            keep_upload(uploaded)
-            st.session_state["upload_id"] = uploaded.file_id
-            st.rerun()
-        except PlanError as problem:
-            error(problem)
+    upload_field()
     st.page_link("views/workload.py", label="Look at the workload, or make one", icon=":material/show_chart:")
     st.page_link("views/recommend.py", label="Find the cheapest fleet", icon=":material/shopping_cart:")
     st.markdown(
