@@ -18,7 +18,7 @@ from app.web.workload_state import demo_trace
 from tests.app.test_calibrate_validate import TIDY
 from tests.docs_blocks import ROOT
 from tests.web.test_pages import ANSWER
-from tests.web.visitor import TRACE, answered, captions, commands, finish, go, press, said, upload, visit
+from tests.web.visitor import TRACE, answered, captions, commands, finish, go, press, said, tables, upload, visit
 
 pytestmark = [pytest.mark.usefixtures("clean_home"), pytest.mark.filterwarnings("ignore:Implicitly cleaning up")]
 
@@ -59,7 +59,7 @@ def test_a_forecast_draws_its_band_and_says_its_error() -> None:
     figure = json.loads(found.get("plotly_chart")[0].proto.spec)
     names = [t.get("name") for t in figure["data"]]
     assert {"the trace", "forecast (seasonal naive)", "10th to 90th percentile", "last quarter, foretold"} <= set(names)
-    assert found.dataframe[0].value["used"].tolist().count("yes") == 1
+    assert tables(found)[0]["used"].tolist().count("yes") == 1
     assert "--method seasonal_naive" in commands(found)
 
 
@@ -76,7 +76,7 @@ def test_a_living_fleet_draws_replicas_by_purchase_and_marks_what_it_lost() -> N
     figure = json.loads(found.get("plotly_chart")[1].proto.spec)
     names = [t["name"] for t in figure["data"]]
     assert {"spot", "on demand", "target"} <= set(names)
-    lost = next(d.value for d in found.dataframe if "what" in d.value and "kind" in d.value)
+    lost = next(t for t in tables(found) if "what" in t and "kind" in t)
     assert any(n.startswith(f"spot notice ({(lost.kind == 'spot notice').sum()})") for n in names)
     assert metrics(found)["USD for the run"] != "–"
     assert found.query_params["zones"] == ["us-east-1"] or found.query_params["zones"] == "us-east-1"
@@ -85,7 +85,7 @@ def test_a_living_fleet_draws_replicas_by_purchase_and_marks_what_it_lost() -> N
 def test_the_answer_marks_the_chosen_point_on_both_fronts_with_its_range() -> None:
     answer = {**ANSWER, "plan": {**ANSWER["plan"], "lines": [{**x, "quality_score": 0.985} for x in
                                                              ANSWER["plan"]["lines"]]}}  # fmt: skip
-    found = answered(visit("recommend"), "recommend", answer)
+    found = answered(visit("recommend", tab="What would change it"), "recommend", answer)
     figures = [json.loads(c.proto.spec) for c in found.get("plotly_chart")]
     chosen = [t for f in figures for t in f["data"] if str(t.get("name", "")).startswith("this plan,")]
     assert [t["x"] for t in chosen] == [[1.0], [98.5]]
@@ -139,7 +139,7 @@ def test_a_measured_table_is_held_against_the_prediction() -> None:
     finish(found, "validate")
     assert not said(found)
     assert "Predicted against measured ttft_s" in captions(found)
-    assert any("worst_name" in d.value for d in found.dataframe)
+    assert any("worst_name" in t for t in tables(found))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_the_engines_techniques_are_fields_and_what_it_refuses_is_said() -> None
     for key in ('"num_speculative_tokens": 4', '"acceptance_rate": 0.5', '"cpu_gib": 8.0', '"max_num_seqs": 32',
                 '"enable_prefix_caching": true', '"kv_cache_dtype": "fp8"'):  # fmt: skip
         assert key in text
-    run = next(d.value for d in found.dataframe if "what" in d.value and "value" in d.value)
+    run = next(t for t in tables(found) if "what" in t and "value" in t)
     did = dict(zip(run["what"], run["value"], strict=True))
     assert int(did["speculation: accepted tokens"].replace(",", "")) > 0
     assert "kv offload: cpu hit rate" in did
