@@ -49,8 +49,8 @@ def promises_figure(answer: Mapping[str, Any]) -> go.Figure:
     found = go.Figure()
     for i, one in enumerate(r for r in rows if r["draws_low"] is not None):
         found.add_scatter(
-            x=[one["draws_low"], one["draws_high"]], y=[one["promise"]] * 2, mode="lines", opacity=0.35,
-            line={"width": 14, "color": MEANING_COLOURS["predicted"]}, name="range over fresh draws", showlegend=i == 0,
+            x=[one["draws_low"], one["draws_high"]], y=[one["promise"]] * 2, mode="lines",
+            line={"width": 5, "color": MEANING_COLOURS["predicted"]}, name="range over fresh draws", showlegend=i == 0,
         )  # fmt: skip
     values = [r["simulated"] for r in rows]
     highs = [r["interval_high"] if r["interval_high"] is not None else r["simulated"] for r in rows]
@@ -67,9 +67,7 @@ def promises_figure(answer: Mapping[str, Any]) -> go.Figure:
     )
     lay_out(found, "share of the limit", "", height=150 + 40 * len(rows))
     found.update_xaxes(range=[0.0, 1.1 * max([1.0, *highs, *[r["draws_high"] or 0.0 for r in rows]])])
-    found.update_layout(
-        hovermode="closest", legend={"orientation": "h", "y": -0.6}, margin={"l": 10, "r": 40, "t": TOP, "b": 10}
-    )
+    found.update_layout(hovermode="closest", margin={"l": 10, "r": 40, "t": TOP, "b": 10})
     return found
 
 

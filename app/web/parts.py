@@ -245,7 +245,7 @@ def _as_words(frame: pd.DataFrame) -> Any:
     cells = [[words(cell(value)) for value in row] for row in data]
     found = pd.DataFrame(cells, columns=[words(str(name)) for name in frame.columns])
     numbers = [i for i in range(len(found.columns)) if _are_numbers([row[i] for row in data])]
-    right = [("text-align", "right !important")]
+    right: list[tuple[str, str | float]] = [("text-align", "right !important")]
     return found.style.set_table_styles([{"selector": f".col{i}", "props": right} for i in numbers])
 
 

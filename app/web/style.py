@@ -27,8 +27,11 @@ THEME: Mapping[str, Mapping[str, str]] = {
 CSS = """<style>
 .stMainBlockContainer { padding: 2.6rem 2.5rem 4rem; max-width: 1240px; }
 h1 { font-size: 1.9rem !important; padding: 0 0 0.2rem !important; }
-h2 { font-size: 1.4rem !important; } h3 { font-size: 1.15rem !important; }
-@media (max-width: 640px) { .stMainBlockContainer { padding: 3.6rem 1rem 3rem; } }
+h2 { font-size: 1.2rem !important; }
+@media (max-width: 640px) {
+  .stMainBlockContainer { padding: 3.6rem 1rem 3rem; }
+  [data-testid="stColumn"]:has(> * > * > [data-testid="stMetric"]) { min-width: calc(50% - 1rem); flex: 1 1 40%; }
+}
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p { opacity: 1; color: MUTED; }
 [data-testid="stCode"] code, [data-testid="stCode"] code span { color: TEXT !important; }
 .command { font: 0.9rem ui-monospace, monospace; user-select: all; white-space: pre-wrap; margin: 0; }
@@ -102,13 +105,22 @@ def figure(
     return found
 
 
+def ink(colour: str) -> str:
+    """Black or white, whichever reads better on a colour (4.5:1 and more; WCAG 2.1, relative luminance)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+    luminance = sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "#000000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#ffffff"
+
+
 def add_band(found: go.Figure, name: str, x: Sequence[float], low: Sequence[float], high: Sequence[float],
              colour: str) -> None:  # fmt: skip
     """A translucent band between two curves: what is not known, drawn."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    found.add_scatter(x=list(x), y=list(high), mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip")
+    edge = {"width": 1, "color": colour}
+    found.add_scatter(x=list(x), y=list(high), mode="lines", line=edge, showlegend=False, hoverinfo="skip")
     found.add_scatter(
-        x=list(x), y=list(low), mode="lines", line={"width": 0}, fill="tonexty", name=name, hoverinfo="skip",
+        x=list(x), y=list(low), mode="lines", line=edge, fill="tonexty", name=name, hoverinfo="skip",
         fillcolor=f"rgba({red},{green},{blue},0.25)",
     )  # fmt: skip
 
@@ -121,8 +133,11 @@ def lay_out(found: go.Figure, x_label: str, y_label: str, height: int = 320) -> 
         height=height,
         hovermode="x unified",
         font={"size": 13},
-        legend={"orientation": "h", "y": -0.28, "font": muted},
+        legend={"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "font": muted},
     )
     found.update_xaxes(automargin=True, title={"text": x_label, "font": muted}, tickfont=muted)
     found.update_yaxes(automargin=True, title={"text": y_label, "font": muted}, tickfont=muted)
     found.update_annotations(font=muted)
+    for kind in ("bar", "waterfall"):
+        found.update_traces(outsidetextfont=muted, selector={"type": kind})
+    found.update_traces(textfont=muted, selector={"mode": "markers+text"})

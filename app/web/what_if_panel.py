@@ -14,7 +14,7 @@ from app.cli.what_if import question, tables
 from app.runs import load_run
 from app.web.fields import choice, factor, keep
 from app.web.parts import command, drawing, error, listing, words
-from app.web.style import LABELS, NEUTRAL, lay_out
+from app.web.style import LABELS, NEUTRAL, ink, lay_out
 from app.web.workload_state import private_file
 from catalogs.errors import PlanError
 from planner.what_if import Change, model_of, price_names, solve_again
@@ -36,7 +36,7 @@ def panel(answer: Mapping[str, Any], ask: Asked) -> None:
         st.caption("No sliders here: this plan cannot be solved again under another load, limit or price, for "
                    f"{words(problem.why)}. Ask anew instead.")  # fmt: skip
         return
-    st.subheader("What if")
+    st.header("What if")
     change = sliders(model)
     if change == Change():
         st.caption("Move a slider: the plan is solved again from the capacities that were simulated for it.")
@@ -108,7 +108,7 @@ def cost_figure(found: Mapping[str, Any]) -> go.Figure:
             "arrayminus": [max(0.0, usd - cheap)], "thickness": 2, "width": 8}}  # fmt: skip
         shown.add_bar(y=[row["what"]], x=[usd], orientation="h", showlegend=False, marker_color=colour,
                       text=f"{usd:,.2f}", textposition="inside", insidetextanchor="start",
-                      textfont={"color": "#ffffff"}, name=row["what"], **spread)  # fmt: skip
+                      textfont={"color": ink(colour)}, name=row["what"], **spread)  # fmt: skip
     lay_out(shown, "USD per hour", "", height=170)
     shown.update_layout(hovermode="closest")
     shown.update_yaxes(autorange="reversed")

@@ -17,40 +17,9 @@ from tests.shared_data import shared_data
 from tests.web.conftest import Visit
 
 pytestmark = [pytest.mark.browser]
-PAGES = ("", "workload", "recommend", "simulate", "spend", "calibration", "advise", "runs", "export")
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 FIRST_PICTURE = (
     "() => [...document.querySelectorAll('[data-testid=stMarkdownContainer] img')].some(i => i.naturalWidth > 0)"
 )
-# brightness of the page's ground, 0 to 255
-GROUND = """() => getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor
-    .match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b) / 3"""
-# texts whose colour is too near to the ground behind them (WCAG 2.1, 1.4.3): what, colour, ground, ratio
-FAINT = """() => {
-  const rgb = c => (c.match(/[\\d.]+/g) || []).map(Number);
-  const lum = c => c.slice(0, 3).map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((a, v, i) => a + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const over = (a, b) => { const k = a.length > 3 ? a[3] : 1; return [0, 1, 2].map(i => a[i] * k + b[i] * (1 - k)); };
-  const ground = e => { const c = rgb(getComputedStyle(e).backgroundColor);
-    const below = e.parentElement ? ground(e.parentElement) : [255, 255, 255];
-    return c.length > 3 && c[3] === 0 ? below : over(c, below); };
-  const found = [];
-  const walk = document.createTreeWalker(document.querySelector('[data-testid=stApp]'), NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const e = walk.currentNode.parentElement, text = walk.currentNode.textContent.trim();
-    if (!text || !e.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
-    if (e.closest('[disabled], [aria-disabled=true], svg, canvas, table, [role=slider], [data-testid=stCode], '
-      + '[data-testid=stSliderThumbValue], [class*=Placeholder], '
-      + '[data-testid=stIconMaterial]')) continue;
-    const style = getComputedStyle(e), back = ground(e), front = over(rgb(style.color), back);
-    const [a, b] = [lum(front), lum(back)].sort((x, y) => y - x), ratio = (a + 0.05) / (b + 0.05);
-    const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.66 && style.fontWeight >= 700);
-    if (ratio < (large ? 3 : 4.5) - 0.005) found.push([text.slice(0, 40), style.color, back.map(Math.round), ratio]);
-  }
-  return found;
-}"""
-# widest thing on the page that is not made to scroll
-OVERFLOW = "() => document.querySelector('[data-testid=stMain]').scrollWidth - window.innerWidth"
 ONE_KIND = "recommend?gpus=L40S&precision=fp8&scale=0.1"  # the question that is answered soonest
 
 
@@ -58,25 +27,6 @@ ONE_KIND = "recommend?gpus=L40S&precision=fp8&scale=0.1"  # the question that is
 CHANGED = """() => [...document.querySelectorAll('[data-testid=stMetric]')]
     .find(m => m.innerText.includes('With these'))
     .querySelector('[data-testid=stMetricValue]').innerText"""
-
-
-@pytest.mark.parametrize("look", ["light", "dark"])
-def test_every_page_opens_clean_and_fits(browser: Any, server: str, look: str) -> None:
-    visitor, faint = Visit(browser, server, color_scheme=look), []
-    for path in PAGES:
-        page = visitor.open(path)
-        assert page.locator("[data-testid='stException']").count() == 0, path
-        assert (page.evaluate(GROUND) < 80) == (look == "dark"), path
-        faint += [[path, *text] for text in page.evaluate(FAINT)]
-        visitor.shot(f"{path or 'start'}-{look}")
-        if look == "light":
-            page.set_viewport_size(PHONE)
-            visitor.settle()
-            page.wait_for_function(f"({OVERFLOW})() <= 0", timeout=20_000)  # once tables have taken the new width
-            visitor.shot(f"{path or 'start'}-phone")
-            page.set_viewport_size(DESKTOP)
-    visitor.close()
-    assert faint == []
 
 
 def ask(visit: Visit, address: str) -> str:

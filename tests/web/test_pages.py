@@ -243,7 +243,7 @@ def test_an_answer_shows_costs_bounds_intervals_and_machines_by_period() -> None
     for tab, titles in drawn.items():
         found = answered(visit("recommend", tab=tab), "recommend", ANSWER)
         assert "Verified" in said(found)
-        assert [h.value for h in found.subheader] == ["Purchase list", *titles]
+        assert [h.value for h in found.header] == ["Purchase list", *titles]
         assert len(found.get("plotly_chart")) == len([t for t in titles if t not in ANSWERS_TABLES])
 
 

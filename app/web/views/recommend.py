@@ -108,7 +108,7 @@ def show(answer: dict[str, Any]) -> None:
     if answer.get("not_kept"):
         st.warning("The answer could not be kept among the runs. " + words(answer["not_kept"]))
     first, *rest = tables(answer)
-    st.subheader("Purchase list")
+    st.header("Purchase list")
     listing(first, "purchase-list")
     panel(answer, ask)
     behind(answer, {one.title: one for one in rest})
@@ -131,7 +131,7 @@ def behind(answer: dict[str, Any], found: dict[str, Table]) -> None:
 
 def other_roads(answer: dict[str, Any], found: dict[str, Table]) -> None:
     """What the other roads cost, and why they were not taken."""
-    st.subheader("What the other roads cost")
+    st.header("What the other roads cost")
     far = len(roads(answer)) - len(near_roads(answer))
     rest = f" {far} that cost more than {NEAR:g} times the plan stand in the table alone." if far else ""
     drawing(
@@ -144,7 +144,7 @@ def other_roads(answer: dict[str, Any], found: dict[str, Table]) -> None:
 def safety(answer: dict[str, Any], found: dict[str, Table]) -> None:
     """How far each promise is from its limit, and how sure that is."""
     if promises(answer):
-        st.subheader("How safe the promise is")
+        st.header("How safe the promise is")
         sure = answer.get("confidence") or {}
         draws = f" It held on {sure['kept']} of {sure['draws']} fresh draws." if sure else ""
         drawing(
@@ -157,7 +157,7 @@ def safety(answer: dict[str, Any], found: dict[str, Table]) -> None:
 def changes(answer: dict[str, Any]) -> None:
     """What a tighter promise and more quality cost, and what moves the price."""
     if latency_front(answer):
-        st.subheader("What a tighter promise costs")
+        st.header("What a tighter promise costs")
         off = (answer.get("cost_range") or {}).get("step_time_error")
         ends = f" The bar at this plan is its cost if step times are {off:.0%} shorter or longer." if off else ""
         drawing(
@@ -165,21 +165,21 @@ def changes(answer: dict[str, Any]) -> None:
             latency_front_figure(answer), DataFrame(latency_front(answer)),
         )  # fmt: skip
     if len(quality_front(answer)) > 1:
-        st.subheader("What quality costs")
+        st.header("What quality costs")
         drawing(
             "quality", "The cheapest plan that keeps at least so much of the unquantized model's score, as measured by "
             "those whom the catalogue names; an unmeasured precision is in none of them.",
             quality_front_figure(answer), DataFrame(quality_front(answer)),
         )  # fmt: skip
     if swings(answer):
-        st.subheader("What moves the price most")
+        st.header("What moves the price most")
         drawing("swings", "Cost when one thing changes and the plan is made anew.",
                 swings_figure(answer), DataFrame(swings(answer)))  # fmt: skip
 
 
 def over_time(answer: dict[str, Any], found: dict[str, Table]) -> None:
     """The machines of each planning period."""
-    st.subheader("Machines by period")
+    st.header("Machines by period")
     drawing("machines", "Machines to run in each planning period, by purchase form.",
             machines_figure(answer), DataFrame(machines(answer)))  # fmt: skip
     titled(found, SCHEDULE)
@@ -200,7 +200,7 @@ def titled(found: dict[str, Table], start: str) -> None:
     """The table whose title begins so, under its title; nothing where the answer has none."""
     for title, one in found.items():
         if title.startswith(start):
-            st.subheader(words(title))
+            st.header(words(title))
             listing(one, start.lower().replace(" ", "-"))
 
 

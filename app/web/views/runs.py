@@ -76,7 +76,7 @@ except PlanError as problem:  # removed between two clicks
     error(problem)
     st.stop()
 if first == second:
-    st.subheader(f"Run {first}")
+    st.header(f"Run {first}")
     table([{"figure": k, "value": as_named(str(v))} for k, v in leaves(a.answer).items()], "answer")
     download(f"{first}.json", lambda: json.dumps(plain(a.answer), indent=1), "run-json", "Download the answer (JSON)")
     command(f"plan runs show {first}")
@@ -85,7 +85,7 @@ else:
         with column:
             side(run)
     for title, x, y in (("Asked differently", a.inputs, b.inputs), ("Answered differently", a.answer, b.answer)):
-        st.subheader(title)
+        st.header(title)
         changed = difference(x, y)
         shown = [
             {"figure": r["figure"], first: as_named(str(r["a"])), second: as_named(str(r["b"])),

@@ -52,7 +52,7 @@ def show(shown: Shown) -> None:
     drawing("time", "Where the requests' time went, and what the engines did meanwhile.", breakdown_figure(answer),
             breakdown(answer))  # fmt: skip
     for i, found in enumerate(run_tables(answer)):
-        st.subheader(words(found.title))
+        st.header(words(found.title))
         name = found.title.lower().replace(" ", "-") if i else "latencies"
         listing(found, name)
     with st.expander("What it rests on"):

@@ -26,7 +26,7 @@ def load() -> None:
     series = [Series("load", t_s, rate, "step", MEANING_COLOURS["load"])]
     x, y = Axis("time (s)"), Axis("requests per second", low=0.0)
     text = f"Requests a second over the length of {trace_name()}: {len(requests):,} requests."
-    picture("load", text, svg("The load", series, x, y, size=(430, 250)),
+    picture("load", text, svg("The load", series, x, y, size=(380, 230)),
             lambda: points_of(series, x.label, y.label))  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def answer(found: dict[str, Any]) -> None:
         f"Beside it, other ways to serve the same load. Prices as of {found['prices_as_of']}."
     )
     bound = ("proven lower bound", found["lower_bound_usd_per_hour"])
-    picture("demo-answer", text, bars("The answer", shown, "USD per hour", size=(430, 250), mark=bound), rows)
+    picture("demo-answer", text, bars("The answer", shown, "USD per hour", size=(380, 230), mark=bound), rows)
 
 
 left, right = st.columns([3, 2], gap="large")
@@ -56,7 +56,7 @@ with left:
     if is_demo():
         answer(json.loads(demo_answer().read_text()))
 with right:
-    st.subheader("Begin")
+    st.header("Begin")
     upload_field()
     st.page_link("views/workload.py", label="Look at the workload, or make one", icon=":material/show_chart:")
     st.page_link("views/recommend.py", label="Find the cheapest fleet", icon=":material/shopping_cart:")

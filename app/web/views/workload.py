@@ -53,13 +53,13 @@ def show_requests() -> None:
     chart("lengths", "Share of requests that are at most so long.", lengths, "tokens", "share of requests", log_x=True)
     show_sharing(requests, windows, found["prefix_sharing"])
     for i, part in enumerate(description_tables(found)[1:]):
-        st.subheader(part.title)
+        st.header(part.title)
         listing(part, ("length-statistics", "burstiness", "classes")[i])
 
 
 def show_sharing(requests: Any, windows: int, summary: dict[str, float] | None) -> None:
     """How much of the prompts was said before."""
-    st.subheader("Prefix sharing")
+    st.header("Prefix sharing")
     hits = prefix_hits_per_window(requests, windows)
     if hits is None or summary is None:
         st.caption("The trace says nothing of it: it has no hash_ids column. A synthetic load with conversations or "
