@@ -82,7 +82,7 @@ def _live(count: int) -> dict[str, Any]:
     target = whole(b, "Running requests aimed at", "target", 24, (1, 10_000))
     most = whole(c, "Replicas at most", "most", 16, (1, 512))
     hours = number(d, "Repeat the load for (h; 0: once)", "hours", 0.0, (0.0, MOST_HOURS), format="%.1f")
-    e, f, g = st.columns([2, 1, 1])
+    e, f, g = st.columns([2, 1, 1], vertical_alignment="bottom")
     zones = several(e, "Spot zones (none: no spot)", sorted({z.region for z in catalogue_zones()}), "zones", "")
     spare = whole(f, "Spare spot replicas", "spare", 1, (0, 100))
     fallback = g.checkbox("On-demand while spot is lost", st.query_params.get("fallback", "1") == "1")

@@ -20,9 +20,9 @@ NEUTRAL = MEANING_COLOURS["ideal"]
 # `muted` is for captions and axes; the tests hold every text to 4.5:1 on its ground, every mark to 3:1
 THEME: Mapping[str, Mapping[str, str]] = {
     "light": {"primary": "#0067a3", "background": "#ffffff", "panel": "#f4f5f6", "text": "#1f2328", "muted": "#59616a",
-              "border": "#d5d9de", "on_primary": "#ffffff"},
+              "border": "#d5d9de", "on_primary": "#ffffff", "wrong": "#a3162a"},
     "dark": {"primary": "#5cb3e6", "background": "#15171a", "panel": "#1f2327", "text": "#e8eaed", "muted": "#a6adb5",
-             "border": "#3a4047", "on_primary": "#10141a"},
+             "border": "#3a4047", "on_primary": "#10141a", "wrong": "#ff8f8f"},
 }  # fmt: skip
 CSS = """<style>
 .stMainBlockContainer { padding: 2.6rem 2.5rem 4rem; max-width: 1240px; }
@@ -39,6 +39,10 @@ h2 { font-size: 1.2rem !important; }
 [data-testid="stMetricValue"] { font-size: 1.7rem; font-variant-numeric: tabular-nums; }
 [data-testid="stMetricValue"] > div { white-space: normal; overflow: visible; }
 button[kind^="primary"], button[kind^="primary"] p, [data-tag], [data-tag] * { color: ON_GROUND !important; }
+[data-testid="stNumberInput"] [role="alert"] { position: static !important; width: auto !important;
+  height: auto !important; margin: 0.3rem 0 0 !important; clip: auto !important; clip-path: none !important;
+  white-space: normal !important; display: block; font-size: 0.8rem; color: WRONG; }
+[data-testid="InputInstructions"] { display: none; }
 :focus-visible { outline: 2px solid PRIMARY !important; outline-offset: 2px; }
 </style>"""
 
@@ -53,7 +57,7 @@ def look() -> str:
 def style_sheet() -> str:
     """What the theme's settings cannot say, in the visitor's theme."""
     theme = THEME[look()]
-    colours = {"TEXT": "text", "MUTED": "muted", "PRIMARY": "primary", "ON_GROUND": "on_primary"}
+    colours = {"WRONG": "wrong", "TEXT": "text", "MUTED": "muted", "PRIMARY": "primary", "ON_GROUND": "on_primary"}
     return reduce(lambda css, name: css.replace(name, theme[colours[name]]), colours, CSS)
 
 
