@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: calibrate-gpu help demo test test-plans test-rest check bench fuzz test-browser test-exports test-lowest test-slow profiles validation docs clean
+.PHONY: calibrate-gpu help demo test check bench fuzz test-browser test-exports test-lowest test-slow profiles validation docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,16 +26,11 @@ $(VENV)/.tests: $(BIN)/plan
 demo: $(BIN)/plan ## set up, then run the main job on bundled data
 	@$(BIN)/plan demo
 
+# Three processes keep two cores busy: some tests wait for servers and schedules.
+WORKERS ?= 3
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 test: $(VENV)/.tests check ## set up, then run every check and test
-	@$(MAKE) --no-print-directory -j2 test-plans test-rest
-
-# halves of the suite that take about as long: one for each of two cores
-PLANS := tests/planner tests/web
-test-plans: $(VENV)/.tests
-	$(BIN)/pytest $(PLANS)
-
-test-rest: $(VENV)/.tests
-	$(BIN)/pytest $(PLANS:%=--ignore=%)
+	$(PYTEST)
 
 check: $(VENV)/.tests ## style, types, import contracts
 	$(BIN)/ruff check .
@@ -61,7 +56,7 @@ bench: $(VENV)/.tests ## speed and memory, printed
 	$(BIN)/pytest -m bench -s
 
 test-browser: $(VENV)/.tests ## the web app in a real Chromium
-	$(BIN)/pytest -m browser tests/web
+	$(BIN)/pytest -m "browser and not slow and not bench" tests/web
 
 test-exports: $(VENV)/.tests ## exports read by SkyPilot, Karpenter, KEDA and the engines, fetched first
 	$(BIN)/pytest -m exports tests/exports
@@ -72,7 +67,10 @@ fuzz: $(VENV)/.tests ## every reader under a coverage-guided fuzzer (SECONDS=600
 	$(BIN)/pip install --quiet --disable-pip-version-check "atheris>=3"
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(READERS)
 
-test-slow: $(VENV)/.tests ## the long studies
+PROPERTIES := tests/simulator/test_engine_equals_reference.py tests/simulator/test_engine_invariants.py \
+    tests/simulator/test_disaggregation.py
+test-slow: $(VENV)/.tests ## the long studies, and the engine's properties searched with many examples
+	$(PYTEST) --hypothesis-profile=thorough $(PROPERTIES)
 	$(BIN)/pytest -m slow -s
 
 DATA ?= ../shared/data

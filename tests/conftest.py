@@ -5,6 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How many examples a property is searched with: some in every run, many under `--hypothesis-profile=thorough`.
+QUIET = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=12, **QUIET)
+settings.register_profile("thorough", max_examples=200, **QUIET)
+settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True, scope="session")

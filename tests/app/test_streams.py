@@ -79,9 +79,10 @@ def test_bytes_that_are_no_text_are_refused_in_words(tmp_path: Path) -> None:
 
 def test_no_colour_codes_where_none_are_wanted_and_narrow_tables_fit() -> None:
     line = "stty cols 40; " + " ".join([sys.executable, "-m", "app.cli", "catalog", "gpus"])
+    environment = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
     done = subprocess.run(
         ["script", "-qec", line, "/dev/null"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        env={**os.environ, "NO_COLOR": "1", "TERM": "xterm"},
+        env={**environment, "NO_COLOR": "1", "TERM": "xterm"},
     )  # fmt: skip
     assert done.returncode == 0
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]", done.stdout)

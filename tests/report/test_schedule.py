@@ -128,7 +128,7 @@ with only_one(folder, "s"):
 
 def test_kills_at_random_moments_lose_and_repeat_no_period(tmp_path: Path) -> None:
     rng = random.Random(7)
-    for _ in range(40):
+    for _ in range(15):
         child = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], stdout=subprocess.PIPE)
         assert child.stdout is not None
         child.stdout.readline()

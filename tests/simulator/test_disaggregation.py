@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -23,8 +23,6 @@ from simulator.techniques import KvOffload
 from simulator.workload import Requests
 from tests.simulator.engine_cases import requests, speculations, step_table
 from tests.simulator.test_engine_equals_reference import assert_equal
-
-SEARCH = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,6 @@ def assert_handovers_equal(fast: Records, plain: Records) -> None:
         np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-9, err_msg=field.name)
 
 
-@SEARCH
 @given(cases())
 def test_compiled_equals_plain(case: Case) -> None:
     fast, plain = both(case)
@@ -109,7 +106,6 @@ def test_compiled_equals_plain(case: Case) -> None:
     assert_handovers_equal(fast, plain)
 
 
-@SEARCH
 @given(cases(hashes=True))
 def test_compiled_equals_plain_with_shared_prefixes(case: Case) -> None:
     fast, plain = both(case)
@@ -117,7 +113,6 @@ def test_compiled_equals_plain_with_shared_prefixes(case: Case) -> None:
     assert_handovers_equal(fast, plain)
 
 
-@SEARCH
 @given(cases(hashes=True, techniques=True))
 def test_compiled_equals_plain_with_speculation_and_kv_offload(case: Case) -> None:
     fast, plain = both(case)
@@ -125,7 +120,6 @@ def test_compiled_equals_plain_with_speculation_and_kv_offload(case: Case) -> No
     assert_handovers_equal(fast, plain)
 
 
-@SEARCH
 @given(cases(hashes=True, techniques=True))
 def test_requests_and_blocks_are_conserved_at_any_instant(case: Case) -> None:
     records = simulate_disaggregated(case.requests, case.pools, case.router, case.seed, check=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from simulator.engine import simulate_replicas
 from simulator.records import Records
@@ -31,43 +31,36 @@ def assert_equal(fast: Records, plain: Records) -> None:
         np.testing.assert_allclose(getattr(fast, name), getattr(plain, name), rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_compiled_equals_plain(case: Case) -> None:
     assert_equal(*both(case))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(hashes=True))
 def test_compiled_equals_plain_with_shared_prefixes(case: Case) -> None:
     assert_equal(*both(case))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(hashes=True, speculating=True))
 def test_compiled_equals_plain_when_speculating(case: Case) -> None:
     assert_equal(*both(case))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(swapping=True))
 def test_compiled_equals_plain_with_swap(case: Case) -> None:
     assert_equal(*both(case))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(hashes=True, adapting=True))
 def test_compiled_equals_plain_with_adapters(case: Case) -> None:
     assert_equal(*both(case))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(hashes=True, tiers=True, adapting=True, pipelined=True))
 def test_compiled_equals_plain_over_pipeline_stages(case: Case) -> None:
     assert_equal(*both(case))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(hashes=True, tiers=True))
 def test_compiled_equals_plain_with_kv_offload(case: Case) -> None:
     assert_equal(*both(case))

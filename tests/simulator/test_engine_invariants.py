@@ -6,46 +6,38 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from simulator.engine import Plane, ReplicaSpec, simulate_replicas
 from simulator.invariants import BrokenInvariantError, check_records
 from tests.simulator.engine_cases import Case, cases, requests, step_table
 
-SEARCH = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-
-@SEARCH
 @given(cases(hashes=True))
 def test_invariants_1_to_7_hold_at_any_instant(case: Case) -> None:
     simulate_replicas(case.requests, case.specs, case.router, case.seed, options=case.options, check=True)
 
 
-@SEARCH
 @given(cases(hashes=True, speculating=True))
 def test_invariants_1_to_7_hold_when_speculating(case: Case) -> None:
     simulate_replicas(case.requests, case.specs, case.router, case.seed, options=case.options, check=True)
 
 
-@SEARCH
 @given(cases(swapping=True))
 def test_invariant_12_swap_space_is_accounted_for(case: Case) -> None:
     simulate_replicas(case.requests, case.specs, case.router, case.seed, options=case.options, check=True)
 
 
-@SEARCH
 @given(cases(hashes=True, tiers=True))
 def test_invariant_13_tiers_hold_what_they_can(case: Case) -> None:
     simulate_replicas(case.requests, case.specs, case.router, case.seed, options=case.options, check=True)
 
 
-@SEARCH
 @given(cases(hashes=True, tiers=True, adapting=True, pipelined=True))
 def test_a_pipelines_batches_share_seats_blocks_and_tiers(case: Case) -> None:
     simulate_replicas(case.requests, case.specs, case.router, case.seed, options=case.options, check=True)
 
 
-@SEARCH
 @given(cases())
 def test_invariant_6_no_step_exceeds_the_token_budget(case: Case) -> None:
     if not all(spec.enable_chunked_prefill for spec in case.specs):
@@ -58,7 +50,6 @@ def test_invariant_6_no_step_exceeds_the_token_budget(case: Case) -> None:
         assert tokens.sum() <= records.iterations[r] * spec.max_num_batched_tokens
 
 
-@SEARCH
 @given(cases())
 def test_invariant_8_no_policy_sees_the_output_length(case: Case) -> None:
     if case.requests.concurrency is not None:
@@ -76,7 +67,6 @@ def test_invariant_8_no_policy_sees_the_output_length(case: Case) -> None:
     np.testing.assert_array_equal(base.replica[before], other.replica[before])
 
 
-@SEARCH
 @given(cases(hashes=True))
 def test_invariant_9_same_inputs_and_seed_give_the_same_bytes(case: Case) -> None:
     one, two = (
