@@ -39,10 +39,12 @@ h2 { font-size: 1.2rem !important; }
 [data-testid="stMetricValue"] { font-size: 1.7rem; font-variant-numeric: tabular-nums; }
 [data-testid="stMetricValue"] > div { white-space: normal; overflow: visible; }
 button[kind^="primary"], button[kind^="primary"] p, [data-tag], [data-tag] * { color: ON_GROUND !important; }
-[data-testid="stNumberInputContainer"]:has([role="alert"]) { position: relative; overflow: visible; margin-bottom: 3.6rem; }
-[data-testid="stNumberInputContainer"] [role="alert"] { position: absolute !important; inset: calc(100% + 0.2rem) 0 auto 0;
-  width: auto !important; height: auto !important; clip: auto !important; clip-path: none !important; overflow: visible;
-  white-space: normal !important; font-size: 0.8rem; line-height: 1.2; color: WRONG; }
+[data-testid="stNumberInputContainer"]:has([role="alert"]) {
+  position: relative; overflow: visible; margin-bottom: 3.6rem; }
+[data-testid="stNumberInputContainer"] [role="alert"] {
+  position: absolute !important; inset: calc(100% + 0.2rem) 0 auto 0; width: auto !important; height: auto !important;
+  clip: auto !important; clip-path: none !important; overflow: visible; white-space: normal !important;
+  font-size: 0.8rem; line-height: 1.2; color: WRONG; }
 [data-testid="InputInstructions"] { display: none; }
 :focus-visible { outline: 2px solid PRIMARY !important; outline-offset: 2px; }
 </style>"""
