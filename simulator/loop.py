@@ -277,9 +277,9 @@ def _padded_step_s(w: Any, r: int, begins: bool) -> float:
     table = w.replicas[r].table
     if begins:
         none = (0.0, 0.0, 0.0)
-        return step_eval.step_s(w.tables, table, rows * length, 0.5 * length, 0, 0, none, rows, rows)  # type: ignore[no-any-return]
+        return step_eval.step_s(w.tables, table, rows * length, 0.5 * length, 0, 0, none, rows, rows)
     contexts = static_batches.decode_contexts(w, r)
-    return step_eval.step_s(w.tables, table, 0, 0.0, rows, rows, contexts, rows, rows)  # type: ignore[no-any-return]
+    return step_eval.step_s(w.tables, table, 0, 0.0, rows, rows, contexts, rows, rows)
 
 
 @inner
