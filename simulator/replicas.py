@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from calibrate.expert_layout import ranks_sharing_experts
 from calibrate.lora import copy_s, lora_of
 from calibrate.memory import MemoryPlan, memory_plan
 from calibrate.profiles import Profile, best_profile, load_profile
+from calibrate.step import StepTable
 from calibrate.step_time import step_table
 from catalogs.engines import ASYNC_SINCE, ASYNC_STAGES_SINCE, version_numbers
 from catalogs.errors import InputError
@@ -82,11 +83,18 @@ class Line:
         return self.num_engines // self.spec.pipeline_stages
 
 
-def build_line(replica: Replica, profile: Profile | None = None, count: int = 1, where: str = "") -> Line:
+def build_line(
+    replica: Replica,
+    profile: Profile | None = None,
+    count: int = 1,
+    where: str = "",
+    table_of: Callable[[Replica, Profile, int, int], StepTable] = step_table,
+) -> Line:
     """What the engine needs to know of a replica.
 
     Args:
         profile: None: the best shipped one.
+        table_of: gives the step times; ``step_table``, or that with a memory.
 
     Raises:
         InputError: it does not fit the GPU, the GPU cannot run the precision, or an engine setting is impossible.
@@ -106,7 +114,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
             close = nearest(name, sorted(known), num=1)
             raise InputError(f"unknown engine option {name!r}", where=where,
                              remedy=f"did you mean {close[0]!r}?" if close else "")  # fmt: skip
-    table = step_table(replica, profile, engine.max_num_batched_tokens or 2048, engine.max_num_seqs or 256)
+    table = table_of(replica, profile, engine.max_num_batched_tokens or 2048, engine.max_num_seqs or 256)
     overheads = profile.overheads(engine)
     table = table._replace(prompt_token_s=float(overheads.get("prompt_token_s", 0.0)))
     settings = {name: getattr(engine, name) for name in SETTINGS}
