@@ -77,7 +77,7 @@ def _plan_decodes(w: Any, r: int, now: float) -> int:
     if me.swap_head >= 0:
         swapping.swap_in(w, r, now)
     me.verify = me.num_decode
-    return me.num_decode
+    return me.num_decode  # type: ignore[no-any-return]
 
 
 @inner
@@ -247,7 +247,7 @@ def _after_steps(w: Any, r: int, now: float, steps: int, total_s: float, before_
     else:
         me.next_s = start + before_s
     me.inflight_s = end
-    return end
+    return end  # type: ignore[no-any-return]
 
 
 @inner
@@ -265,7 +265,7 @@ def _step_s(w: Any, r: int, tokens: int, work: float, ending: int, decodes: int)
         time = step_eval.step_s(w.tables, me.table, tokens, keys, decodes, decodes, contexts, sampled, seqs)
     longer = max(time, me.load_s) + me.copy_s
     me.copied_s += me.speed * (longer - time)
-    return longer
+    return longer  # type: ignore[no-any-return]
 
 
 @inner
