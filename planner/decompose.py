@@ -5,7 +5,9 @@ Once the commitments y are fixed, periods have nothing in common. So:
 1. The linear relaxation (``planner.relaxation``) gives the first lower bound and commitments that are not whole.
 2. These are rounded, and every period is solved for whole machines beside them. Neighbouring hours want the same few
    options, so a sample of periods is solved with all that could pay, and the others with what the sample used.
-3. Where that leaves a gap, column generation (Dantzig and Wolfe 1960) goes on: a master combines the plans of periods
+3. A fleet of so few machines that one more or less is a large share of it is searched by branch and bound over boxes of
+   commitments.
+4. Where that leaves a gap, column generation (Dantzig and Wolfe 1960) goes on: a master combines the plans of periods
    found so far, and its prices for holding a commitment in a period (over all periods no more than the commitment
    costs) ask each period for a better plan. The sum of their bounds is a Lagrangian bound, which counts whole machines.
 """
@@ -39,6 +41,7 @@ LONG_LIST_GAP = 2  # times the gap asked for: beyond it, the bound must rise, an
 MOST_COMMITTED = 12  # machines of one kind that a plan can pay for, where boxes of them are looked at
 BOXES = 400  # of commitments that are looked at one by one, at most
 ROUNDS = 12  # of prices and whole commitments, at most: the end of the search on a machine that is fast enough
+MASTER_EACH = 4  # boxes after which the plans found so far are put together anew
 MASTER_ROUNDS = 2  # of prices, between two looks at whole commitments
 
 
@@ -61,14 +64,14 @@ def solve_decomposed(model: FleetModel, gap: float = 1e-3, time_limit_s: float =
             return None
         state = _State(model, cells_of(model), relaxed, gap, end, pool)
         state.round_commitments()
+        if state.open() and _few(state):
+            branch(state)
         for _ in range(ROUNDS):
             if not state.open():
                 break
             log.debug("%.4f to %.4f, %.1f s left", state.lower, state.upper, end - time.monotonic())
             before = state.lower, state.upper, state.num_plans
             state.price()
-            if state.open() and _few(state):
-                branch(state)
             if state.open():
                 state.integer_master()
             if before == (state.lower, state.upper, state.num_plans):
@@ -134,7 +137,7 @@ class _State:
                 self.evaluate(rounded, most)
                 if self._near():
                     break
-            if self.chosen is not None:
+            if self.chosen is not None and not (self.open() and _few(self)):
                 return
 
     def _near(self) -> bool:
@@ -313,13 +316,14 @@ def branch(state: _State) -> None:
     prices sum up to what commitments cost, so the periods' cheapest sum up to a bound, which is exact where the box is
     one point. A period's plan that lies in a part of the box is still its cheapest there.
     """
-    price = state.best_price if state.best_price is not None else state._first_price()
+    price = state._first_price()
     committed = state.model.is_kind("committed")
     most = np.array([np.inf if o.max_count is None else o.max_count for o in state.model.options])
     afford = np.floor(state.upper / np.maximum(state.total, 1e-12) + 1e-9)
     high = np.where(committed, np.minimum(most, np.where(state.total > 0, afford, most)), 0.0)
     root = _node(state, price, (np.zeros(len(high)), high), None)
     boxes = [] if root is None else [root]
+    state.integer_master()
     leaves = np.inf
     for num in range(BOXES):
         boxes = [b for b in boxes if b.bound < state.upper * (1 - state.gap)]
@@ -328,6 +332,8 @@ def branch(state: _State) -> None:
         box = boxes.pop(int(np.argmin([b.bound for b in boxes])))
         mean = state.weights @ box.holds
         state.evaluate(np.clip(np.round(mean), *box.box))
+        if num % MASTER_EACH == MASTER_EACH - 1:
+            state.integer_master()
         halves = _halves(state, box)
         leaves = leaves if halves else min(leaves, box.bound)
         for half in halves:
