@@ -170,13 +170,17 @@ def model_of(answer: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         MissingError: it has none.
     """
     found = answer.get("what_if")
-    if not found or found.get("version") != VERSION:
-        raise MissingError(
-            "this run holds no model to solve again", where=where,
-            why="it is of another version, it rests on a capacity table, or its model is too large to keep",
-            remedy="`plan recommend` with the changed settings",
-        )  # fmt: skip
-    return cast("Mapping[str, Any]", found)
+    if found and found.get("version") == VERSION:
+        return cast("Mapping[str, Any]", found)
+    why = "an earlier version kept it in another form"
+    if "what_if" not in answer:
+        why = "its capacities come from a table of measurements, or it was kept before models were handed on"
+    elif not found:
+        why = f"its model has more than {MAX_OPTIONS} options, too many to keep"
+    raise MissingError(
+        "this run holds no model to solve again", where=where, why=why,
+        remedy="`plan recommend` with the changed settings",
+    )  # fmt: skip
 
 
 def _leaner(model: FleetModel, candidates: CandidateMap) -> FleetModel:

@@ -121,13 +121,11 @@ def pools_of(spec: DisaggregationSpec, lines: Sequence[Line], instances: Sequenc
 
 
 def _engines(lines: Sequence[Line], role: str) -> tuple[ReplicaSpec, ...]:
-    """A pool's engines: its router chooses among data-parallel ranks, not a front end; all adapters are in place.
+    """A pool's engines: its router chooses among data-parallel ranks, not a front end.
 
     Prefill answers one token, for which no blocks are set aside.
     """
-    alike: dict[str, Any] = {"front_end_ranks": 1, "adapters": None} | (
-        {"reserve_output_tokens": 0} if role == "prefill" else {}
-    )
+    alike: dict[str, Any] = {"front_end_ranks": 1} | ({"reserve_output_tokens": 0} if role == "prefill" else {})
     return tuple(replace(x.spec, **alike) for x in lines if x.role == role for _ in range(x.num_engines))
 
 
@@ -147,11 +145,12 @@ def _check_exchange(lines: Sequence[Line]) -> None:
     for name, values in (
         ("kv_cache_dtype", {_kv_type(line) for line in lines}),
         ("framework", {line.replica.engine.framework for line in lines}),
+        ("lora.num_adapters", {str(line.spec.adapters.num_adapters if line.spec.adapters else 0) for line in lines}),
     ):
         if len(values) > 1:
+            why = "a request has one adapter" if name.startswith("lora") else "KV is copied as it is"
             raise InputError(f"prefill and decode lines of different {name}: {', '.join(sorted(values))}",
-                             where="fleet",
-                             why="KV is copied as it is", remedy=f"one {name} in every line")  # fmt: skip
+                             where="fleet", why=why, remedy=f"one {name} in every line")  # fmt: skip
 
 
 def _kv_type(line: Line) -> str:

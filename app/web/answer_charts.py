@@ -49,8 +49,8 @@ def promises_figure(answer: Mapping[str, Any]) -> go.Figure:
     found = go.Figure()
     for i, one in enumerate(r for r in rows if r["draws_low"] is not None):
         found.add_scatter(
-            x=[one["draws_low"], one["draws_high"]], y=[one["promise"]] * 2, mode="lines", opacity=0.35,
-            line={"width": 14, "color": MEANING_COLOURS["predicted"]}, name="range over fresh draws", showlegend=i == 0,
+            x=[one["draws_low"], one["draws_high"]], y=[one["promise"]] * 2, mode="lines",
+            line={"width": 5, "color": MEANING_COLOURS["predicted"]}, name="range over fresh draws", showlegend=i == 0,
         )  # fmt: skip
     values = [r["simulated"] for r in rows]
     highs = [r["interval_high"] if r["interval_high"] is not None else r["simulated"] for r in rows]
@@ -67,9 +67,7 @@ def promises_figure(answer: Mapping[str, Any]) -> go.Figure:
     )
     lay_out(found, "share of the limit", "", height=150 + 40 * len(rows))
     found.update_xaxes(range=[0.0, 1.1 * max([1.0, *highs, *[r["draws_high"] or 0.0 for r in rows]])])
-    found.update_layout(
-        hovermode="closest", legend={"orientation": "h", "y": -0.6}, margin={"l": 10, "r": 40, "t": TOP, "b": 10}
-    )
+    found.update_layout(hovermode="closest", margin={"l": 10, "r": 40, "t": TOP, "b": 10})
     return found
 
 
@@ -117,7 +115,7 @@ def quality_front_figure(answer: Mapping[str, Any]) -> go.Figure:
     score = kept_quality(answer)
     if score is not None:
         _add_chosen(found, 100 * score, answer)
-    lay_out(found, "share of the unquantized model's score that is kept (%)", "USD per hour")
+    lay_out(found, "share of the score kept (%)", "USD per hour")
     found.update_layout(hovermode="closest")
     found.update_yaxes(rangemode="tozero")
     return found
@@ -137,22 +135,29 @@ def _add_chosen(found: go.Figure, x: float, answer: Mapping[str, Any]) -> None:
 
 
 def swings_figure(answer: Mapping[str, Any]) -> go.Figure:
-    """A bar from the low to the high cost of each cause, about the plan's cost; a missing end means no plan."""
+    """A bar from the low to the high cost of each cause, about the plan's cost; a missing end means no plan.
+
+    A cause's name stands over its bar: beside it, a long one would leave a phone no room for the chart.
+    """
     rows = swings(answer)[::-1]
     usd = answer["plan"]["usd_per_hour"]
     lows = [usd if r["low_usd_per_hour"] is None else r["low_usd_per_hour"] for r in rows]
     highs = [usd if r["high_usd_per_hour"] is None else r["high_usd_per_hour"] for r in rows]
-    none = [" (no plan at an end)" if None in (r["low_usd_per_hour"], r["high_usd_per_hour"]) else "" for r in rows]
     found = go.Figure()
     found.add_bar(
-        y=[f"{r['what']}<br>{r['change']}{n}" for r, n in zip(rows, none, strict=True)], base=lows, orientation="h",
+        y=list(range(len(rows))), base=lows, orientation="h", width=0.4, name="cost",
         x=[high - low for low, high in zip(lows, highs, strict=True)], marker_color=MEANING_COLOURS["predicted"],
         text=[f"{low:,.2f} – {high:,.2f}" for low, high in zip(lows, highs, strict=True)], textposition="outside",
         cliponaxis=False,
     )  # fmt: skip
+    for i, r in enumerate(rows):
+        none = ", no plan at an end" if None in (r["low_usd_per_hour"], r["high_usd_per_hour"]) else ""
+        found.add_annotation(x=0, xref="paper", y=i, text=f"{r['what']}, {r['change']}{none}", showarrow=False,
+                             xanchor="left", xshift=-8, yshift=21)  # fmt: skip
     found.add_vline(usd, line_dash="dash", line_color=PLAN, annotation_text="this plan", annotation_yshift=18)
-    lay_out(found, "USD per hour", "", height=110 + 48 * len(rows))
+    lay_out(found, "USD per hour", "", height=120 + 54 * len(rows))
     found.update_layout(hovermode="closest", margin={"l": 10, "r": 90, "t": TOP, "b": 10})
+    found.update_yaxes(showticklabels=False, showgrid=False, range=[-0.5, len(rows) - 0.3])
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts import MEANING_COLOURS, PALETTE
-from app.web.style import NEUTRAL, TOP, lay_out
+from app.web.style import NEUTRAL, THEME, TOP, lay_out, look
 
 if TYPE_CHECKING:
     from calibrate.bottleneck import StepCost
@@ -19,6 +21,8 @@ RESOURCE_COLOURS = {"compute": PALETTE[0], "memory bandwidth": PALETTE[1], "inte
                     "launch overhead": NEUTRAL}  # fmt: skip
 ERROR_COLOURS = {"unseen": MEANING_COLOURS["measured"], "fitted": MEANING_COLOURS["ideal"]}
 TERA = 1e12
+NAME_PX = 13  # of a name over its line of errors
+HEADING_LETTERS = 50  # in a line of a heading, which fits a phone
 
 
 def kernels(cost: StepCost) -> list[dict[str, Any]]:
@@ -74,22 +78,53 @@ def step_figure(cost: StepCost) -> go.Figure:
 
 
 def errors_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Errors from median to 90th percentile, a line a row; ``rows`` have name, median, p90 and fit."""
+    """Errors from median to 90th percentile, a line a row, its name over it: beside it, long names leave no room.
+
+    Args:
+        rows: name, median, p90 and fit of each; ``group``, where there is one, is the heading of those that share it.
+    """
+    headings, lines, bottom = _error_places(rows)
     found = go.Figure()
     for fit in dict.fromkeys(r["fit"] for r in rows):
-        chosen = [r for r in rows if r["fit"] == fit][::-1]
+        chosen = [(y, r) for y, r in zip(lines, rows, strict=True) if r["fit"] == fit]
         colour = ERROR_COLOURS.get(fit, NEUTRAL)
-        for i, row in enumerate(chosen):
-            found.add_scatter(x=[row["median"], row["p90"]], y=[row["name"]] * 2, mode="lines", opacity=0.5,
-                              line={"color": colour, "width": 8}, name=f"median to 90 %, {fit}", legendgroup=fit,
+        for i, (y, row) in enumerate(chosen):
+            found.add_scatter(x=[row["median"], row["p90"]], y=[y, y], mode="lines",
+                              line={"color": colour, "width": 3}, name=f"median to 90 %, {fit}", legendgroup=fit,
                               showlegend=i == 0, hoverinfo="skip")  # fmt: skip
-        found.add_scatter(x=[r["median"] for r in chosen], y=[r["name"] for r in chosen], mode="markers",
-                          marker={"color": colour, "size": 9}, name=f"median, {fit}", legendgroup=fit)  # fmt: skip
-    lay_out(found, "relative error", "", height=130 + 24 * len(rows))
-    found.update_xaxes(type="log", tickformat=".2~%", dtick="D2")
-    found.update_yaxes(categoryorder="array", categoryarray=[r["name"] for r in rows][::-1])
-    found.update_layout(hovermode="closest", legend={"y": 1.0, "yanchor": "bottom"})
+        found.add_scatter(
+            x=[r["median"] for _, r in chosen], y=[y for y, _ in chosen], mode="markers", name=f"median, {fit}",
+            text=[f"{r['name']}<br>median {r['median']:.3g}, 90 % {r['p90']:.3g}" for _, r in chosen],
+            hovertemplate="%{text}<extra></extra>", marker={"color": colour, "size": 9}, legendgroup=fit,
+        )  # fmt: skip
+    lay_out(found, "relative error", "", height=150 - bottom)
+    ends = [r[end] for r in rows for end in ("median", "p90")]
+    span = [math.log10(0.8 * min(ends)), math.log10(1.25 * max(ends))] if rows else None
+    found.update_xaxes(type="log", tickformat=".2~%", dtick="D2", range=span)
+    found.update_yaxes(range=[bottom, 0], showticklabels=False, showgrid=False, zeroline=False)
+    muted, text = THEME[look()]["muted"], THEME[look()]["text"]
+    names = [(y + NAME_PX, str(r["name"]), muted) for y, r in zip(lines, rows, strict=True)]
+    for y, name, colour in [*((y, heading, text) for y, heading in headings), *names]:
+        found.add_annotation(x=0, xref="paper", y=y, text=name, showarrow=False, xanchor="left", xshift=-8,
+                             align="left", font={"size": 12, "color": colour})  # fmt: skip
+    found.update_layout(hovermode="closest", legend={"yref": "paper", "y": 1.0, "yanchor": "bottom"})
     return found
+
+
+def _error_places(rows: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[int, str]], list[int], int]:
+    """Where headings and lines stand below the top, and the bottom, all in pixels and negative."""
+    headings: list[tuple[int, str]] = []
+    lines: list[int] = []
+    y, group = 0, None
+    for row in rows:
+        if row.get("group") != group:
+            group, y = row.get("group"), y - 8
+            for part in textwrap.wrap(str(group), HEADING_LETTERS):
+                y -= 16
+                headings.append((y, part))
+        y -= 34
+        lines.append(y)
+    return headings, lines, y - 20
 
 
 def compared_figure(compared: Sequence[Comparison], metric: str) -> go.Figure:

@@ -31,7 +31,7 @@ def _asked() -> bool:
 
 
 def _limits() -> tuple[dict[str, Any], str]:
-    a, b, c, d, e = st.columns(5)
+    a, b, c, d, e = st.columns(5, vertical_alignment="bottom")
     seqs = whole(a, "Sequences at once (0: default)", "max_num_seqs", 0, (0, 100_000))
     tokens = whole(b, "Tokens a step (0: default)", "max_num_batched_tokens", 0, (0, 1_000_000))
     share = number(c, "Share of GPU memory (0: default)", "gpu_memory", 0.0, (0.0, 1.0), format="%.2f", step=0.05)
@@ -47,7 +47,7 @@ def _limits() -> tuple[dict[str, Any], str]:
 
 
 def _speculation(framework: str) -> dict[str, Any]:
-    a, b, c, d = st.columns(4)
+    a, b, c, d = st.columns(4, vertical_alignment="bottom")
     method = choice(a, "Speculation", (NONE, *METHODS.get(framework, ())), "speculation", NONE)
     tokens = whole(b, "Tokens guessed a step", "spec_tokens", 3, (1, 64))
     rate = number(c, "Share of guesses accepted", "spec_accept", 0.7, (0.0, 1.0), format="%.2f", step=0.05,
@@ -62,13 +62,14 @@ def _speculation(framework: str) -> dict[str, Any]:
 
 
 def _memory_tiers(framework: str) -> dict[str, Any]:
-    a, b, c, d, e = st.columns(5)
+    a, b, *_ = st.columns(4, vertical_alignment="bottom")
+    c, d, e, f = st.columns(4, vertical_alignment="bottom")
     mode = choice(a, "Preemption", (DEFAULT, "recompute", "swap"), "preemption", DEFAULT)
     swap = number(b, "Swap space (GiB; 0: default)", "swap_gib", 0.0, GIB_BOUNDS, format="%.1f")
     host = number(c, "KV offload to host (GiB; 0: none)", "offload_gib", 0.0, GIB_BOUNDS, format="%.1f")
     disk = number(d, "and to disk (GiB)", "offload_disk_gib", 0.0, GIB_BOUNDS, format="%.1f")
     speed = number(e, "The disk reads (GB/s)", "disk_gb_per_s", 3.0, (0.01, 1000.0), format="%.1f")
-    backend = choice(st.columns(5)[2], "Offload by", (DEFAULT, *BACKENDS.get(framework, ())), "offload_by", DEFAULT)
+    backend = choice(f, "Offload by", (DEFAULT, *BACKENDS.get(framework, ())), "offload_by", DEFAULT)
     keep({"preemption": mode, "swap_gib": swap, "offload_gib": host, "offload_disk_gib": disk, "disk_gb_per_s": speed,
           "offload_by": backend})  # fmt: skip
     found: dict[str, Any] = {}

@@ -8,13 +8,14 @@ from typing import Any
 
 import streamlit as st
 
+LONGEST_TEXT = 200  # letters that a field, or the URL, may hold
 NOT_THERE = "The address asks for {0}, which there is not."
 
 
 def asked(key: str) -> str | None:
     """What the URL asks for; None: nothing."""
     found = st.query_params.get(key)
-    return None if found is None else str(found)[:200]
+    return None if found is None else str(found)[:LONGEST_TEXT]
 
 
 def choice(column: Any, label: str, options: Sequence[str], key: str, fallback: str, **settings: Any) -> str:
@@ -90,6 +91,13 @@ def factor(column: Any, label: str, key: str, stops: Sequence[float]) -> float:
     if not inside:
         _beside(column, f"The address asks for what is outside {stops[0]:g} to {stops[-1]:g}.")
     return float(found)
+
+
+def text(column: Any, label: str, key: str, fallback: str, **settings: Any) -> str:
+    """A line of text."""
+    wanted = asked(key)
+    start = fallback if wanted is None else wanted
+    return str(column.text_input(label, start, key=f"field-{key}", max_chars=LONGEST_TEXT, **settings))
 
 
 def keep(values: Mapping[str, object]) -> None:

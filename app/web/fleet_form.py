@@ -22,8 +22,8 @@ FIXED, HPA = "fixed", "hpa"
 MOST_HOURS = 48.0
 
 
-def form() -> dict[str, Any] | None:
-    """The scenario, when the visitor asks for it."""
+def form() -> tuple[dict[str, Any], bool]:
+    """The scenario that the fields describe, and whether the visitor asks for it now."""
     a, b, c = st.columns(3)
     model = choice(a, "Model", sorted(n for n, m in models().items() if m.kind == "decoder"), "model", "llama-3.1-8b")
     gpu = choice(b, "GPU", sorted(gpus()), "gpu", "L40S")
@@ -39,12 +39,11 @@ def form() -> dict[str, Any] | None:
         with st.expander("A fleet that lives: autoscaling, spot, a longer load", expanded=_lives()):
             live = _live(line["count"])
         asked = st.form_submit_button("Simulate", type="primary")
-    if not asked:
-        return None
     keep({"model": model, "gpu": gpu, "instance": machine})
     repeat = live.pop("repeat_s", None)
     workload = {**workload_section(), **({"repeat_s": repeat} if repeat else {})}
-    return {"model": model, "workload": workload, "fleet": [line], **top, "slo": slo, **live, "seed": seed()}
+    scenario = {"model": model, "workload": workload, "fleet": [line], **top, "slo": slo, **live, "seed": seed()}
+    return scenario, bool(asked)
 
 
 def _line(gpu: str, machine: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -83,7 +82,7 @@ def _live(count: int) -> dict[str, Any]:
     target = whole(b, "Running requests aimed at", "target", 24, (1, 10_000))
     most = whole(c, "Replicas at most", "most", 16, (1, 512))
     hours = number(d, "Repeat the load for (h; 0: once)", "hours", 0.0, (0.0, MOST_HOURS), format="%.1f")
-    e, f, g = st.columns([2, 1, 1])
+    e, f, g = st.columns([2, 1, 1], vertical_alignment="bottom")
     zones = several(e, "Spot zones (none: no spot)", sorted({z.region for z in catalogue_zones()}), "zones", "")
     spare = whole(f, "Spare spot replicas", "spare", 1, (0, 100))
     fallback = g.checkbox("On-demand while spot is lost", st.query_params.get("fallback", "1") == "1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import streamlit as st
 
 from app.charts import Limit, Series
-from app.cli.output import cell
+from app.cli.output import Table, cell
 from app.web.jobs import Job, Jobs
 from app.web.style import THEME, figure, look
 from app.web.worker import apart
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 Rows: TypeAlias = "Sequence[Mapping[str, Any]] | pd.DataFrame"
 
-WHOLE_ROWS = 16  # a table of so many is shown whole
+OWN_FOLDER = re.compile(r"[^\s'\"]*/plan-web-[^/]+/([0-9a-f]{32}/)?")  # of the server, in a file's path
+WHOLE_ROWS = 16  # a table of so many is shown whole, a longer one scrolls
+MOST_ROWS = 100  # of a table of the page; a longer one is drawn by a script that draws what is seen
+SCROLLS_PX = 560
 LETTER_PX = 6.2  # of a table's text
 WIDEST_PX = 340  # of a column, beyond which its text is wrapped
 WRAPS_PX = 72  # of a row that wraps
@@ -66,16 +70,35 @@ def tabs(pages: Mapping[str, Callable[[], None]], key: str) -> str:
     return name
 
 
-def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, name: str) -> None:
-    """A table with its download; names come from users, so nothing in it is read as HTML or a formula."""
+def table(rows: Rows, name: str) -> None:
+    """A table with its download; names come from users, so nothing in it is read as markup or a formula.
+
+    A table of the page wraps its texts and is walked through by a screen reader; only a very long one is drawn.
+    """
     frame = _frame(rows)
     alternative = f"Table {name}: {', '.join(map(str, frame.columns))}; {len(frame)} rows."
-    height: Any = "content" if len(frame) <= WHOLE_ROWS else "auto"  # a longer one scrolls
-    lines = max(1, math.ceil(_longest(frame) * LETTER_PX / WIDEST_PX))  # of the longest text, once it is wrapped
-    row = None if lines == 1 else max(WRAPS_PX, 17 + 18 * lines)
-    st.dataframe(_readable(frame), hide_index=True, width="stretch", height=height, column_config=_columns(frame),
-                 alt=alternative, placeholder="–", row_height=row)  # fmt: skip
+    if len(frame) <= MOST_ROWS:
+        height: Any = "content" if len(frame) <= WHOLE_ROWS else SCROLLS_PX
+        st.table(_as_words(frame), border="horizontal", height=height, hide_index=True, alt=alternative)
+    else:
+        lines = max(1, math.ceil(_longest(frame) * LETTER_PX / WIDEST_PX))  # of the longest text, once it is wrapped
+        row = None if lines == 1 else max(WRAPS_PX, 17 + 18 * lines)
+        st.dataframe(_readable(frame), hide_index=True, width="stretch", column_config=_columns(frame),
+                     alt=alternative, placeholder="–", row_height=row)  # fmt: skip
     download(f"{name}.csv", lambda: _csv(frame), f"download-{name}")
+
+
+def listing(found: Table, name: str) -> None:
+    """A table of the command line's; every column has a name, and two of one name are told apart by a number."""
+    import pandas as pd
+
+    seen: Counter[str] = Counter()
+    columns = []
+    for i, column in enumerate(found.columns):
+        title = column or ("what" if i == 0 else "result")
+        seen[title] += 1
+        columns.append(title if seen[title] == 1 else f"{title} #{seen[title]}")
+    table(pd.DataFrame([list(row) for row in found.rows], columns=columns), name)
 
 
 def chart(
@@ -128,14 +151,21 @@ def download(file_name: str, content: Callable[[], str], key: str, label: str = 
 
 def error(problem: BaseException) -> None:
     """An error in words: what, where, why and what would work."""
-    if isinstance(problem, PlanError):
-        where = f"**{words(problem.where)}**: " if problem.where else ""
-        lines = [where + words(problem.what)]
-        lines += [f"Why it matters: {words(problem.why)}"] if problem.why else []
-        lines += [f"Try: {words(problem.remedy)}"] if problem.remedy else []
-        st.error("\n\n".join(lines))
-    else:
+    if not isinstance(problem, PlanError):
         st.error(f"A fault of ours: {type(problem).__name__}. The server's log has the details.")
+        return
+    where, what, why, remedy = (
+        words(as_named(text)) for text in (problem.where, problem.what, problem.why, problem.remedy)
+    )
+    lines = [f"**{where}**: {what}" if where else what]
+    lines += [f"Why it matters: {why}"] if why else []
+    lines += [f"Try: {remedy}"] if remedy else []
+    st.error("\n\n".join(lines))
+
+
+def as_named(text: str) -> str:
+    """Text in which an upload's path is its name alone."""
+    return OWN_FOLDER.sub("", text)
 
 
 def begin(slot: str, title: str, *args: Any) -> None:
@@ -205,6 +235,23 @@ def _frame(rows: Rows) -> pd.DataFrame:
 
 def _csv(frame: pd.DataFrame) -> str:
     return frame.map(_no_formula).to_csv(index=False)
+
+
+def _as_words(frame: pd.DataFrame) -> Any:
+    """Every cell and name as words, numbers to four figures and to the right."""
+    import pandas as pd
+
+    data = frame.to_dict("split")["data"]
+    cells = [[words(cell(value)) for value in row] for row in data]
+    found = pd.DataFrame(cells, columns=[words(str(name)) for name in frame.columns])
+    numbers = [i for i in range(len(found.columns)) if _are_numbers([row[i] for row in data])]
+    right: list[tuple[str, str | float]] = [("text-align", "right !important")]
+    return found.style.set_table_styles([{"selector": f".col{i}", "props": right} for i in numbers])
+
+
+def _are_numbers(column: Sequence[object]) -> bool:
+    known = [value for value in column if value is not None]
+    return bool(known) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
 
 
 def _readable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -2,61 +2,58 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import streamlit as st
 
 from app.runs import list_runs
-from app.web.parts import command
+from app.web.fields import choice, keep, text
+from app.web.parts import begin, command, job_of, outcome
+from app.web.work import Built
 from catalogs.errors import InputError
 
-if TYPE_CHECKING:
-    from app.report.schema import Report
-
+SLOT = "report"
 MAX_BILL_BYTES = 200 * 1024 * 1024
 FORMS = {"html": "text/html", "md": "text/markdown", "json": "application/json", "csv": "text/csv"}
 
 
-@dataclass(frozen=True)
-class Built:
-    """A report and what it was asked for with."""
-
-    report: Report
-    month: str
-    command: str
-
-
 def ask() -> Built | None:
-    """The bill, the plan to compare with and the month as fields, and the report once there is a bill.
+    """The bill, the plan to compare with and the month as fields, and the report once it is built.
 
     Raises:
-        InputError: a bill that is no bill, is too large, or has nothing in the month.
+        InputError: a bill that is no bill, or is too large.
     """
-    from app.report.build import build
-    from app.report.sources import Sources
-
     uploaded = st.file_uploader("A bill: CUR 2.0 or FOCUS, .csv, .csv.gz or .parquet")
     labels = {"": "no plan", **{r.run_id: f"{r.run_id} · {r.title}" for r in list_runs("recommend")}}
     a, b = st.columns(2)
-    run = str(a.selectbox("Plan to compare with", list(labels), format_func=lambda i: labels.get(i, i)))
-    month = b.text_input("Month", f"{datetime.now(UTC):%Y-%m}", help="YYYY-MM", key="report-month")
-    if uploaded is None:
+    run = choice(a, "Plan to compare with", list(labels), "against", "", format_func=lambda i: labels.get(i, i))
+    month = text(b, "Month", "month", f"{datetime.now(UTC):%Y-%m}", help="YYYY-MM")
+    keep({"against": run, "month": month})
+    if uploaded is not None:
+        begin_report(uploaded, run, month)
+    elif job_of(SLOT) is None:
         st.info("Upload a bill to see spend against the plan, idle machines' cost and what lapsed.")
         command("plan report build --bill focus.csv --run last --month 2026-10 -o report.html")
         return None
+    found: Built | None = outcome(SLOT)
+    return found
+
+
+def begin_report(uploaded: Any, run: str, month: str) -> None:
+    """Begin to build the report of an upload, unless it is the one that was asked for last.
+
+    Raises:
+        InputError: see ``ask``.
+    """
+    question = (uploaded.file_id, run, month)
+    if st.session_state.get("report-question") == question:
+        return
+    suffix = suffix_of(uploaded.name)
     if uploaded.size > MAX_BILL_BYTES:
         raise InputError("the bill is larger than 200 MB", where="bill", remedy="`plan report build` reads larger ones")
-    suffix = suffix_of(uploaded.name)
-    with tempfile.TemporaryDirectory(prefix="plan-web-") as folder:
-        path = Path(folder) / f"bill{suffix}"
-        path.write_bytes(uploaded.getvalue())
-        found = build(Sources.model_validate({"bill": path, "run": run or None, "month": month}), datetime.now(UTC))
-    text = f"plan report build --bill bill{suffix} {f'--run {run} ' if run else ''}--month {month} -o report.html"
-    return Built(found, month, text)
+    begin(SLOT, "Reading the bill", uploaded.getvalue(), suffix, run, month)
+    st.session_state["report-question"] = question
 
 
 def suffix_of(name: str) -> str:

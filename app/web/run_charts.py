@@ -9,11 +9,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts import MEANING_COLOURS, PALETTE, PURCHASE_COLOURS
-from app.web.style import LABELS, NEUTRAL, TOP, lay_out
+from app.web.style import LABELS, NEUTRAL, TOP, ink, lay_out
 
 METRICS = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
 COLOURS = dict(zip(METRICS, PALETTE, strict=False))
-STATES = {"booting": "#b9bfc6", "draining": NEUTRAL}
 SHARES = np.linspace(0.0, 1.0, 201)
 PARTS = {"queue": MEANING_COLOURS["bad"], "prefill": PALETTE[0], "decode": PALETTE[2], "stall": PALETTE[3],
          "step": PALETTE[2], "overhead": PALETTE[1], "idle": NEUTRAL}  # fmt: skip
@@ -69,10 +68,11 @@ def replicas_figure(answer: Mapping[str, Any]) -> go.Figure:
     t_s = [r["t_s"] for r in rows]
     found = go.Figure()
     for name in (n for n in rows[0] if n not in ("t_s", "target")):
-        colour = PURCHASE_COLOURS.get(name) or STATES.get(name, NEUTRAL)
+        colour = PURCHASE_COLOURS.get(name, NEUTRAL)
         found.add_scatter(
             x=t_s, y=[r[name] for r in rows], name=LABELS.get(name, name), stackgroup="one", mode="lines",
-            line={"color": colour, "shape": "hv", "width": 1},
+            line={"color": colour, "shape": "hv", "width": 1}, fillcolor=colour,
+            fillpattern={"shape": "/" if name == "booting" else ""},
         )  # fmt: skip
     found.add_scatter(x=t_s, y=[r["target"] for r in rows], name="target", mode="lines",
                       line={"color": NEUTRAL, "dash": "dot", "shape": "hv"})  # fmt: skip
@@ -123,11 +123,12 @@ def breakdown_figure(answer: Mapping[str, Any]) -> go.Figure:
     """Two bars of shares: where the requests waited or worked, and what the engines did."""
     found = go.Figure()
     for row in breakdown(answer):
+        colour = PARTS.get(row["part"], NEUTRAL)
         label = f"{row['part']} {row['share']:.0%}" if row["share"] >= 0.04 else ""
         found.add_bar(
             y=[row["whose"]], x=[row["share"]], orientation="h", name=f"{row['whose']}: {row['part']}",
-            marker_color=PARTS.get(row["part"], NEUTRAL), text=label, textposition="inside", insidetextanchor="middle",
-            textfont={"color": "#ffffff"}, showlegend=False,
+            marker_color=colour, text=label, textposition="inside", insidetextanchor="middle",
+            textfont={"color": ink(colour)}, showlegend=False,
         )  # fmt: skip
     lay_out(found, "share of the time", "", height=190)
     found.update_layout(barmode="stack", hovermode="closest")

@@ -20,21 +20,32 @@ NEUTRAL = MEANING_COLOURS["ideal"]
 # `muted` is for captions and axes; the tests hold every text to 4.5:1 on its ground, every mark to 3:1
 THEME: Mapping[str, Mapping[str, str]] = {
     "light": {"primary": "#0067a3", "background": "#ffffff", "panel": "#f4f5f6", "text": "#1f2328", "muted": "#59616a",
-              "border": "#d5d9de", "on_primary": "#ffffff"},
+              "border": "#d5d9de", "on_primary": "#ffffff", "wrong": "#a3162a"},
     "dark": {"primary": "#5cb3e6", "background": "#15171a", "panel": "#1f2327", "text": "#e8eaed", "muted": "#a6adb5",
-             "border": "#3a4047", "on_primary": "#10141a"},
+             "border": "#3a4047", "on_primary": "#10141a", "wrong": "#ff8f8f"},
 }  # fmt: skip
 CSS = """<style>
 .stMainBlockContainer { padding: 2.6rem 2.5rem 4rem; max-width: 1240px; }
 h1 { font-size: 1.9rem !important; padding: 0 0 0.2rem !important; }
-h2 { font-size: 1.4rem !important; } h3 { font-size: 1.15rem !important; }
-@media (max-width: 640px) { .stMainBlockContainer { padding: 3.6rem 1rem 3rem; } }
+h2 { font-size: 1.2rem !important; }
+@media (max-width: 640px) {
+  .stMainBlockContainer { padding: 3.6rem 1rem 3rem; }
+  [data-testid="stColumn"]:has(> * > * > [data-testid="stMetric"]) { min-width: calc(50% - 1rem); flex: 1 1 40%; }
+}
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p { opacity: 1; color: MUTED; }
+[data-testid="stCode"] code, [data-testid="stCode"] code span { color: TEXT !important; }
 .command { font: 0.9rem ui-monospace, monospace; user-select: all; white-space: pre-wrap; margin: 0; }
 [data-testid="stMetricLabel"] p { color: MUTED; overflow: visible; white-space: normal; }
 [data-testid="stMetricValue"] { font-size: 1.7rem; font-variant-numeric: tabular-nums; }
 [data-testid="stMetricValue"] > div { white-space: normal; overflow: visible; }
 button[kind^="primary"], button[kind^="primary"] p, [data-tag], [data-tag] * { color: ON_GROUND !important; }
+[data-testid="stNumberInputContainer"]:has([role="alert"]) {
+  position: relative; overflow: visible; margin-bottom: 3.6rem; }
+[data-testid="stNumberInputContainer"] [role="alert"] {
+  position: absolute !important; inset: calc(100% + 0.2rem) 0 auto 0; width: auto !important; height: auto !important;
+  clip: auto !important; clip-path: none !important; overflow: visible; white-space: normal !important;
+  font-size: 0.8rem; line-height: 1.2; color: WRONG; }
+[data-testid="InputInstructions"] { display: none; }
 :focus-visible { outline: 2px solid PRIMARY !important; outline-offset: 2px; }
 </style>"""
 
@@ -49,7 +60,7 @@ def look() -> str:
 def style_sheet() -> str:
     """What the theme's settings cannot say, in the visitor's theme."""
     theme = THEME[look()]
-    colours = {"MUTED": "muted", "PRIMARY": "primary", "ON_GROUND": "on_primary"}
+    colours = {"WRONG": "wrong", "TEXT": "text", "MUTED": "muted", "PRIMARY": "primary", "ON_GROUND": "on_primary"}
     return reduce(lambda css, name: css.replace(name, theme[colours[name]]), colours, CSS)
 
 
@@ -101,13 +112,22 @@ def figure(
     return found
 
 
+def ink(colour: str) -> str:
+    """Black or white, whichever reads better on a colour (4.5:1 and more; WCAG 2.1, relative luminance)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+    luminance = sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "#000000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#ffffff"
+
+
 def add_band(found: go.Figure, name: str, x: Sequence[float], low: Sequence[float], high: Sequence[float],
              colour: str) -> None:  # fmt: skip
     """A translucent band between two curves: what is not known, drawn."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    found.add_scatter(x=list(x), y=list(high), mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip")
+    edge = {"width": 1, "color": colour}
+    found.add_scatter(x=list(x), y=list(high), mode="lines", line=edge, showlegend=False, hoverinfo="skip")
     found.add_scatter(
-        x=list(x), y=list(low), mode="lines", line={"width": 0}, fill="tonexty", name=name, hoverinfo="skip",
+        x=list(x), y=list(low), mode="lines", line=edge, fill="tonexty", name=name, hoverinfo="skip",
         fillcolor=f"rgba({red},{green},{blue},0.25)",
     )  # fmt: skip
 
@@ -120,8 +140,11 @@ def lay_out(found: go.Figure, x_label: str, y_label: str, height: int = 320) -> 
         height=height,
         hovermode="x unified",
         font={"size": 13},
-        legend={"orientation": "h", "y": -0.28, "font": muted},
+        legend={"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "font": muted},
     )
     found.update_xaxes(automargin=True, title={"text": x_label, "font": muted}, tickfont=muted)
     found.update_yaxes(automargin=True, title={"text": y_label, "font": muted}, tickfont=muted)
     found.update_annotations(font=muted)
+    for kind in ("bar", "waterfall"):
+        found.update_traces(outsidetextfont=muted, selector={"type": kind})
+    found.update_traces(textfont=muted, selector={"mode": "markers+text"})

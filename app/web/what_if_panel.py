@@ -13,8 +13,8 @@ from app.charts import MEANING_COLOURS
 from app.cli.what_if import question, tables
 from app.runs import load_run
 from app.web.fields import choice, factor, keep
-from app.web.parts import command, drawing, error, table, words
-from app.web.style import LABELS, NEUTRAL, lay_out
+from app.web.parts import command, drawing, error, listing, words
+from app.web.style import LABELS, NEUTRAL, ink, lay_out
 from app.web.workload_state import private_file
 from catalogs.errors import PlanError
 from planner.what_if import Change, model_of, price_names, solve_again
@@ -32,11 +32,11 @@ def panel(answer: Mapping[str, Any], ask: Asked) -> None:
         st.rerun()  # the whole page: a button's run is of this fragment alone
     try:
         model = model_of(answer, "this plan")
-    except PlanError:
-        st.caption("This plan holds no model to solve again under another load, limit or price: it is of another "
-                   "version, or too large to keep. Ask anew instead.")  # fmt: skip
+    except PlanError as problem:
+        st.caption("No sliders here: this plan cannot be solved again under another load, limit or price, for "
+                   f"{words(problem.why)}. Ask anew instead.")  # fmt: skip
         return
-    st.subheader("What if")
+    st.header("What if")
     change = sliders(model)
     if change == Change():
         st.caption("Move a slider: the plan is solved again from the capacities that were simulated for it.")
@@ -65,7 +65,8 @@ def sliders(model: Mapping[str, Any]) -> Change:
         slo = factor(b, "Latency limits, times these", "if_slo", limits)
     else:
         slo = 1.0
-        b.caption("Latency limits: this plan's capacities are known at its own limits alone.")
+        b.caption("No slider for the latency limits: this plan was made without `explore`, which simulates what "
+                  "replicas serve at other limits. Change the limits in the form and ask anew.")  # fmt: skip
     names = price_names(model)
     name = choice(c, "Price of", names, "if_price_of", names[0], format_func=lambda n: LABELS.get(n, n))
     price = factor(d, "That price, times today's", "if_price", PRICES)
@@ -83,8 +84,7 @@ def show(found: Mapping[str, Any]) -> None:
     with b:
         drawing("what-if", "Cost of the plan and of what these changes come to, with its range where a capacity is "
                 "interpolated between limits that were simulated.", cost_figure(found), rows(found))  # fmt: skip
-    first = tables(found)[0]
-    table([dict(zip(first.columns, row, strict=True)) for row in first.rows], "what-if-list")
+    listing(tables(found)[0], "what-if-list")
     st.caption(words("Assumed: " + "; ".join(found["assumptions"]) + "."))
 
 
@@ -108,7 +108,7 @@ def cost_figure(found: Mapping[str, Any]) -> go.Figure:
             "arrayminus": [max(0.0, usd - cheap)], "thickness": 2, "width": 8}}  # fmt: skip
         shown.add_bar(y=[row["what"]], x=[usd], orientation="h", showlegend=False, marker_color=colour,
                       text=f"{usd:,.2f}", textposition="inside", insidetextanchor="start",
-                      textfont={"color": "#ffffff"}, name=row["what"], **spread)  # fmt: skip
+                      textfont={"color": ink(colour)}, name=row["what"], **spread)  # fmt: skip
     lay_out(shown, "USD per hour", "", height=170)
     shown.update_layout(hovermode="closest")
     shown.update_yaxes(autorange="reversed")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.cli.output import plain
 from catalogs.errors import InputError, PlanError
 from catalogs.yaml_source import Located, check
+
+if TYPE_CHECKING:
+    from app.report.schema import Report
 
 Progress = Callable[[str, float], None]
 MAX_REQUESTS = 2_000_000  # that the app reads of a trace, or plays
@@ -26,6 +31,15 @@ class Shown:
     latencies: dict[str, Any]
     series: dict[str, Any]
     scenario: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A report, its month and the command that builds it."""
+
+    report: Report
+    month: str
+    command: str
 
 
 def recommend(progress: Progress, settings: dict[str, Any]) -> dict[str, Any]:
@@ -90,6 +104,21 @@ def validate(progress: Progress, data: bytes, suffix: str) -> tuple[list[Any], l
         return compare(None, path)
 
 
+def report(progress: Progress, data: bytes, suffix: str, run: str, month: str) -> Built:
+    """The report of the visitor's bill; ``run``: the plan to compare with, empty for none."""
+    from app.report.build import build
+    from app.report.sources import Sources
+
+    progress("adding up what it says", 0.2)
+    with tempfile.TemporaryDirectory(prefix="plan-web-") as folder:
+        path = Path(folder) / f"bill{suffix}"
+        path.write_bytes(data)
+        found = build(Sources.model_validate({"bill": path, "run": run or None, "month": month}), datetime.now(UTC))
+    chosen = f"--run {run} " if run else ""
+    text = f"plan report build --bill bill{suffix} {chosen}--month {shlex.quote(month)} -o report.html"
+    return Built(found, month, text)
+
+
 WORK: Mapping[str, Callable[..., Any]] = {
-    "recommend": recommend, "simulate": simulate, "advise": advise, "validate": validate,
+    "recommend": recommend, "simulate": simulate, "advise": advise, "validate": validate, "report": report,
 }  # fmt: skip

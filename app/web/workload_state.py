@@ -1,6 +1,6 @@
 """The visitor's workload: the demo trace, an upload or a synthetic load; the URL names it, so it outlives a reload.
 
-Files lie in a folder of this server under names of its own making: a keyed hash that nobody can guess.
+Files lie in a folder of this server, each in one of its own whose name is a keyed hash that nobody can guess.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from app.web.parts import words
+from app.web.parts import error, words
 from app.web.work import MAX_REQUESTS
-from catalogs.errors import InputError
+from catalogs.errors import InputError, PlanError
 from catalogs.files import write_text
 
 if TYPE_CHECKING:
@@ -154,6 +154,24 @@ def synthesis_command(spec: dict[str, Any], seed: int) -> str:
     return f"cat > load.yaml <<'END'\n{text}\nEND\nplan trace synth load.yaml --seed {seed} -o load.csv\n"
 
 
+def upload_field() -> None:
+    """The field for a trace, and the way back to the demo; a new trace is the workload of every page at once."""
+    uploaded = st.file_uploader(
+        "Your trace", help="Arrival time, input and output tokens of each request: CSV, JSON lines or Parquet; "
+        "Azure, Mooncake and BurstGPT forms are recognised. It stays on this machine.",
+    )  # fmt: skip
+    if uploaded is not None and st.session_state.get("upload_id") != uploaded.file_id:
+        try:
+            keep_upload(uploaded)
+            st.session_state["upload_id"] = uploaded.file_id
+            st.rerun()
+        except PlanError as problem:
+            error(problem)
+    if not is_demo() and st.button("Back to the demo trace", icon=":material/undo:"):
+        reset()
+        st.rerun()
+
+
 def keep_upload(uploaded: Any) -> None:
     """Make an upload (``name``, ``size``, ``getvalue``) the visitor's workload.
 
@@ -175,7 +193,8 @@ def keep_upload(uploaded: Any) -> None:
     if suffix.endswith(".gz"):
         check_unpacked(data)
     identity = _identity(data + name.encode())
-    path = _store()[0] / f"{identity}{suffix}"
+    path = _store()[0] / identity / _own_name(name, suffix)
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
     _keep({"id": identity, "path": str(path), "name": name, "file": Path(name).name or f"trace{suffix}"})
 
@@ -191,6 +210,12 @@ def keep_synthetic(spec: dict[str, Any], seed: int) -> None:
     synthetic(json.dumps(spec), seed)  # refuse it before it is kept
     identity = _identity(json.dumps([spec, seed]).encode())
     _keep({"id": identity, "name": "the synthetic load", "spec": spec, "seed": seed})
+
+
+def _own_name(name: str, suffix: str) -> str:
+    """An upload's name as errors about the file show it: plain letters only, so that it names no other place."""
+    stem = Path(name).name[: -len(suffix)] if name.lower().endswith(suffix) else Path(name).name
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", stem)[:80] + suffix
 
 
 def _identity(content: bytes) -> str:

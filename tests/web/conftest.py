@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.web.examine import complaints
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -107,6 +109,11 @@ class Visit:
         self.page.goto(f"{self.server}/{path}")
         self.settle()
         return self.page
+
+    def examine(self, name: str) -> None:
+        """Note what is wrong with the view that is shown, and keep its picture."""
+        self.problems += [f"{name}: {one}" for one in complaints(self.page)]
+        self.shot(name)
 
     def settle(self) -> None:
         """Wait until the script has run and all that it sent is drawn."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import statistics
 import time
@@ -11,46 +12,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from app.runs import save_run
+from app.runs import remove_run, save_run
 from tests.report.test_month import month
 from tests.shared_data import shared_data
 from tests.web.conftest import Visit
+from tests.web.test_pages import ANSWER
 
 pytestmark = [pytest.mark.browser]
-PAGES = ("", "workload", "recommend", "simulate", "spend", "calibration", "advise", "runs", "export")
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 FIRST_PICTURE = (
     "() => [...document.querySelectorAll('[data-testid=stMarkdownContainer] img')].some(i => i.naturalWidth > 0)"
 )
-# brightness of the page's ground, 0 to 255
-GROUND = """() => getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor
-    .match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b) / 3"""
-# texts whose colour is too near to the ground behind them (WCAG 2.1, 1.4.3): what, colour, ground, ratio
-FAINT = """() => {
-  const rgb = c => (c.match(/[\\d.]+/g) || []).map(Number);
-  const lum = c => c.slice(0, 3).map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((a, v, i) => a + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const over = (a, b) => { const k = a.length > 3 ? a[3] : 1; return [0, 1, 2].map(i => a[i] * k + b[i] * (1 - k)); };
-  const ground = e => { const c = rgb(getComputedStyle(e).backgroundColor);
-    const below = e.parentElement ? ground(e.parentElement) : [255, 255, 255];
-    return c.length > 3 && c[3] === 0 ? below : over(c, below); };
-  const found = [];
-  const walk = document.createTreeWalker(document.querySelector('[data-testid=stApp]'), NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const e = walk.currentNode.parentElement, text = walk.currentNode.textContent.trim();
-    if (!text || !e.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
-    if (e.closest('[disabled], [aria-disabled=true], svg, canvas, table, [role=slider], [data-testid=stCode], '
-      + '[data-testid=stSliderThumbValue], [class*=Placeholder], '
-      + '[data-testid=stIconMaterial]')) continue;
-    const style = getComputedStyle(e), back = ground(e), front = over(rgb(style.color), back);
-    const [a, b] = [lum(front), lum(back)].sort((x, y) => y - x), ratio = (a + 0.05) / (b + 0.05);
-    const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.66 && style.fontWeight >= 700);
-    if (ratio < (large ? 3 : 4.5) - 0.005) found.push([text.slice(0, 40), style.color, back.map(Math.round), ratio]);
-  }
-  return found;
-}"""
-# widest thing on the page that is not made to scroll
-OVERFLOW = "() => document.querySelector('[data-testid=stMain]').scrollWidth - window.innerWidth"
 ONE_KIND = "recommend?gpus=L40S&precision=fp8&scale=0.1"  # the question that is answered soonest
 
 
@@ -58,25 +29,6 @@ ONE_KIND = "recommend?gpus=L40S&precision=fp8&scale=0.1"  # the question that is
 CHANGED = """() => [...document.querySelectorAll('[data-testid=stMetric]')]
     .find(m => m.innerText.includes('With these'))
     .querySelector('[data-testid=stMetricValue]').innerText"""
-
-
-@pytest.mark.parametrize("look", ["light", "dark"])
-def test_every_page_opens_clean_and_fits(browser: Any, server: str, look: str) -> None:
-    visitor, faint = Visit(browser, server, color_scheme=look), []
-    for path in PAGES:
-        page = visitor.open(path)
-        assert page.locator("[data-testid='stException']").count() == 0, path
-        assert (page.evaluate(GROUND) < 80) == (look == "dark"), path
-        faint += [[path, *text] for text in page.evaluate(FAINT)]
-        visitor.shot(f"{path or 'start'}-{look}")
-        if look == "light":
-            page.set_viewport_size(PHONE)
-            visitor.settle()
-            page.wait_for_function(f"({OVERFLOW})() <= 0", timeout=20_000)  # once tables have taken the new width
-            visitor.shot(f"{path or 'start'}-phone")
-            page.set_viewport_size(DESKTOP)
-    visitor.close()
-    assert faint == []
 
 
 def ask(visit: Visit, address: str) -> str:
@@ -93,10 +45,10 @@ def ask(visit: Visit, address: str) -> str:
 def test_first_visit_to_first_plan_and_its_deployment(visit: Visit) -> None:
     run = ask(visit, f"{ONE_KIND}&ttft=0.5")
     assert visit.page.get_by_label("TTFT p95 (s)").input_value() == "0.50"
-    visit.shot("recommend-answer")
+    visit.examine("recommend-answer")
     page = visit.open(f"export?run={run}&target=vllm")
     page.get_by_text("vllm serve").first.wait_for(timeout=30_000)
-    visit.shot("export-answer")
+    visit.examine("export-answer")
 
 
 def test_sliders_answer_and_what_they_say_is_verified_when_asked(visit: Visit) -> None:
@@ -108,7 +60,7 @@ def test_sliders_answer_and_what_they_say_is_verified_when_asked(visit: Visit) -
     page.get_by_text("Not verified: solved again").wait_for(timeout=60_000)
     visit.settle()
     assert "if_load=4" in page.url
-    visit.shot("recommend-what-if")
+    visit.examine("recommend-what-if")
     page.get_by_role("button", name="Ask this anew and verify it").click()
     page.get_by_text("Not verified: solved again").wait_for(state="detached", timeout=60_000)
     page.get_by_text("Verified:").wait_for(timeout=240_000)
@@ -162,7 +114,7 @@ def test_a_fleet_that_lives_is_made_played_and_drawn(visit: Visit) -> None:
     page.get_by_role("button", name="Use this load on every page").click()
     page.get_by_text("Showing the synthetic load").wait_for(timeout=30_000)
     visit.settle()
-    visit.shot("workload-made")
+    visit.examine("workload-made")
     page.get_by_role("link", name="Simulate").click()
     page.get_by_text("Workload: the synthetic load").wait_for(timeout=30_000)
     trace = page.url.partition("trace=")[2].partition("&")[0]
@@ -170,7 +122,7 @@ def test_a_fleet_that_lives_is_made_played_and_drawn(visit: Visit) -> None:
     page.get_by_role("button", name="Simulate", exact=True).click()
     page.get_by_text("Replicas by purchase form over time").wait_for(timeout=240_000)
     visit.settle()
-    visit.shot("simulate-lives")
+    visit.examine("simulate-lives")
 
 
 def test_two_runs_are_compared(visit: Visit, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +147,7 @@ def test_a_bill_becomes_a_report_that_can_be_downloaded(visit: Visit, tmp_path: 
     button = page.get_by_role("button", name="Report (HTML)")
     button.wait_for(timeout=60_000)
     visit.settle()
-    visit.shot("export-report")
+    visit.examine("export-report")
     with page.expect_download(timeout=30_000) as started:
         button.click()
     started.value.save_as(tmp_path / "report.html")
@@ -211,7 +163,7 @@ def test_a_schedule_is_written_from_a_form_and_its_mistake_stands_at_the_field(v
     page.get_by_label("When (cron, five fields)").press("Enter")
     page.get_by_text("CRON_TZ=UTC").wait_for(timeout=30_000)
     visit.settle()
-    visit.shot("export-schedule")
+    visit.examine("export-schedule")
 
 
 def test_the_url_restores_the_view_and_a_simulation_draws_its_charts(visit: Visit) -> None:
@@ -220,7 +172,7 @@ def test_the_url_restores_the_view_and_a_simulation_draws_its_charts(visit: Visi
     page.get_by_role("button", name="Simulate", exact=True).click()
     page.get_by_text("The promise is").first.wait_for(timeout=240_000)
     visit.settle()
-    visit.shot("simulate-answer")
+    visit.examine("simulate-answer")
 
 
 def test_a_broken_upload_is_said_in_words(visit: Visit) -> None:
@@ -232,7 +184,91 @@ def test_a_broken_upload_is_said_in_words(visit: Visit) -> None:
         file = {"name": name, "mimeType": "text/csv", "buffer": content}
         page.locator("input[type=file]").first.set_input_files(file)
         page.locator("[data-testid='stAlert']").filter(has_text=said).wait_for(timeout=30_000)
-    visit.shot("start-broken-upload")
+    visit.examine("start-broken-upload")
+
+
+def test_a_zip_bomb_is_refused_and_the_page_goes_on(visit: Visit, tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.csv.gz"
+    rows = b"1,100,20\n" * 1_000_000
+    with gzip.open(bomb, "wb", compresslevel=1) as file:
+        file.write(b"arrival_s,input_tokens,output_tokens\n")
+        for _ in range(125):  # 1.1 GB, 5 MB packed
+            file.write(rows)
+    page = visit.open("workload")
+    page.get_by_text("Another trace").click()
+    page.locator("input[type=file]").first.set_input_files(str(bomb))
+    page.get_by_text("unpacks to more than a trace can be").wait_for(timeout=120_000)
+    visit.settle()
+    assert page.get_by_text("Showing the demo trace").count() == 1
+
+
+def test_a_number_out_of_range_is_said_beside_its_field_and_nothing_is_asked(visit: Visit) -> None:
+    page = visit.open(ONE_KIND)
+    field = page.get_by_label("TTFT p95 (s)")
+    field.fill("9999")
+    field.press("Tab")
+    said = page.get_by_text("enter a value between 0.01 and 600")
+    said.wait_for(timeout=30_000)
+    below = said.bounding_box()["y"] - field.bounding_box()["y"]
+    assert 0 < below < 80  # seen, and under its field
+    visit.examine("recommend-number-out-of-range")
+    page.get_by_role("button", name="Find the cheapest fleet").click()
+    field.fill("0.90")
+    field.press("Tab")
+    said.wait_for(state="detached", timeout=30_000)
+    assert page.get_by_text("Planning:").count() == 0
+    assert "job=" not in page.url
+
+
+def test_a_lost_run_database_and_a_plan_that_vanished_are_said(
+    visit: Visit, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLAN_HOME", str(home))
+    run = save_run("recommend", {"model": "llama-3.1-8b"}, ANSWER, title="to vanish")
+    page = visit.open(f"export?run={run}&target=vllm")
+    page.get_by_text("vllm serve").first.wait_for(timeout=30_000)
+    remove_run(run)
+    page.get_by_label("Form").click()
+    page.get_by_role("option", name="keda").click()
+    page.get_by_text(run).first.wait_for(state="detached", timeout=30_000)
+    visit.settle()
+    assert page.get_by_text("fault of ours").count() == 0
+    database = home / "runs.sqlite3"
+    kept = database.read_bytes()
+    try:
+        database.write_bytes(b"this is no database" * 500)
+        visit.open("runs")
+        page.locator("[data-testid='stAlert']").filter(has_text="PLAN_HOME").wait_for(timeout=30_000)
+        visit.examine("runs-lost")
+    finally:
+        database.write_bytes(kept)
+
+
+def test_a_fleet_is_simulated_without_a_mouse(visit: Visit) -> None:
+    page = visit.open("simulate?gpu=L40S&precision=fp8&count=1")
+    page.get_by_role("combobox", name="Model").focus()
+    page.keyboard.type("qwen3-8b")  # a box narrows its list to what is typed
+    page.keyboard.press("Enter")
+    visit.settle()
+    page.get_by_label("Replicas", exact=True).focus()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Tab")
+    page.locator("summary").first.focus()
+    page.keyboard.press("Enter")
+    page.get_by_label("Tokens guessed a step").wait_for(timeout=30_000)
+    button = page.get_by_role("button", name="Simulate", exact=True)
+    button.focus()
+    page.keyboard.press("Space")
+    page.get_by_text("The promise is").first.wait_for(timeout=240_000)
+    visit.settle()
+    assert page.get_by_label("Replicas", exact=True).input_value() == "2"
+    assert "model=qwen3-8b" in page.url
+    page.goto(f"{visit.server}/workload")
+    visit.settle()
+    page.get_by_role("tab", name="The requests").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.get_by_text("Input lengths").first.wait_for(timeout=30_000)
 
 
 def test_two_visitors_do_not_disturb_each_other(browser: Any, server: str) -> None:

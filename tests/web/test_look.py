@@ -39,7 +39,7 @@ def contrast(a: str, b: str) -> float:
 def test_every_text_of_the_theme_reads_on_its_ground(look: str) -> None:
     theme = THEME[look]
     for ground in ("background", "panel"):
-        for text in ("text", "muted", "primary"):
+        for text in ("text", "muted", "primary", "wrong"):
             assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
     assert contrast(theme["on_primary"], theme["primary"]) >= 4.5
 

@@ -18,7 +18,7 @@ from app.web.workload_state import demo_trace
 from tests.app.test_calibrate_validate import TIDY
 from tests.docs_blocks import ROOT
 from tests.web.test_pages import ANSWER
-from tests.web.visitor import TRACE, answered, captions, commands, finish, go, press, said, upload, visit
+from tests.web.visitor import TRACE, answered, captions, commands, finish, go, press, said, tables, upload, visit
 
 pytestmark = [pytest.mark.usefixtures("clean_home"), pytest.mark.filterwarnings("ignore:Implicitly cleaning up")]
 
@@ -59,7 +59,7 @@ def test_a_forecast_draws_its_band_and_says_its_error() -> None:
     figure = json.loads(found.get("plotly_chart")[0].proto.spec)
     names = [t.get("name") for t in figure["data"]]
     assert {"the trace", "forecast (seasonal naive)", "10th to 90th percentile", "last quarter, foretold"} <= set(names)
-    assert found.dataframe[0].value["used"].tolist().count("yes") == 1
+    assert tables(found)[0]["used"].tolist().count("yes") == 1
     assert "--method seasonal_naive" in commands(found)
 
 
@@ -76,7 +76,7 @@ def test_a_living_fleet_draws_replicas_by_purchase_and_marks_what_it_lost() -> N
     figure = json.loads(found.get("plotly_chart")[1].proto.spec)
     names = [t["name"] for t in figure["data"]]
     assert {"spot", "on demand", "target"} <= set(names)
-    lost = next(d.value for d in found.dataframe if "what" in d.value and "kind" in d.value)
+    lost = next(t for t in tables(found) if "what" in t and "kind" in t)
     assert any(n.startswith(f"spot notice ({(lost.kind == 'spot notice').sum()})") for n in names)
     assert metrics(found)["USD for the run"] != "–"
     assert found.query_params["zones"] == ["us-east-1"] or found.query_params["zones"] == "us-east-1"
@@ -85,7 +85,7 @@ def test_a_living_fleet_draws_replicas_by_purchase_and_marks_what_it_lost() -> N
 def test_the_answer_marks_the_chosen_point_on_both_fronts_with_its_range() -> None:
     answer = {**ANSWER, "plan": {**ANSWER["plan"], "lines": [{**x, "quality_score": 0.985} for x in
                                                              ANSWER["plan"]["lines"]]}}  # fmt: skip
-    found = answered(visit("recommend"), "recommend", answer)
+    found = answered(visit("recommend", tab="What would change it"), "recommend", answer)
     figures = [json.loads(c.proto.spec) for c in found.get("plotly_chart")]
     chosen = [t for f in figures for t in f["data"] if str(t.get("name", "")).startswith("this plan,")]
     assert [t["x"] for t in chosen] == [[1.0], [98.5]]
@@ -139,7 +139,7 @@ def test_a_measured_table_is_held_against_the_prediction() -> None:
     finish(found, "validate")
     assert not said(found)
     assert "Predicted against measured ttft_s" in captions(found)
-    assert any("worst_name" in d.value for d in found.dataframe)
+    assert any("worst_name" in t for t in tables(found))
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ def test_a_commitment_costs_what_the_formula_says_and_the_url_keeps_it() -> None
     found = visit("spend", instance="g6e.xlarge", form="reserved_3yr", peak="10", commit="0")
     assert found.slider[0].value == 0
     shown = metrics(found)
-    assert shown["A year with this commitment (USD)"] == shown["A year all on demand (USD)"]
-    assert float(shown["A year at the cheapest commitment (USD)"].replace(",", "")) < float(
+    assert shown["A year with these (USD)"] == shown["A year all on demand (USD)"]
+    assert float(shown["A year at the cheapest (USD)"].replace(",", "")) < float(
         shown["A year all on demand (USD)"].replace(",", "")
     )
 
@@ -177,11 +177,11 @@ def test_the_commitments_command_gives_the_shown_numbers() -> None:
     done = CliRunner().invoke(cli, [*words[1:], "--format", "json"], catch_exceptions=False)
     answer = json.loads(done.stdout)
     shown = metrics(found)
-    for name, key in (("with this commitment", "chosen"), ("all on demand", "on_demand"),
-                      ("at the cheapest commitment", "cheapest")):  # fmt: skip
+    for name, key in (("with these", "chosen"), ("all on demand", "on_demand"),
+                      ("at the cheapest", "cheapest")):  # fmt: skip
         assert shown[f"A year {name} (USD)"] == f"{answer['usd_per_year'][key]:,.0f}"
     assert min(answer["usd_per_year_by_machines"]) == answer["usd_per_year"]["cheapest"]
-    assert shown["A machine pays when needed"] == f"{answer['break_even_utilisation']:.0%} of the time"
+    assert shown["A machine pays if needed"] == f"{answer['break_even_utilisation']:.0%} of the time"
     wrong = CliRunner().invoke(cli, ["prices", "commitment", "--trace", str(demo_trace()), "--instance", "p5.48xlarg",
                                      "--peak", "3"])  # fmt: skip
     assert wrong.exit_code == 2 or "did you mean" in str(wrong.exception)
@@ -216,7 +216,7 @@ def test_the_engines_techniques_are_fields_and_what_it_refuses_is_said() -> None
     for key in ('"num_speculative_tokens": 4', '"acceptance_rate": 0.5', '"cpu_gib": 8.0', '"max_num_seqs": 32',
                 '"enable_prefix_caching": true', '"kv_cache_dtype": "fp8"'):  # fmt: skip
         assert key in text
-    run = next(d.value for d in found.dataframe if "what" in d.value and "value" in d.value)
+    run = next(t for t in tables(found) if "what" in t and "value" in t)
     did = dict(zip(run["what"], run["value"], strict=True))
     assert int(did["speculation: accepted tokens"].replace(",", "")) > 0
     assert "kv offload: cpu hit rate" in did

@@ -91,4 +91,6 @@ def test_a_run_that_vanished_is_said_when_it_is_asked_anew(asked: Any) -> None:
 
 
 def test_a_plan_without_a_model_says_so() -> None:
-    assert "holds no model" in captions(answered(visit("recommend"), "recommend", ANSWER))
+    shown = captions(answered(visit("recommend"), "recommend", ANSWER))
+    assert "No sliders here" in shown
+    assert "a table of measurements" in shown

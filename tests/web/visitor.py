@@ -76,6 +76,16 @@ def pictures(found: Any) -> list[str]:
     return [str(m.value) for m in found.markdown if "](data:image/svg+xml;base64," in str(m.value)]
 
 
+def tables(found: Any) -> list[Any]:
+    """The tables that a page shows, as data frames of what is read in them."""
+    shown = [t.value.map(_as_read).rename(columns=_as_read) for t in found.table]
+    return [*(d.value for d in found.dataframe), *shown]
+
+
+def _as_read(value: object) -> object:
+    return value.replace("\\", "") if isinstance(value, str) else value
+
+
 def commands(found: Any) -> str:
     """The equivalent commands that a page shows."""
     return "\n".join([*(c.value for c in found.code), *(str(h.proto.body) for h in found.get("html"))])

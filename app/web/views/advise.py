@@ -34,8 +34,12 @@ def today_of(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def form() -> dict[str, Any] | None:
-    """The settings, when the visitor asks."""
+def form() -> tuple[dict[str, Any], bool]:
+    """The settings that the fields describe, and whether the visitor asks now.
+
+    Raises:
+        InputError: no whole line says what runs today.
+    """
     started = today_of(st.query_params.get("today", FIRST)) or today_of(FIRST)
     with st.form("today"):
         a, b, c = st.columns(3)
@@ -53,18 +57,18 @@ def form() -> dict[str, Any] | None:
                 "purchase": st.column_config.SelectboxColumn("Purchase", options=PURCHASES),
             },
         )  # fmt: skip
-        if not st.form_submit_button("Find the savings", type="primary"):
-            return None
+        asked = bool(st.form_submit_button("Find the savings", type="primary"))
     fleet = edited.dropna().to_dict("records")
     if not fleet:
         raise InputError("no fleet is described", where="What runs today", remedy="one whole line at least")
     today = [{**line, "count": int(line["count"])} for line in fleet]
     lines = ",".join(":".join(str(line[key]) for key in KEYS) for line in today)
-    keep({"model": model, "ttft": ttft, "tpot_ms": tpot, "today": lines})
+    if asked:
+        keep({"model": model, "ttft": ttft, "tpot_ms": tpot, "today": lines})
     return {
         "model": model, "workload": workload_section(), "slo": {"ttft_p95_s": ttft, "tpot_p95_s": tpot / 1000.0},
         "today": today, "seed": seed(),
-    }  # fmt: skip
+    }, asked  # fmt: skip
 
 
 def show(answer: dict[str, Any]) -> None:
@@ -89,8 +93,8 @@ def show(answer: dict[str, Any]) -> None:
 
 st.caption(f"Workload: {trace_name()}.")
 try:
-    settings = form()
-    if settings is not None:
+    settings, wanted = form()
+    if wanted:
         st.session_state["advise-settings"] = settings
         begin("advise", "Advising", settings)
     answer = outcome("advise")
@@ -98,8 +102,6 @@ try:
         show(answer)
     elif "job-advise" not in st.session_state:
         st.info("Say what runs today and ask. Each step is simulated, which takes some minutes the first time.")
-    asked = st.session_state.get("advise-settings")
-    if asked:
-        command(on_file(asked, "plan.yaml", "plan advise -c plan.yaml"))
+    command(on_file(st.session_state.get("advise-settings", settings), "plan.yaml", "plan advise -c plan.yaml"))
 except PlanError as problem:
     error(problem)

@@ -74,7 +74,7 @@ def look() -> None:
                 "this model lies outside what was measured.", errors_figure(rows), rows)  # fmt: skip
     else:
         st.caption("No error is known for these kernels: nobody measured them on this GPU.")
-    st.subheader("Memory")
+    st.header("Memory")
     table([{"part": p.name, "GiB": p.num_bytes / 2**30, "source": p.source, "rests on": p.note} for p in plan.parts],
           "memory")  # fmt: skip
     command(
@@ -110,12 +110,12 @@ def profiles() -> None:
 def accuracy() -> None:
     """Errors of whole predictions against published measurements, and against the visitor's own."""
     rows = measured_accuracy()
-    shown = [{"name": f"{r['what']}: {r['metric']}", **r} for r in rows if r.get("median") and r.get("what")]
+    shown = [{"name": r["metric"], "group": r["what"], **r} for r in rows if r.get("median") and r.get("what")]
     if shown:
         drawing("accuracy", "Predicted against published measurements: relative error from median to 90th percentile, "
                 "on points that the fit saw (fitted) and on points that it did not (unseen).",
                 errors_figure(shown), rows)  # fmt: skip
-    st.subheader("Against your own measurements")
+    st.header("Against your own measurements")
     uploaded = st.file_uploader(
         "Measured figures", help="A tidy .csv of serving points (gpu, tp, model, precision, framework, isl, osl, "
         "concurrency_or_rate, metric, value, unit, notes), or what `plan calibrate run` wrote (.jsonl).",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
 from pandas import DataFrame
 
+from app.cli.output import Table
 from app.runs import load_run
 from app.web.answer_charts import (
     latency_front_figure,
@@ -19,7 +21,19 @@ from app.web.answer_charts import (
 )
 from app.web.answer_rows import NEAR, latency_front, machines, near_roads, promises, quality_front, roads, swings
 from app.web.fields import choice, keep, number, several
-from app.web.parts import begin, command, download, drawing, error, heading, job_of, outcome, table, words
+from app.web.parts import (
+    begin,
+    command,
+    download,
+    drawing,
+    error,
+    heading,
+    job_of,
+    listing,
+    outcome,
+    tabs,
+    words,
+)
 from app.web.style import LABELS
 from app.web.what_if_panel import panel
 from app.web.workload_state import on_file, seed, trace_name, with_trace, workload_section
@@ -28,17 +42,14 @@ from catalogs.load import gpus, models, prices
 
 PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "savings_plan", "capacity_block")
 PRECISIONS = ("bf16", "fp8", "int8", "int4-awq", "int4-gptq")
-DRAWN = (
-    "What moves the cost",
-    "Cost against latency",
-    "Cost against quality",
-)  # tables that stand on the page as charts
+DRAWN = ("What moves the cost", "Cost against latency", "Cost against quality")  # tables that are shown as charts
+WHY_NOT, PROMISE, SCHEDULE = "Why not the others", "Latency promise", "What to run when"
 
 heading("Recommend", "The cheapest fleet that keeps the latency promise, verified by simulation before it is shown.")
 
 
-def form() -> dict[str, Any] | None:
-    """The settings, when the visitor asks for a plan."""
+def form() -> tuple[dict[str, Any], bool]:
+    """The settings that the fields describe, and whether the visitor asks for a plan now."""
     with st.form("limits"):
         a, b, c, d = st.columns(4)
         names = sorted(n for n, m in models().items() if m.kind == "decoder")
@@ -55,14 +66,14 @@ def form() -> dict[str, Any] | None:
         score = number(i, "Quality kept, at least (%)", "quality", 0.0, (0.0, 100.0), format="%.1f",
                        help="Share of the unquantized model's score, where it was measured. 0: any.")  # fmt: skip
         budget = number(j, "Budget (USD a month; 0: none)", "budget", 0.0, (0.0, 1e9), format="%.0f")
-        if not st.form_submit_button("Find the cheapest fleet", type="primary"):
-            return None
+        asked = bool(st.form_submit_button("Find the cheapest fleet", type="primary"))
     if not precision or not purchase:
         st.warning("Choose at least one precision and one purchase form.")
-        return None
-    keep({"model": model, "ttft": ttft, "tpot_ms": tpot, "scale": scale, "region": region, "quality": score,
-          "precision": ",".join(precision), "purchase": ",".join(purchase), "gpus": ",".join(only),
-          "budget": budget})  # fmt: skip
+        asked = False
+    if asked:
+        keep({"model": model, "ttft": ttft, "tpot_ms": tpot, "scale": scale, "region": region, "quality": score,
+              "precision": ",".join(precision), "purchase": ",".join(purchase), "gpus": ",".join(only),
+              "budget": budget})  # fmt: skip
     return {
         "model": model,
         "workload": {**workload_section(), "scale": scale},
@@ -72,7 +83,7 @@ def form() -> dict[str, Any] | None:
         **({"quality": {"min_score": score / 100.0}} if score else {}),
         **({"budget_usd_per_month": budget} if budget else {}),
         "seed": seed(),
-    }
+    }, asked
 
 
 def ask(settings: dict[str, Any], text: str) -> None:
@@ -97,40 +108,56 @@ def show(answer: dict[str, Any]) -> None:
     if answer.get("not_kept"):
         st.warning("The answer could not be kept among the runs. " + words(answer["not_kept"]))
     first, *rest = tables(answer)
-    st.subheader("Purchase list")
-    table([dict(zip(first.columns, row, strict=True)) for row in first.rows], "purchase-list")
+    st.header("Purchase list")
+    listing(first, "purchase-list")
     panel(answer, ask)
-    show_charts(answer)
-    for found in (one for one in rest if one.title not in DRAWN):
-        st.subheader(words(found.title))
-        name = found.title.lower().replace(" ", "-")
-        table([dict(zip(found.columns, row, strict=True)) for row in found.rows], name)
-    with st.expander("What it rests on"):
-        for note in notes(answer)[1:]:
-            st.text(note)
+    behind(answer, {one.title: one for one in rest})
     download("plan.json", lambda: json.dumps(answer, indent=1), "plan-json", "Download the answer (JSON)")
     st.page_link("views/export.py", label="Deploy it", icon=":material/ios_share:")
 
 
-def show_charts(answer: dict[str, Any]) -> None:
-    """What the other roads cost, how far the promises are from their limits, and the machines by period."""
-    st.subheader("What the other roads cost")
+@st.fragment
+def behind(answer: dict[str, Any], found: dict[str, Table]) -> None:
+    """What stands behind the plan, of which the open tab alone is drawn; ``found`` are the answer's other tables."""
+    pages: dict[str, Callable[[], None]] = {"Why not the others": lambda: other_roads(answer, found)}
+    pages["How safe it is"] = lambda: safety(answer, found)
+    if latency_front(answer) or quality_front(answer) or swings(answer):
+        pages["What would change it"] = lambda: changes(answer)
+    if machines(answer):
+        pages["Over time"] = lambda: over_time(answer, found)
+    pages["What it rests on"] = lambda: grounds(answer, found)
+    tabs(pages, "tabs-recommend")
+
+
+def other_roads(answer: dict[str, Any], found: dict[str, Table]) -> None:
+    """What the other roads cost, and why they were not taken."""
+    st.header("What the other roads cost")
     far = len(roads(answer)) - len(near_roads(answer))
     rest = f" {far} that cost more than {NEAR:g} times the plan stand in the table alone." if far else ""
     drawing(
         "alternatives", "Cost of this plan and of what it was chosen over. A hatched bar is a bound: that road costs "
         "at least so much, and was not worth simulating." + rest, roads_figure(answer), DataFrame(roads(answer)),
     )  # fmt: skip
+    titled(found, WHY_NOT)
+
+
+def safety(answer: dict[str, Any], found: dict[str, Table]) -> None:
+    """How far each promise is from its limit, and how sure that is."""
     if promises(answer):
-        st.subheader("How safe the promise is")
+        st.header("How safe the promise is")
         sure = answer.get("confidence") or {}
         draws = f" It held on {sure['kept']} of {sure['draws']} fresh draws." if sure else ""
         drawing(
             "promises", "Simulated latency as a share of its limit: right of 1 the promise is broken." + draws,
             promises_figure(answer), DataFrame(promises(answer)),
         )  # fmt: skip
+    titled(found, PROMISE)
+
+
+def changes(answer: dict[str, Any]) -> None:
+    """What a tighter promise and more quality cost, and what moves the price."""
     if latency_front(answer):
-        st.subheader("What a tighter promise costs")
+        st.header("What a tighter promise costs")
         off = (answer.get("cost_range") or {}).get("step_time_error")
         ends = f" The bar at this plan is its cost if step times are {off:.0%} shorter or longer." if off else ""
         drawing(
@@ -138,20 +165,43 @@ def show_charts(answer: dict[str, Any]) -> None:
             latency_front_figure(answer), DataFrame(latency_front(answer)),
         )  # fmt: skip
     if len(quality_front(answer)) > 1:
-        st.subheader("What quality costs")
+        st.header("What quality costs")
         drawing(
             "quality", "The cheapest plan that keeps at least so much of the unquantized model's score, as measured by "
             "those whom the catalogue names; an unmeasured precision is in none of them.",
             quality_front_figure(answer), DataFrame(quality_front(answer)),
         )  # fmt: skip
     if swings(answer):
-        st.subheader("What moves the price most")
+        st.header("What moves the price most")
         drawing("swings", "Cost when one thing changes and the plan is made anew.",
                 swings_figure(answer), DataFrame(swings(answer)))  # fmt: skip
-    if machines(answer):
-        st.subheader("Machines by period")
-        drawing("machines", "Machines to run in each planning period, by purchase form.",
-                machines_figure(answer), DataFrame(machines(answer)))  # fmt: skip
+
+
+def over_time(answer: dict[str, Any], found: dict[str, Table]) -> None:
+    """The machines of each planning period."""
+    st.header("Machines by period")
+    drawing("machines", "Machines to run in each planning period, by purchase form.",
+            machines_figure(answer), DataFrame(machines(answer)))  # fmt: skip
+    titled(found, SCHEDULE)
+
+
+def grounds(answer: dict[str, Any], found: dict[str, Table]) -> None:
+    """What the figures rest on, and the tables that no other tab shows."""
+    from app.cli.answer_tables import notes
+
+    for note in notes(answer)[1:]:
+        st.text(note)
+    for title in found:
+        if not title.startswith((*DRAWN, WHY_NOT, PROMISE, SCHEDULE)):
+            titled(found, title)
+
+
+def titled(found: dict[str, Table], start: str) -> None:
+    """The table whose title begins so, under its title; nothing where the answer has none."""
+    for title, one in found.items():
+        if title.startswith(start):
+            st.header(words(title))
+            listing(one, start.lower().replace(" ", "-"))
 
 
 def as_command(settings: dict[str, Any]) -> str:
@@ -192,8 +242,8 @@ def earlier() -> dict[str, Any] | None:
 
 st.caption(f"Workload: {trace_name()}.")
 try:
-    settings = form()
-    if settings is not None:
+    settings, wanted = form()
+    if wanted:
         ask(settings, as_command(settings))
     refused = st.session_state.pop("recommend-refused", None)
     if refused is not None:
@@ -213,5 +263,7 @@ try:
         command(st.session_state["recommend-command"])
     elif answer is not None and answer.get("run"):
         command(f"plan explain {answer['run']}")
+    else:
+        command(as_command(settings))
 except PlanError as problem:
     error(problem)

@@ -9,7 +9,7 @@ import streamlit as st
 from app.cli.compare import difference, leaves
 from app.cli.output import plain
 from app.runs import Run, list_runs, load_run
-from app.web.parts import command, download, error, heading, table, words
+from app.web.parts import as_named, command, download, error, heading, table, words
 from app.web.style import LABELS
 from catalogs.errors import PlanError
 
@@ -18,10 +18,12 @@ try:
     runs = list_runs()
 except PlanError as problem:
     error(problem)
+    command("plan runs list")
     st.stop()
 if not runs:
     st.info("No runs yet. The Recommend page makes the first one; `plan demo` does too.")
     st.page_link("views/recommend.py", label="Find the cheapest fleet", icon=":material/shopping_cart:")
+    command("plan runs list")
     st.stop()
 
 rows = [{"run": r.run_id, "kind": r.kind, "created (UTC)": r.created_at, "title": r.title} for r in runs]
@@ -74,8 +76,8 @@ except PlanError as problem:  # removed between two clicks
     error(problem)
     st.stop()
 if first == second:
-    st.subheader(f"Run {first}")
-    table([{"figure": k, "value": str(v)} for k, v in leaves(a.answer).items()], "answer")
+    st.header(f"Run {first}")
+    table([{"figure": k, "value": as_named(str(v))} for k, v in leaves(a.answer).items()], "answer")
     download(f"{first}.json", lambda: json.dumps(plain(a.answer), indent=1), "run-json", "Download the answer (JSON)")
     command(f"plan runs show {first}")
 else:
@@ -83,10 +85,10 @@ else:
         with column:
             side(run)
     for title, x, y in (("Asked differently", a.inputs, b.inputs), ("Answered differently", a.answer, b.answer)):
-        st.subheader(title)
+        st.header(title)
         changed = difference(x, y)
         shown = [
-            {"figure": r["figure"], first: str(r["a"]), second: str(r["b"]),
+            {"figure": r["figure"], first: as_named(str(r["a"])), second: as_named(str(r["b"])),
              "change": f"{r['change']:+.1%}" if isinstance(r["change"], float) else ""} for r in changed
         ]  # fmt: skip
         if shown:

@@ -8,7 +8,7 @@ import streamlit as st
 
 from app.charts import MEANING_COLOURS, Series
 from app.web.fleet_form import form
-from app.web.parts import begin, chart, command, download, drawing, error, heading, outcome, table, words
+from app.web.parts import begin, chart, command, download, drawing, error, heading, listing, outcome, table, words
 from app.web.run_charts import (
     METRICS,
     SHARES,
@@ -52,9 +52,9 @@ def show(shown: Shown) -> None:
     drawing("time", "Where the requests' time went, and what the engines did meanwhile.", breakdown_figure(answer),
             breakdown(answer))  # fmt: skip
     for i, found in enumerate(run_tables(answer)):
-        st.subheader(words(found.title))
+        st.header(words(found.title))
         name = found.title.lower().replace(" ", "-") if i else "latencies"
-        table([dict(zip(found.columns, row, strict=True)) for row in found.rows], name)
+        listing(found, name)
     with st.expander("What it rests on"):
         for note in run_notes(answer):
             st.text(note)
@@ -90,8 +90,8 @@ def show_course(shown: Shown) -> None:
 
 st.caption(f"Workload: {trace_name()}.")
 try:
-    scenario = form()
-    if scenario is not None:
+    scenario, wanted = form()
+    if wanted:
         begin("simulate", "Simulating", scenario)
         st.session_state["simulate-scenario"] = scenario
     shown = outcome("simulate")
@@ -100,7 +100,7 @@ try:
         st.session_state["simulate-scenario"] = shown.scenario
     elif "job-simulate" not in st.session_state:
         st.info("Choose a fleet and simulate it under the workload.")
-    if "simulate-scenario" in st.session_state:
-        command(on_file(st.session_state["simulate-scenario"], "scenario.yaml", "plan simulate scenario.yaml"))
+    asked = st.session_state.get("simulate-scenario", scenario)
+    command(on_file(asked, "scenario.yaml", "plan simulate scenario.yaml"))
 except PlanError as problem:
     error(problem)

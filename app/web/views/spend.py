@@ -13,12 +13,10 @@ from app.report.schema import Spend
 from app.web.fields import choice, keep, whole
 from app.web.parts import chart, command, drawing, heading, table, tabs, words
 from app.web.reports import ask, downloads
-from app.web.style import LABELS, THEME, lay_out, look
+from app.web.style import LABELS, NEUTRAL, THEME, ink, lay_out, look
 from app.web.workload_state import current, trace_name, with_trace
 from catalogs.load import instances, prices
 from simulator.trace_stats import arrivals_per_window
-
-IDLE = "#b9bfc6"
 
 heading("Spend and commitments", "How much of the demand is always there, and what committing to it would save.")
 
@@ -67,10 +65,10 @@ def commitments() -> None:
                      help="It starts at the cheapest.")  # fmt: skip
     keep({"region": region, "instance": name, "form": form, "peak": peak, "commit": held})
     a, b, c, d = st.columns(4)
-    a.metric("A year with this commitment (USD)", f"{costs[held]:,.0f}")
+    a.metric("A year with these (USD)", f"{costs[held]:,.0f}")
     b.metric("A year all on demand (USD)", f"{costs[0]:,.0f}")
-    c.metric("A year at the cheapest commitment (USD)", f"{costs[best]:,.0f}")
-    d.metric("A machine pays when needed", f"{found['break_even_utilisation']:.0%} of the time")
+    c.metric("A year at the cheapest (USD)", f"{costs[best]:,.0f}")
+    d.metric("A machine pays if needed", f"{found['break_even_utilisation']:.0%} of the time")
     ordered = np.sort(machines)[::-1]
     bands = duration(ordered, held, form)
     drawing(
@@ -108,11 +106,12 @@ def duration_figure(ordered: Any, held: int, best: int, form: str) -> go.Figure:
     rows = duration(ordered, held, form)
     found = go.Figure()
     for key in (form, "idle", "on_demand"):
-        colour = PURCHASE_COLOURS.get(key, IDLE)
+        colour = PURCHASE_COLOURS.get(key, NEUTRAL)
         found.add_scatter(
             x=[r["share of the time"] for r in rows], y=[r[key] for r in rows], stackgroup="one", mode="lines",
             name="committed and idle" if key == "idle" else LABELS.get(key, key),
             line={"color": colour, "shape": "hv", "width": 0}, fillcolor=colour,
+            fillpattern={"shape": "/" if key == "idle" else ""},
         )  # fmt: skip
     found.add_hline(best, line_dash="dash", line_color=THEME[look()]["text"],
                     annotation_text=f"cheapest commitment: {best}", annotation_position="top right")  # fmt: skip
@@ -185,7 +184,8 @@ def against_plan_figure(spend: Spend) -> go.Figure:
             "arrayminus": [max(0.0, row["usd"] - low)], "thickness": 2, "width": 8}}  # fmt: skip
         found.add_bar(y=[row["what"]], x=[row["usd"]], orientation="h", showlegend=False, name=row["what"],
                       marker_color=MEANING_COLOURS[row["colour"]], text=f"{row['usd']:,.0f}", textposition="inside",
-                      insidetextanchor="start", textfont={"color": "#ffffff"}, **spread)  # fmt: skip
+                      insidetextanchor="start", textfont={"color": ink(MEANING_COLOURS[row["colour"]])},
+                      **spread)  # fmt: skip
     lay_out(found, "USD", "", height=230)
     found.update_layout(hovermode="closest")
     found.update_yaxes(autorange="reversed")

@@ -10,7 +10,7 @@ import streamlit as st
 from app.charts import MEANING_COLOURS, Axis, Series, bars, svg
 from app.web.answer_rows import roads
 from app.web.parts import command, error, heading, picture, points_of
-from app.web.workload_state import current, demo_answer, is_demo, keep_upload, reset, trace_name, with_trace
+from app.web.workload_state import current, demo_answer, is_demo, trace_name, upload_field, with_trace
 from catalogs.errors import PlanError
 from simulator.trace_stats import arrivals_per_window
 
@@ -26,7 +26,7 @@ def load() -> None:
     series = [Series("load", t_s, rate, "step", MEANING_COLOURS["load"])]
     x, y = Axis("time (s)"), Axis("requests per second", low=0.0)
     text = f"Requests a second over the length of {trace_name()}: {len(requests):,} requests."
-    picture("load", text, svg("The load", series, x, y, size=(430, 250)),
+    picture("load", text, svg("The load", series, x, y, size=(380, 230)),
             lambda: points_of(series, x.label, y.label))  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def answer(found: dict[str, Any]) -> None:
         f"Beside it, other ways to serve the same load. Prices as of {found['prices_as_of']}."
     )
     bound = ("proven lower bound", found["lower_bound_usd_per_hour"])
-    picture("demo-answer", text, bars("The answer", shown, "USD per hour", size=(430, 250), mark=bound), rows)
+    picture("demo-answer", text, bars("The answer", shown, "USD per hour", size=(380, 230), mark=bound), rows)
 
 
 left, right = st.columns([3, 2], gap="large")
@@ -53,24 +53,11 @@ with left:
         load()
     except PlanError as problem:
         error(problem)
-        if st.button("Back to the demo trace"):
-            reset()
-            st.rerun()
     if is_demo():
         answer(json.loads(demo_answer().read_text()))
 with right:
-    st.subheader("Begin")
-    uploaded = st.file_uploader(
-        "Your trace", help="Arrival time, input and output tokens of each request: CSV, JSON lines or Parquet; "
-        "Azure, Mooncake and BurstGPT forms are recognised. It stays on this machine.",
-    )  # fmt: skip
-    if uploaded is not None and st.session_state.get("upload_id") != uploaded.file_id:
-        try:
-            keep_upload(uploaded)
-            st.session_state["upload_id"] = uploaded.file_id
-            st.rerun()
-        except PlanError as problem:
-            error(problem)
+    st.header("Begin")
+    upload_field()
     st.page_link("views/workload.py", label="Look at the workload, or make one", icon=":material/show_chart:")
     st.page_link("views/recommend.py", label="Find the cheapest fleet", icon=":material/shopping_cart:")
     st.markdown(

@@ -11,17 +11,16 @@ import streamlit as st
 from app.charts import MEANING_COLOURS, Series
 from app.cli.trace import description_tables
 from app.web.fields import choice, keep, slider
-from app.web.parts import chart, command, drawing, heading, table, tabs
+from app.web.parts import chart, command, drawing, heading, listing, table, tabs
 from app.web.style import add_band, figure
 from app.web.synthesis import form
 from app.web.workload_state import (
     current,
-    is_demo,
     keep_synthetic,
-    reset,
     synthesis_command,
     synthetic,
     trace_name,
+    upload_field,
     with_trace,
 )
 from simulator.trace_stats import arrivals_per_window, describe, prefix_hits_per_window
@@ -54,16 +53,13 @@ def show_requests() -> None:
     chart("lengths", "Share of requests that are at most so long.", lengths, "tokens", "share of requests", log_x=True)
     show_sharing(requests, windows, found["prefix_sharing"])
     for i, part in enumerate(description_tables(found)[1:]):
-        st.subheader(part.title)
-        table(
-            [dict(zip(part.columns, row, strict=True)) for row in part.rows],
-            ("length-statistics", "burstiness", "classes")[i],
-        )
+        st.header(part.title)
+        listing(part, ("length-statistics", "burstiness", "classes")[i])
 
 
 def show_sharing(requests: Any, windows: int, summary: dict[str, float] | None) -> None:
     """How much of the prompts was said before."""
-    st.subheader("Prefix sharing")
+    st.header("Prefix sharing")
     hits = prefix_hits_per_window(requests, windows)
     if hits is None or summary is None:
         st.caption("The trace says nothing of it: it has no hash_ids column. A synthetic load with conversations or "
@@ -79,13 +75,9 @@ def show_sharing(requests: Any, windows: int, summary: dict[str, float] | None) 
 def make() -> None:
     """A synthetic load from fields; it is the workload of every page once it is taken."""
     spec, seed = form()
-    beside = st.container(horizontal=True)
-    if beside.button("Use this load on every page", type="primary"):
+    if st.button("Use this load on every page", type="primary"):
         keep_synthetic(spec, seed)
         st.toast("This load is now the workload of every page.")
-        st.rerun()
-    if not is_demo() and beside.button("Back to the demo trace"):
-        reset()
         st.rerun()
     requests = synthetic(json.dumps(spec), seed)
     t_s, rate = arrivals_per_window(requests, 120)
@@ -148,7 +140,9 @@ def held_out(arrival_s: Any, history_s: list[float], settings: tuple[float, floa
     return [Series("last quarter, foretold", at_s, told.rate_rps, "line", MEANING_COLOURS["measured"])]
 
 
-st.caption(f"Showing {trace_name()}. Upload another on the Start page, or make one here.")
+st.caption(f"Showing {trace_name()}.")
+with st.expander("Another trace", icon=":material/upload:"):
+    upload_field()
 name = tabs({"The requests": show_requests, "Make a load": make, "Forecast": forecast}, "tabs-workload")
 if name == "The requests":
     command(with_trace("plan trace stats {trace}"))
