@@ -51,7 +51,7 @@ def show(shown: Shown) -> None:
     show_course(shown)
     drawing("time", "Where the requests' time went, and what the engines did meanwhile.", breakdown_figure(answer),
             breakdown(answer))  # fmt: skip
-    for i, found in enumerate(run_tables(answer)):
+    for i, found in enumerate(run_tables({**answer, "over_time": None})):  # that course is drawn above
         st.header(words(found.title))
         name = found.title.lower().replace(" ", "-") if i else "latencies"
         listing(found, name)
