@@ -52,6 +52,26 @@ def layer_activation_bytes(model: Model, num_tokens: int, tp: int = 1, chunk_tok
     return outer * num_tokens + inner * min(num_tokens, chunk_tokens or num_tokens)
 
 
+def experts_bytes(model: Model, num_tokens: int, slices: int = 1, ranks: int = 1, chunk: int | None = None) -> float:
+    """Bytes alive in a layer's routed experts on one GPU, 16-bit activations; 0 without experts.
+
+    The residual stays, and of the tokens of all ranks that share the experts the input, the router's logits and the
+    result; each (token, expert) pair has two buffers, as wide as the wider of its input and what comes after the first
+    or the second matrix (vLLM 0.19, ``TritonExperts.workspace_shapes`` in ``layers/fused_moe/fused_moe.py``).
+
+    Args:
+        num_tokens: of one rank. slices: GPUs that share each expert's width. ranks: whose tokens a GPU's experts see.
+        chunk: tokens of one rank for which the pairs are computed at a time; None: all.
+    """
+    if model.moe is None:
+        return 0.0
+    inter, hidden = split(model.moe.expert_intermediate_size, slices), model.hidden_size
+    ups = (model.num_mlp_matrices - 1) * inter
+    pair = max(inter, hidden) + max(ups, hidden)
+    pairs = ranks * min(num_tokens, chunk or num_tokens) * model.moe.num_experts_per_token
+    return 2.0 * (num_tokens * (hidden + ranks * (2 * hidden + model.moe.num_experts)) + pairs * pair)
+
+
 def attention_bytes(model: Model, num_tokens: int, tp: int = 1) -> float:
     """Bytes alive in a layer's attention: residual, hidden states, Q, K, V and the attention output, 16 bit."""
     gemms = attention_gemms(model, tp)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from calibrate import static_batches, work
-from calibrate.collectives import all_reduce_time_s
+from calibrate.expert_layout import expert_slices, ranks_sharing_experts
 from calibrate.kernel_sums import KernelSums
 from calibrate.lora import lora_of, lora_step_s
 from calibrate.memory import MemoryPlan
@@ -197,18 +197,13 @@ def _batch_parts(kernels: KernelSums, shape: StepShape) -> list[Part]:
 def _experts_part(kernels: KernelSums, tokens: float) -> Part:
     replica, model = kernels.replica, kernels.replica.model
     assert model.moe is not None
-    over = max(replica.tensor_parallel_size, replica.expert_parallel_size)
+    over = replica.expert_parallel_size * expert_slices(replica)
     layers, each = work.num_moe_layers(model), work.expert_parameters(model)
-    hit = float(work.expected_experts_hit(tokens, model.moe.num_experts, model.moe.num_experts_per_token))
+    together = tokens * ranks_sharing_experts(replica)
+    hit = float(work.expected_experts_hit(together, model.moe.num_experts, model.moe.num_experts_per_token))
     size = layers * hit * each * kernels.form.weight_bytes / over
-    flops = layers * 2.0 * tokens * model.moe.num_experts_per_token * each / over
-    whole = float(kernels.positionwise_s(np.ones(1) * tokens)[0])
-    dense = sum(
-        g.share * g.count * float(kernels.gemm_s(g, np.ones(1) * tokens)[0])
-        for g in (*work.attention_gemms(model, replica.tensor_parallel_size), *work.mlp_gemms(model, over))
-    )
-    floor = max(flops / peak_flops(replica.gpu, kernels.form.compute), size / replica.gpu.memory_bandwidth_bytes_per_s)
-    seconds = max(0.0, min(whole - dense * model.num_layers - _collectives_s(kernels, tokens), 2.0 * floor))
+    flops = layers * 2.0 * together * model.moe.num_experts_per_token * each / over
+    seconds = kernels.layers * float(kernels.expert_kernels_s(np.ones(1) * tokens)[0])
     return Part("experts", seconds, flops, size, _bound(replica, flops, size, seconds))
 
 
@@ -264,15 +259,13 @@ def _interpolate(table: object, shape: StepShape) -> float:
 
 
 def _collectives_s(kernels: KernelSums, tokens: float) -> float:
-    """All-reduces of a step: two a layer and one after the embedding."""
-    replica, tp = kernels.replica, kernels.replica.tensor_parallel_size
-    if tp < 2 or not tokens or replica.model.kind != "decoder":
+    """Exchanges of a step: all-reduces after attention, MLP and embedding, tokens on their way to experts and back."""
+    model, one = kernels.replica.model, np.ones(1)
+    if not tokens or model.kind != "decoder":
         return 0.0
-    num_bytes = np.ones(1) * tokens * replica.model.hidden_size * 2.0
-    fit = kernels.profile.family("all_reduce", kernels.link)
-    return float(
-        (2 * replica.model.num_layers + 1) * all_reduce_time_s(fit, kernels.link_bytes_per_s, tp, num_bytes)[0]
-    )
+    once = kernels.all_reduce_s(one * tokens)
+    layer = once + kernels.after_mlp_s(one * tokens) + kernels.exchange_s(one * tokens)
+    return float(model.num_layers * layer[0] + once[0])
 
 
 def _overhead_s(kernels: KernelSums, shape: StepShape) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.expert_exchange import WITHOUT_GRAPHS, exchange_backend
+from calibrate.expert_layout import ranks_sharing_experts
 from catalogs.schema import Replica
 
 FloatArray = NDArray[np.float64]
@@ -19,6 +21,8 @@ def largest_graph(replica: Replica) -> int:
     (``vllm/config/vllm.py``, ``_set_cudagraph_sizes``).
     """
     engine = replica.engine
+    if ranks_sharing_experts(replica) > 1 and exchange_backend(replica) == WITHOUT_GRAPHS:
+        return 0
     if engine.framework != "vllm" or engine.enforce_eager or replica.model.kind != "decoder":
         return 0
     speculative = engine.options.get("speculative")

@@ -13,8 +13,9 @@ from calibrate.attention import Heads, decode_time_s, prefill_time_s
 from calibrate.backends import backend_of, demand_own_backend, eager_decode_extra_s, prefill_factor
 from calibrate.collectives import all_gather_time_s, all_reduce_time_s, send_time_s
 from calibrate.expert_exchange import exchange_family, exchange_time_s
+from calibrate.expert_layout import ranks_sharing_experts, splits_tokens
 from calibrate.gemm import gemm_time_s, quantize_time_s, widened_gemm_time_s
-from calibrate.moe import Experts, busiest_share, experts_time_s
+from calibrate.moe import busiest_share, experts_of, experts_time_s
 from calibrate.options import number_option
 from calibrate.precisions import Precision, kv_cache_bytes, on_gpu
 from calibrate.profiles import Profile
@@ -124,7 +125,7 @@ class KernelSums:
         if model.mla is not None:
             layer += self._mla_up_s(tokens)
         layer += self._elementwise_s(tokens) + self._experts_s(tokens)
-        layer += 2.0 * self._all_reduce_s(tokens)
+        layer += self.all_reduce_s(tokens) + self.after_mlp_s(tokens)
         return self.layers * layer + self._ends_s(tokens)
 
     def _mla_up_s(self, tokens: FloatArray) -> FloatArray:
@@ -146,39 +147,52 @@ class KernelSums:
         return self.layers * self._experts_s(tokens)
 
     def _experts_s(self, tokens: FloatArray) -> FloatArray:
+        return self.expert_kernels_s(tokens) + self.exchange_s(tokens)
+
+    def expert_kernels_s(self, tokens: FloatArray) -> FloatArray:
+        """Experts of one layer (of the mean layer, where some have none), each rank having so many tokens."""
         model, replica = self.replica.model, self.replica
         if model.moe is None:
             return np.zeros_like(tokens)
-        ep, tp, dp = replica.expert_parallel_size, replica.tensor_parallel_size, replica.data_parallel_size
-        local = work.split(model.moe.num_experts, ep)
-        inter = work.split(model.moe.expert_intermediate_size, 1 if ep > 1 else tp)
-        experts = Experts(
-            model.moe.num_experts, local, model.moe.num_experts_per_token, model.hidden_size, inter,
-            model.num_mlp_matrices,
-        )  # fmt: skip
-        together = tokens * (dp if ep > 1 else 1)
+        together = tokens * ranks_sharing_experts(replica)
         fit = self.profile.family("moe", *EXPERT_VARIANTS.get(self.form.gemm, (self.form.gemm,)))
-        time = experts_time_s(fit, replica.gpu, self.form, experts, together, self.skew)
-        if ep > 1 and dp > 1:
-            fit = self.profile.family(exchange_family(replica.engine), self.link)
-            busiest = busiest_share(experts, self.skew, together)
-            time = time + exchange_time_s(
-                fit, replica, self.link_bytes_per_s, experts, tokens, busiest, self.form.activation_bytes
-            )
+        time = experts_time_s(fit, replica.gpu, self.form, experts_of(replica), together, self.skew)
         return time * work.num_moe_layers(model) / model.num_layers
 
-    def _all_reduce_s(self, tokens: FloatArray) -> FloatArray:
+    def exchange_s(self, tokens: FloatArray) -> FloatArray:
+        """Bringing one layer's tokens to the experts that data-parallel ranks share, and back."""
+        model, replica, ranks = self.replica.model, self.replica, ranks_sharing_experts(self.replica)
+        if ranks == 1:
+            return np.zeros_like(tokens)
+        experts, link = experts_of(replica), self.link_bytes_per_s
+        fit = self.profile.family(exchange_family(replica), self.link)
+        busiest = busiest_share(experts, self.skew, tokens * ranks)
+        time = exchange_time_s(fit, replica, link, experts, tokens, busiest, self.form.activation_bytes)
+        return time * work.num_moe_layers(model) / model.num_layers
+
+    def all_reduce_s(self, tokens: FloatArray) -> FloatArray:
+        """Summing hidden states over tensor parallelism, once; 0 without."""
         tp = self.replica.tensor_parallel_size
         if tp < 2:
             return np.zeros_like(tokens)
         num_bytes = tokens * self.replica.model.hidden_size * 2.0
         return all_reduce_time_s(self.profile.family("all_reduce", self.link), self.link_bytes_per_s, tp, num_bytes)
 
+    def after_mlp_s(self, tokens: FloatArray) -> FloatArray:
+        """Summing the MLP's output over tensor parallelism; where each GPU sent its own tokens, gathering them."""
+        model, tp = self.replica.model, self.replica.tensor_parallel_size
+        if not splits_tokens(self.replica):
+            return self.all_reduce_s(tokens)
+        share, num_bytes = work.num_moe_layers(model) / model.num_layers, tokens * model.hidden_size * 2.0
+        fit = self.profile.family("all_gather", self.link)
+        gathered = all_gather_time_s(fit, self.link_bytes_per_s, tp, num_bytes)
+        return share * gathered + (1.0 - share) * self.all_reduce_s(tokens)
+
     def _ends_s(self, tokens: FloatArray) -> FloatArray:
         """Embedding lookup (and its all-reduce), hand-over between pipeline stages."""
         replica = self.replica
         num_bytes = tokens * replica.model.hidden_size * 2.0
-        time = 2.0 * num_bytes / replica.gpu.memory_bandwidth_bytes_per_s + self._all_reduce_s(tokens)
+        time = 2.0 * num_bytes / replica.gpu.memory_bandwidth_bytes_per_s + self.all_reduce_s(tokens)
         if replica.pipeline_parallel_size > 1:
             fit = self.profile.family("all_to_all", self.link)
             hops = replica.pipeline_parallel_size - 1

@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate import work
-from calibrate.collectives import all_gather_time_s, all_reduce_time_s
+from calibrate.collectives import all_gather_time_s
 from calibrate.cuda_graphs import padded_tokens
-from calibrate.expert_exchange import ranks_sharing_experts
+from calibrate.expert_exchange import exchange_family, exchange_time_s
+from calibrate.expert_layout import expert_slices, ranks_sharing_experts
 from calibrate.kernel_sums import KernelSums
+from calibrate.moe import busiest_share, experts_of
 from calibrate.profiles import Profile, best_profile
 from calibrate.step import SkewTable, StepTable
 from catalogs.errors import MissingError
@@ -43,11 +45,13 @@ def step_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs: in
     tokens = np.arange(max_tokens + 1, dtype=np.float64)
     padded = padded_tokens(replica, tokens)
     ranks = ranks_sharing_experts(replica)
-    token_wise = _token_wise_s(replica, tables, padded, with_experts=ranks == 1)
+    token_wise = _token_wise_s(replica, tables, padded)
     experts_s = None
-    if ranks > 1 and replica.model.moe is not None:
-        together = np.arange(ranks * max_tokens + 1, dtype=np.float64)
-        experts_s = work.num_moe_layers(replica.model) * _experts_s(replica, tables, together)
+    if replica.model.moe is not None:
+        together = np.arange(ranks * max_tokens + 1, dtype=np.float64) if ranks > 1 else padded
+        experts_s = work.num_moe_layers(replica.model) * _experts_s(replica, _expert_table(replica, profile), together)
+        if ranks == 1:
+            token_wise, experts_s = token_wise + experts_s, None
     overheads = profile.engine_overheads.get("vllm", {})
     axes, attention = _attention(tables["attention"])
     attention = _surplus(attention, float(overheads.get("mixed_attention_share", 1.0)))
@@ -97,8 +101,8 @@ def _curve(columns: Mapping[str, list[float]], key: str, at: FloatArray) -> Floa
     return np.asarray(time)
 
 
-def _token_wise_s(replica: Replica, tables: Mapping[str, Any], tokens: FloatArray, with_experts: bool) -> FloatArray:
-    """All layers that see single tokens (of one rank), and the exchanges after them."""
+def _token_wise_s(replica: Replica, tables: Mapping[str, Any], tokens: FloatArray) -> FloatArray:
+    """All layers that see single tokens (of one rank) but the experts, and the exchanges after them."""
     model = replica.model
     num_moe = work.num_moe_layers(model) if model.moe is not None else 0
     total = np.zeros_like(tokens)
@@ -107,36 +111,43 @@ def _token_wise_s(replica: Replica, tables: Mapping[str, Any], tokens: FloatArra
         if name in EXPERT_LAYERS:
             count = model.num_layers - num_moe
         total += count * _curve(columns, "tokens", tokens)
-    if num_moe and with_experts:
-        total += num_moe * _experts_s(replica, tables, tokens)
     kernels = KernelSums(replica, best_profile(replica))
-    if replica.tensor_parallel_size > 1:
-        num_bytes = tokens * model.hidden_size * 2.0
-        fit = kernels.profile.family("all_reduce", kernels.link)
-        once = all_reduce_time_s(fit, kernels.link_bytes_per_s, replica.tensor_parallel_size, num_bytes)
-        total += (2 * model.num_layers + 1) * once
-    return total
+    once = kernels.all_reduce_s(tokens)  # after the embedding, and after each layer's attention
+    return total + (model.num_layers + 1) * once + model.num_layers * kernels.after_mlp_s(tokens)
 
 
-def _experts_s(replica: Replica, tables: Mapping[str, Any], together: FloatArray) -> FloatArray:
+def _expert_table(replica: Replica, profile: Profile) -> Mapping[str, list[float]]:
+    """The expert kernel of a GPU that has such a slice of each expert's width; other slices are other kernels.
+
+    Raises:
+        MissingError: it was not timed.
+    """
+    slices = expert_slices(replica)
+    table: Mapping[str, list[float]] | None = profile.tables.get(f"tp{slices}", {}).get("moe")
+    if table is None:
+        raise MissingError(
+            f"profile {profile.name} has no tp{slices}/moe.csv",
+            why="the model has experts" if slices == 1 else f"{slices} GPUs share the width of the model's experts",
+            remedy="profile its experts too" if slices == 1 else "expert_parallel_size, which leaves experts whole",
+        )
+    return table
+
+
+def _experts_s(replica: Replica, table: Mapping[str, list[float]], together: FloatArray) -> FloatArray:
     """One layer of experts at the tokens of all ranks: one GPU's kernel, and bringing the tokens there and back.
 
-    A rank computes its share of the (token, expert) pairs: the table's time at that many whole tokens.
+    A GPU computes its share of the (token, expert) pairs, the busiest a little more: the table's time at that many
+    whole tokens.
     """
-    moe = replica.model.moe
-    assert moe is not None
-    if "moe" not in tables:
-        raise MissingError("the profile has no moe.csv", why="the model has experts", remedy="profile its experts too")
-    ep, dp = replica.expert_parallel_size, replica.data_parallel_size
-    local = moe.num_experts / max(1, ep)
-    active = local * (1.0 - (1.0 - moe.num_experts_per_token / moe.num_experts) ** together)
-    time = _surface(tables["moe"], together / max(1, ep), np.maximum(active, 1.0))
-    if ep > 1 and dp > 1:
-        kernels = KernelSums(replica, best_profile(replica))
-        fit = kernels.profile.family("all_gather", kernels.link)
-        group, link = dp * replica.tensor_parallel_size, kernels.link_bytes_per_s
-        for width in (replica.model.hidden_size + moe.num_experts, replica.model.hidden_size):  # with logits, back
-            time = time + all_gather_time_s(fit, link, group, 2.0 * together * width)
+    kernels, ranks = KernelSums(replica, best_profile(replica)), ranks_sharing_experts(replica)
+    experts, share = experts_of(replica), 1.0 / replica.expert_parallel_size
+    busiest = busiest_share(experts, kernels.skew, together)
+    active = share * work.expected_experts_hit(together, experts.num_experts, experts.per_token, kernels.skew)
+    time = _surface(table, together * share * busiest, np.maximum(active, 1.0))
+    if ranks > 1:
+        fit = kernels.profile.family(exchange_family(replica), kernels.link)
+        own, link = together / ranks, kernels.link_bytes_per_s
+        time = time + exchange_time_s(fit, replica, link, experts, own, busiest, kernels.form.activation_bytes)
     return time
 
 

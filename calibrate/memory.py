@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from calibrate.activations import Activations, activation_peak
+from calibrate.activations import Activations, activation_peak, experts_bytes
 from calibrate.backends import attention_workspace_bytes, backend_of
+from calibrate.expert_layout import check_experts, expert_slices, ranks_sharing_experts
 from calibrate.lora import lora_bytes, lora_of
 from calibrate.options import number_option, recomputation_of
 from calibrate.precisions import check_sparse_kernels, precision, support
@@ -177,6 +178,7 @@ def _check_split(replica: Replica) -> None:
             why="each stage computes whole layers",
             remedy=f"pipeline_parallel_size {model.num_layers} or less",
         )
+    check_experts(replica)
 
 
 def _resolved(replica: Replica) -> Replica:
@@ -287,7 +289,9 @@ def _peak(replica: Replica) -> tuple[Activations, str]:
     again = recomputation_of(engine)
     model = replace(model, num_layers=split(model.num_layers, replica.pipeline_parallel_size))  # of one stage
     what += "" if again is None else f", kept with {again} recomputation"
-    return activation_peak(model, tokens, seqs, tp, chunk_tokens, checkpoint, workspace, again), what
+    peak = activation_peak(model, tokens, seqs, tp, chunk_tokens, checkpoint, workspace, again)
+    experts = experts_bytes(model, tokens, expert_slices(replica), ranks_sharing_experts(replica), chunk_tokens)
+    return replace(peak, layer_bytes=max(peak.layer_bytes, experts)), what
 
 
 def _tokens_per_item(model: Model, engine: Engine) -> int:

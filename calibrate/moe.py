@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate import residual, trees
+from calibrate.expert_layout import expert_slices
 from calibrate.precisions import Precision
 from calibrate.roofline import peak_flops
-from calibrate.work import expected_experts_hit
-from catalogs.schema import Gpu
+from calibrate.work import expected_experts_hit, split
+from catalogs.schema import Gpu, Replica
 
 FloatArray = NDArray[np.float64]
 BLOCK_COLUMNS = 128.0
@@ -40,6 +41,16 @@ class Experts:
     hidden: Any
     inter: Any
     num_matrices: Any = 3
+
+
+def experts_of(replica: Replica) -> Experts:
+    """The experts as one GPU of a replica runs them; the replica's model has some."""
+    model, moe = replica.model, replica.model.moe
+    assert moe is not None
+    return Experts(
+        moe.num_experts, split(moe.num_experts, replica.expert_parallel_size), moe.num_experts_per_token,
+        model.hidden_size, split(moe.expert_intermediate_size, expert_slices(replica)), model.num_mlp_matrices,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from calibrate import kernel_tables
 from calibrate.backends import demand_own_backend
 from calibrate.cuda_graphs import padded_tokens
-from calibrate.expert_exchange import ranks_sharing_experts
+from calibrate.expert_layout import ranks_sharing_experts
 from calibrate.kernel_sums import KernelSums
 from calibrate.precisions import precision
 from calibrate.profiles import Profile

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.expert_layout import expert_slices
 from calibrate.precisions import Precision, kv_cache_bytes, precision
 from catalogs.schema import Model, Replica
 
@@ -153,13 +154,16 @@ def embedding_bytes(form: Precision) -> float:
     return form.weight_bytes if form.embeddings_too else 2.0
 
 
-def weight_bytes(model: Model, precision_name: str, tp: int = 1, pp: int = 1, ep: int = 1) -> float:
+def weight_bytes(
+    model: Model, precision_name: str, tp: int = 1, pp: int = 1, ep: int = 1, slices: int | None = None
+) -> float:
     """Weight bytes on the fullest GPU: group scales included, embeddings in 16 bit unless the format takes them too.
 
     Args:
         model: architecture.
         precision_name: storage format (``bf16``, ``int4-awq`` ...).
-        tp: tensor parallel size. pp: pipeline stages. ep: GPUs that share the experts (above 1: whole experts a GPU).
+        tp: tensor parallel size. pp: pipeline stages. ep: GPUs over which whole experts are spread.
+        slices: GPUs over which each expert's width is sliced; None: ``tp``, or with ``ep`` above 1 none.
     """
     form = precision(precision_name)
     if model.kind == "vision":
@@ -169,7 +173,8 @@ def weight_bytes(model: Model, precision_name: str, tp: int = 1, pp: int = 1, ep
     experts = 0.0
     if model.moe is not None:
         each = expert_parameters(model) * form.weight_bytes
-        here = split(model.moe.num_experts, ep) if ep > 1 else model.moe.num_experts / tp
+        sliced = slices or (1 if ep > 1 else tp)
+        here = split(model.moe.num_experts, ep) / sliced
         experts = layers * num_moe_layers(model) / model.num_layers * here * each
     tables = embedding_parameters(model) / tp
     if pp > 1 and model.kind == "decoder" and not model.tie_word_embeddings:
@@ -247,13 +252,15 @@ def flops_per_token(model: Model, mean_context: float = 0.0) -> float:
 
 
 def activation_bytes_per_token(model: Model, tp: int = 1, dtype_bytes: float = 2.0) -> float:
-    """Live bytes a token at a layer's widest point: residual, hidden, and the MLP's or attention's inner values."""
+    """Live bytes a token at a layer's widest point: residual, hidden, and the MLP's or attention's inner values.
+
+    Routed experts apart (``activations.experts_bytes``).
+    """
     if model.kind == "vision":
         return 0.0
     inner = (model.num_mlp_matrices) * split(model.intermediate_size, tp)
     if model.moe is not None:
-        expert = model.moe.num_experts_per_token * model.num_mlp_matrices * model.moe.expert_intermediate_size
-        inner = max(inner if model.moe.num_dense_layers else 0, split(expert, tp) + model.hidden_size)
+        inner = inner if model.moe.num_dense_layers else 0
     attention = sum(g.n for g in attention_gemms(model, tp)[:-1]) + attention_gemms(model, tp)[-1].k
     return dtype_bytes * (2.0 * model.hidden_size + max(inner, attention))
 
@@ -283,4 +290,5 @@ def replica_weight_bytes(replica: Replica) -> float:
         replica.tensor_parallel_size,
         replica.pipeline_parallel_size,
         replica.expert_parallel_size,
+        expert_slices(replica),
     )

@@ -15,6 +15,7 @@ from catalogs.units import GIB
 
 DATA = Path(__file__).parent
 ASYNC_SINCE = (0, 14)  # vLLM's --async-scheduling became the default
+ASYNC_STAGES_SINCE = (0, 16)  # and over pipeline stages (pull request 32618)
 
 
 @cache

@@ -28,6 +28,8 @@ class Line:
         candidate: what it runs.
         counts: (T,) machines in each period, in the expected scenario (the first).
         rate_rps: (T, S) what it serves, on average over the states of the spot zones.
+        usd_per_hour: on average; what a Savings Plan pays for is not in it.
+        covered_share: of its machine-hours, under Savings Plans.
     """
 
     option: Option
@@ -35,6 +37,7 @@ class Line:
     counts: NDArray[np.int64]
     rate_rps: NDArray[np.float64]
     usd_per_hour: float
+    covered_share: float = 0.0
 
 
 def purchase_lines(model: FleetModel, solution: Solution, candidates: Mapping[str, Candidate]) -> list[Line]:
@@ -49,9 +52,16 @@ def purchase_lines(model: FleetModel, solution: Solution, candidates: Mapping[st
             continue
         served = np.einsum("k,tks->ts", chance, solution.routed[j, 0]) * model.demand[0]
         usd = float((counts * weight).sum() * option.usd_per_hour)
+        covered = 0.0
+        if option.kind == "on_demand" and model.savings_plans:
+            under = np.minimum(solution.covered[:, j, 0].sum(0), counts[:, None])  # (T, K)
+            covered = float(weight @ under @ chance)
+            usd -= covered * option.usd_per_hour
+        share = covered / max(float(counts @ weight), 1e-12)
+        counts *= option.machines
         if option.kind == "spot":
             usd *= sum(s.probability * s.spot_up for s in model.states)
-        lines.append(Line(option, candidates[option.config], counts, served, usd))
+        lines.append(Line(option, candidates[option.config], counts, served, usd, share))
     return sorted(lines, key=lambda line: (-line.usd_per_hour, line.option.name))
 
 
@@ -64,6 +74,7 @@ def line_document(line: Line, periods: Sequence[str] = ()) -> dict[str, Any]:
         "gpus_per_replica": c.gpus_per_replica,
         "tensor_parallel_size": c.tensor_parallel_size,
         **_other_sizes(c),
+        **_roles(line),
         "precision": c.precision,
         "framework": c.framework,
         "purchase": line.option.purchase,
@@ -71,7 +82,7 @@ def line_document(line: Line, periods: Sequence[str] = ()) -> dict[str, Any]:
         "usd_per_hour": round(line.usd_per_hour, 6),
         "usd_per_month": round(cost.usd_per_month(line.usd_per_hour), 2),
         "replicas_per_instance": c.replicas_per_instance,
-        "usd_per_instance_hour": line.option.usd_per_hour,
+        "usd_per_instance_hour": line.option.usd_per_hour / line.option.machines,
         "requests_per_s": [round(float(r), 6) for r in line.rate_rps.sum(1)],
         "share_by_size": _shares(line),
         "setting": c.setting,
@@ -79,7 +90,29 @@ def line_document(line: Line, periods: Sequence[str] = ()) -> dict[str, Any]:
         "price_source": _price_source(line),
         "upfront_usd": _upfront_usd(line),
         "held": _held(line.option),
+        **({"covered_share": round(line.covered_share, 6)} if line.covered_share > 0 else {}),
     }
+
+
+def promised_documents(model: FleetModel, solution: Solution) -> list[dict[str, Any]]:
+    """The Savings Plans to buy: what is promised an hour, what it costs, and the share of it that machines use."""
+    found = []
+    chance = np.array([s.probability for s in model.states])
+    for plan, rates, usd, covered in zip(
+        model.savings_plans, model.plan_rates, solution.promised, solution.covered, strict=True
+    ):
+        if usd < 5e-4:  # AWS sells them in steps of a tenth of a cent
+            continue
+        used = np.einsum("j,jotk,o,t,k->", np.where(np.isfinite(rates), rates, 0.0), covered, model.probability,
+                         model.weight, chance)  # fmt: skip
+        machines = sorted({o.instance for o, c in zip(model.options, covered, strict=True) if c.sum() > 1e-6})
+        found.append({
+            "name": plan.name, **plan.terms, "promised_usd_per_hour": round(float(usd), 6),
+            "usd_per_hour": round(float(usd) * plan.usd_per_hour, 6),
+            "upfront_usd": round(float(usd) * plan.upfront_usd, 2), "used_share": round(float(used / usd), 6),
+            "instance_types": machines,
+        })  # fmt: skip
+    return found
 
 
 def _other_sizes(candidate: Candidate) -> dict[str, int]:
@@ -88,10 +121,18 @@ def _other_sizes(candidate: Candidate) -> dict[str, int]:
     return {} if candidate.replica is None else {name: getattr(candidate.replica, name) for name in names}
 
 
+def _roles(line: Line) -> dict[str, Any]:
+    """Replicas of each role in each period, of a line whose prompts and answers have replicas of their own."""
+    c = line.candidate
+    pools = line.counts // c.machines
+    return {"roles": {"prefill": [int(n) for n in pools * c.num_prefill],
+                      "decode": [int(n) for n in pools * c.num_decode]}} if c.roles else {}  # fmt: skip
+
+
 def _upfront_usd(line: Line) -> float:
     """Money that the line's commitments cost before they begin."""
     offer = line.candidate.offers.get(line.option.purchase)
-    return 0.0 if offer is None else round(offer.upfront_usd * int(line.counts.max()), 2)
+    return 0.0 if offer is None else round(offer.upfront_usd * int(line.counts.max()) / line.option.machines, 2)
 
 
 def _held(option: Option) -> str:
@@ -112,19 +153,24 @@ def _price_source(line: Line) -> str:
     return f"{offer.source} ({offer.as_of})" if offer else ""
 
 
-def plan_document(lines: Sequence[Line], usd_per_hour: float, rates: tuple[float, float]) -> dict[str, Any]:
+def plan_document(
+    lines: Sequence[Line], usd_per_hour: float, rates: tuple[float, float], promised: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """The ``plan`` section.
 
     Args:
         lines: the purchase list.
         usd_per_hour: expected cost.
         rates: mean requests and output tokens a second.
+        promised: Savings Plans, as ``promised_documents`` has them.
     """
     requests_per_s, tokens_per_s = rates
+    listed = sum(line.usd_per_hour for line in lines) + sum(p["usd_per_hour"] for p in promised)
     return {
         "lines": [line_document(line) for line in lines],
+        **({"savings_plans": list(promised)} if promised else {}),
         "usd_per_hour": round(usd_per_hour, 6),
-        "beside_lines_usd_per_hour": round(max(usd_per_hour - sum(line.usd_per_hour for line in lines), 0.0), 6),
+        "beside_lines_usd_per_hour": round(max(usd_per_hour - listed, 0.0), 6),
         "usd_per_month": round(cost.usd_per_month(usd_per_hour), 2),
         "usd_per_million_output_tokens": cost.usd_per_million_tokens(usd_per_hour, tokens_per_s),
         "usd_per_thousand_requests": cost.usd_per_thousand_requests(usd_per_hour, requests_per_s),
@@ -147,6 +193,6 @@ def summary(lines: Sequence[Line]) -> str:
         count = f"{low}" if low == high else f"{low}-{high}"
         form = "" if line.option.purchase == "on_demand" else f", {line.option.purchase}"
         c = line.candidate
-        what = ", ".join([c.gpu, *c.parallelism, c.precision])
+        what = ", ".join([c.gpu, *c.parallelism, c.precision, *([c.roles] if c.roles else [])])
         parts.append(f"{count} x {c.instance_type} ({what}{form})")
     return " + ".join(parts) or "nothing"

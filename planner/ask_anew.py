@@ -12,6 +12,8 @@ from typing import Any
 
 from catalogs.load import instances, prices
 from planner.market import user_prices
+from planner.problem import Problem
+from planner.savings_plans import COLUMNS, rates_of
 from planner.what_if import Change
 
 
@@ -21,6 +23,18 @@ def asked_anew(inputs: Mapping[str, Any], change: Change) -> dict[str, Any]:
     settings["workload"]["scale"] = (settings["workload"].get("scale") or 1.0) * change.load
     settings["slo"] = _multiplied(settings["slo"], change.slo)
     return settings
+
+
+def changed_rates(problem: Problem, change: Change) -> str:
+    """The Savings Plan rates of a problem as a file for ``savings_plans:``, those that the change names multiplied."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow((*COLUMNS, "region"))
+    for rate in rates_of(problem):
+        names = {"savings_plan", rate.instance, instances()[rate.instance].gpu}
+        factor = math.prod(v for n, v in change.prices.items() if n in names)
+        writer.writerow((*rate.key, rate.instance, f"{rate.usd_per_hour * factor:.8g}", problem.region))
+    return out.getvalue()
 
 
 def _multiplied(limits: Mapping[str, Any], factor: float) -> dict[str, Any]:

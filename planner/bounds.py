@@ -5,6 +5,8 @@ Both follow from the step table alone, so they cost microseconds; they prune can
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -98,13 +100,20 @@ def floor_s(
     )
 
 
-def rate_bound_rps(spec: ReplicaSpec, mean_input: float, mean_output: float, tpot_limit_s: float | None) -> float:
+def rate_bound_rps(
+    spec: ReplicaSpec,
+    mean_input: float,
+    mean_output: float,
+    tpot_limit_s: float | None,
+    *,
+    computes_prompts: bool = True,
+) -> float:
     """The most requests a second that any schedule of steps could serve, queues and bursts left out.
 
     max rate subject to: sum_k w_k t_k <= 1, sum_k w_k p_k = rate * input, sum_k w_k d_k = rate * (output - 1), where
     step k computes p_k prompt tokens and d_k decodes in t_k seconds, w_k steps a second. Decodes are at most the seats
     and what the KV cache holds; and where a time per output token is promised, decodes see it on average:
-    sum_k w_k d_k t_k <= limit * sum_k w_k d_k.
+    sum_k w_k d_k t_k <= limit * sum_k w_k d_k. A replica that gets its prompts' KV from others only decodes (p_k = 0).
     """
     from scipy.optimize import linprog
 
@@ -115,7 +124,7 @@ def rate_bound_rps(spec: ReplicaSpec, mean_input: float, mean_output: float, tpo
     decode = np.unique(np.round(np.concatenate([[0.0], np.geomspace(1, seats, GRID)])))
     prefill = np.unique(np.round(np.concatenate([[0.0], np.geomspace(16, budget, GRID)])))
     p, d = (x.ravel() for x in np.meshgrid(prefill, decode, indexing="ij"))
-    keep = (p + d <= max(budget, seats)) & (p + d > 0)
+    keep = (p + d <= max(budget, seats)) & (p + d > 0) & (computes_prompts | (p == 0))
     p, d = p[keep], d[keep]
     prompts = np.where(p > 0, p / max(mean_input, 1.0), 0.0)
     chunk_context = np.full_like(p, mean_input / 2)
@@ -127,6 +136,8 @@ def rate_bound_rps(spec: ReplicaSpec, mean_input: float, mean_output: float, tpo
     if tpot_limit_s is not None and decodes > 0:
         most.append(np.append(d * (time_s - tpot_limit_s), 0.0))
         limit.append(0.0)
-    equal = [np.append(p, -mean_input), np.append(d, -decodes)]
+    equal = [np.append(p, -mean_input if computes_prompts else 0.0), np.append(d, -decodes)]
+    if not computes_prompts and decodes == 0:
+        return math.inf
     found = linprog(cost, np.array(most), limit, np.array(equal), [0.0, 0.0], bounds=(0, None), method="highs")
     return -float(found.fun or 0.0) if found.status == 0 else 0.0

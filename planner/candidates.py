@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from calibrate.precisions import precision, support
 from catalogs.errors import InputError
 from catalogs.load import engine_defaults
 from catalogs.schema import Engine, Gpu, Instance, Model, Replica
+from planner.disaggregated import ratios
 from planner.market import Offer, offers_of, wanted_instances
 from planner.problem import Candidates, Problem
 
@@ -45,17 +46,36 @@ class Candidate:
     offers: Mapping[str, Offer] = field(default_factory=dict)
     score: float | None = None
     setting: str = ""  # engine settings that differ from the defaults, in words
+    num_prefill: int = 0  # replicas of a pool whose prompts and answers have replicas of their own; 0: no such pool
+    num_decode: int = 0
 
     @property
     def replicas_per_instance(self) -> int:
         """Replicas that fit one machine."""
         return max(1, self.num_gpus // self.gpus_per_replica)
 
+    @property
+    def machines(self) -> int:
+        """That are bought at once: one, or those of a pool."""
+        return max(1, (self.num_prefill + self.num_decode) // self.replicas_per_instance)
+
+    @property
+    def served_at_once(self) -> int:
+        """Replicas, or pools, on the machines that are bought at once."""
+        return 1 if self.num_prefill else self.replicas_per_instance
+
     @cached_property
     def config(self) -> str:
-        """The replica, in words; the same on every instance type with this GPU."""
-        more = f" {self.setting}" if self.setting else ""
-        return " ".join([self.gpu, *self.parallelism, self.precision, self.framework]) + more
+        """The replica, in words; the same on every instance type with this GPU. A pool's has the machine, whose network
+        its KV goes over."""
+        more = [self.setting] if self.setting else []
+        more += [self.roles, "on", self.instance_type] if self.num_prefill else []
+        return " ".join([self.gpu, *self.parallelism, self.precision, self.framework, *more])
+
+    @property
+    def roles(self) -> str:
+        """A pool's replicas in words; empty where each replica computes prompts and decodes."""
+        return f"{self.num_prefill} prefill + {self.num_decode} decode" if self.num_prefill else ""
 
     @property
     def parallelism(self) -> list[str]:
@@ -94,9 +114,21 @@ def enumerate_candidates(problem: Problem, model: Model) -> tuple[list[Candidate
             )  # fmt: skip
             if why:
                 refused.setdefault(candidate.config, why)
-            else:
+                continue
+            if False in problem.candidates.disaggregated:
                 found.append(candidate)
+            if True in problem.candidates.disaggregated:
+                found += _pools(candidate)
     return found, sorted(refused.items())
+
+
+def _pools(candidate: Candidate) -> list[Candidate]:
+    """The same replica in each ratio of prefill to decode that is tried; offers are of all the machines of a pool."""
+    found = []
+    for num_prefill, num_decode, machines in ratios(candidate.replicas_per_instance):
+        offers = {form: offer.times(machines) for form, offer in candidate.offers.items()}
+        found.append(replace(candidate, offers=offers, num_prefill=num_prefill, num_decode=num_decode))
+    return found
 
 
 def _replicas(problem: Problem, model: Model, gpu: Gpu, instance: Instance) -> Iterator[tuple[Replica, str]]:

@@ -11,8 +11,9 @@ import numpy as np
 
 from planner import bounds
 from planner.demand import Demand, Pattern
+from planner.disaggregated import PoolLine, pool_bound_rps, pool_key, simulate_line
 from planner.store import CapacityStore
-from simulator.engine import ReplicaSpec, simulate_replicas
+from simulator.engine import ReplicaSpec
 from simulator.metrics import Latencies, class_mask, promised_percentile
 from simulator.pool import results_of
 from simulator.replicas import Line
@@ -74,6 +75,7 @@ class Capacities:
     _spec_hashes: dict[int, str] = field(default_factory=dict)
     _hashes: dict[Pattern, str] = field(default_factory=dict)
     _bounds: dict[tuple[int, Pattern], float] = field(default_factory=dict)
+    _roles_rps: dict[tuple[int, float, float, float | None], tuple[float, float]] = field(default_factory=dict)
 
     def part(self, pattern: Pattern) -> Requests:
         """The requests of some buckets."""
@@ -94,7 +96,7 @@ class Capacities:
 
     def bound_rps(self, line: Line, pattern: Pattern) -> float:
         """A rate that a replica cannot exceed: 0 where a floor is above its limit already."""
-        key = (id(line.spec), pattern)
+        key = (id(line), pattern)
         if key not in self._bounds:
             name = self._key(line, pattern, 0)
             kept = self.store.get(name)
@@ -110,7 +112,7 @@ class Capacities:
         kept = self.store.get(name)
         if kept is None:
             tokens = self.demand.mean_tokens[bucket]
-            rate_rps = bounds.rate_bound_rps(line.spec, float(tokens[0]), float(tokens[1]), None) * line.num_engines
+            rate_rps = self._packed_rps(line, float(tokens[0]), float(tokens[1]), None)
             kept = 1 / max(rate_rps, 1e-9)
             self.store.put(name, kept)
         return kept
@@ -123,13 +125,24 @@ class Capacities:
         if part.hash_ids is None and any(v > limits[n] for n, v in self.floors(line, pattern).items()):
             return 0.0  # with shared prefixes a prompt may cost less than its floor
         tpots = [s.limit_s for s in self.slos if s.metric == "tpot"]
-        engine_rps = bounds.rate_bound_rps(
-            line.spec,
+        return self._packed_rps(
+            line,
             float(part.input_tokens.mean()) if part.hash_ids is None else 1.0,
             float(part.output_tokens.mean()),
             TPOT_SLACK * max(tpots) if tpots else None,
         )
-        return engine_rps * line.num_engines
+
+    def _packed_rps(self, line: Line, mean_input: float, mean_output: float, tpot_limit_s: float | None) -> float:
+        """Of one replica or pool: see ``bounds.rate_bound_rps``; pools of one replica share what they rest on."""
+        if not isinstance(line, PoolLine):
+            return bounds.rate_bound_rps(line.spec, mean_input, mean_output, tpot_limit_s) * line.num_engines
+        key = (id(line.spec), mean_input, mean_output, tpot_limit_s)
+        if key not in self._roles_rps:
+            self._roles_rps[key] = (
+                bounds.rate_bound_rps(line.spec, mean_input, 1.0, None),
+                bounds.rate_bound_rps(line.spec, mean_input, mean_output, tpot_limit_s, computes_prompts=False),
+            )
+        return pool_bound_rps(line, *self._roles_rps[key], mean_input)
 
     def rps(self, pairs: Sequence[tuple[Line, Pattern]]) -> list[float]:
         """Requests a second that each replica sustains of its mix of sizes, found by simulation; 0: none."""
@@ -163,7 +176,8 @@ class Capacities:
         if pattern not in self._hashes:
             self._hashes[pattern] = hash_requests(self.part(pattern))
         asked = [METHOD, self._spec_hash(line.spec), line.num_engines, self._hashes[pattern], num, self.router,
-                 self.seed, [(s.metric, s.percentile, s.limit_s, s.request_class) for s in self.slos]]  # fmt: skip
+                 self.seed, [(s.metric, s.percentile, s.limit_s, s.request_class) for s in self.slos],
+                 *pool_key(line)]  # fmt: skip
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
@@ -193,13 +207,8 @@ def sustained_rps(question: Question) -> tuple[float, int]:
     return low / q.num_replicas, simulations
 
 
-def engines_of(line: Line, num_replicas: int) -> list[ReplicaSpec]:
-    """What the simulator runs for so many replicas: an engine for each rank and pipeline stage of each."""
-    return [line.spec] * (num_replicas * line.num_engines)
-
-
 def _holds(line: Line, requests: Requests, num_replicas: int, slos: Sequence[Slo], router: str, seed: int) -> bool:
-    records = simulate_replicas(requests, engines_of(line, num_replicas), router, seed)
+    records = simulate_line(line, requests, num_replicas, router, seed)
     return keeps(requests, Latencies.of(requests, records), slos)
 
 

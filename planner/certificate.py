@@ -154,9 +154,13 @@ def certificate_of(model: FleetModel, solution: Solution, gap: float) -> dict[st
 
 
 def _count_bound(program: Program, x: FloatArray) -> FloatArray:
-    """Upper bounds for counts without one: a plan with more of one column costs more than the plan at hand."""
+    """Upper bounds for counts without one: a plan with more of one column costs more than the plan at hand.
+
+    Where Savings Plans give money back, that does not follow, and nothing is known but that a million is enough.
+    """
     cost, total = program.cost, float(program.cost @ x)
-    most = np.where(cost > 0, np.ceil(total / np.where(cost > 0, cost, 1.0)) + 1, 1e6)
+    alone = (cost > 0) & bool((cost >= 0).all())
+    most = np.where(alone, np.ceil(total / np.where(alone, cost, 1.0)) + 1, 1e6)
     return np.asarray(np.maximum(most, x))
 
 

@@ -61,6 +61,8 @@ def explain_line(line: Mapping[str, Any], answer: Mapping[str, Any], model: str)
     busiest = max(range(len(rates)), key=lambda i: rates[i])
     counts = line["instances"]
     replicas = max(1, counts[min(busiest, len(counts) - 1)] * int(line.get("replicas_per_instance") or 1))
+    if line.get("roles"):  # those that decode
+        replicas = line["roles"]["decode"][min(busiest, len(counts) - 1)]
     engines = replicas * replica.data_parallel_size * replica.pipeline_parallel_size  # that step side by side
     tokens_per_s = rates[busiest] / engines * outputs
     context = inputs + outputs / 2.0
@@ -70,7 +72,8 @@ def explain_line(line: Mapping[str, Any], answer: Mapping[str, Any], model: str)
     cost = step_cost(replica, profile, decode_shape(round(batch), context))
     name, why = explain_bottleneck(cost, memory, replica, round(batch), context)
     return {
-        "line": f"{line['instance_type']} ({line['gpu']}, TP {replica.tensor_parallel_size}, {replica.precision})",
+        "line": f"{line['instance_type']} ({line['gpu']}, TP {replica.tensor_parallel_size}, {replica.precision}"
+        + (", decode replicas)" if line.get("roles") else ")"),
         "replicas": replicas,
         "sequences_at_once": round(batch),
         "context_tokens": round(context),

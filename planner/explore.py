@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from catalogs.units import HOURS_PER_MONTH
+from catalogs.units import HOURS_PER_MONTH, HOURS_PER_YEAR
 from planner import cost
 from planner.answer import purchase_lines, summary
 from planner.candidates import Candidate
 from planner.capacity import Capacities
 from planner.confidence import step_error
-from planner.fleet_model import FleetModel
-from planner.market import TERM_YEARS, offers_of
+from planner.fleet_model import FleetModel, SavingsPlan
+from planner.market import TERM_YEARS, Offer, offers_of
 from planner.milp import Solution
 from planner.problem import Problem
 from planner.search import ROUGH_GAP, Key, Search
@@ -62,7 +62,7 @@ def _rivals(search: Search, model: FleetModel, best: Solution) -> dict[str, Cand
     price: dict[str, float] = {}
     everything = tuple(range(len(search.demand.names)))
     for c in search.candidates.values():
-        rate = search.capacity((c.config, everything)) * c.replicas_per_instance
+        rate = search.capacity((c.config, everything)) * c.served_at_once
         for offer in c.offers.values():
             if rate > 0:
                 price[c.gpu] = min(price.get(c.gpu, np.inf), offer.usd_per_hour / rate)
@@ -77,7 +77,10 @@ def _at_slo(
     before = search.capacities
     slos = tuple(replace(s, limit_s=s.limit_s * factor) for s in before.slos)
     capacities = Capacities(before.demand, slos, before.router, before.seed, before.store, before.workers)
-    other = replace(search.restricted(candidates), capacities=capacities, rps={}, locked=set(), patterns={}, weights={})
+    other = replace(
+        search.restricted(candidates), capacities=capacities, rps={}, locked=set(), patterns={}, weights={}, _loads={},
+        _offered={},
+    )  # fmt: skip
     settled = other.settle(lambda _what, _share: None)
     if settled is None:
         return None, "no plan keeps it", other.rps
@@ -140,6 +143,13 @@ def _cost(model: FleetModel) -> float | None:
     return None if plan is None else plan.usd_per_hour
 
 
+def _under_plan(plan: SavingsPlan, rate: float) -> Offer:
+    """A machine's whole hours under a Savings Plan; its running part is what is not paid upfront."""
+    years = float(plan.terms["term_years"])
+    running = rate - rate * plan.upfront_usd / (years * HOURS_PER_YEAR)
+    return Offer(rate * plan.usd_per_hour, "", "", "", rate * plan.upfront_usd, running)
+
+
 def against_today(problem: Problem, usd_per_hour: float) -> dict[str, Any] | None:
     """Today's fleet at the catalogue's prices, and what the plan saves; None where no fleet is described."""
     if not problem.today:
@@ -165,15 +175,20 @@ def against_today(problem: Problem, usd_per_hour: float) -> dict[str, Any] | Non
     }
 
 
-def break_even(problem: Problem, instances: set[str]) -> list[dict[str, Any]]:
-    """For each machine of the plan: from which utilisation, and after how many months, a commitment pays."""
+def break_even(problem: Problem, instances: set[str], plans: Sequence[SavingsPlan] = ()) -> list[dict[str, Any]]:
+    """For each machine of the plan: from which utilisation, and after how many months, a commitment pays.
+
+    Args:
+        plans: Savings Plans that its machines may run under.
+    """
     found = []
     for name in sorted(instances):
         offers = offers_of(problem, name, all_forms=True)
         on_demand = offers.get("on_demand")
-        for form in TERM_YEARS:
-            offer = offers.get(form)
-            if on_demand is None or offer is None:
+        committed = {form: offers[form] for form in TERM_YEARS if form in offers}
+        committed |= {p.name: _under_plan(p, p.rates[name]) for p in plans if name in p.rates}
+        for form, offer in committed.items():
+            if on_demand is None:
                 continue
             found.append(
                 {

@@ -5,9 +5,9 @@ Indices used everywhere: j option, o scenario of demand, t period, k state of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ Kind = Literal["committed", "on_demand", "spot"]
 
 @dataclass(frozen=True)
 class Option:
-    """One thing that can be bought: a machine with a configuration, in a purchase form.
+    """One thing that can be bought: a machine (or several at once) with a configuration, in a purchase form.
 
     Attributes:
         name: unique.
@@ -31,6 +31,7 @@ class Option:
         max_count: machines at most; None: no limit.
         active: (T,) periods in which a commitment holds; None: all. It is paid for in these.
         start_hours: hours paid for and not used at each start (boot).
+        machines: that one of it consists of; price, load and counts are of all of them together.
     """
 
     name: str
@@ -43,15 +44,41 @@ class Option:
     max_count: int | None = None
     active: BoolArray | None = None
     start_hours: float = 0.0
+    machines: int = 1
 
 
 @dataclass(frozen=True)
 class State:
-    """A state of the spot zones within a period."""
+    """A state of the spot zones within a period.
+
+    Attributes:
+        spot_up: share of the spot machines that run.
+        fallback: replacements bought on demand are serving already.
+        before: where they are not: the state that was before, whose replacements serve on; None: none do.
+    """
 
     probability: float
-    spot_up: float = 1.0  # share of the spot machines that run
-    fallback: bool = True  # replacements bought on demand are serving already
+    spot_up: float = 1.0
+    fallback: bool = True
+    before: int | None = None
+
+
+@dataclass(frozen=True)
+class SavingsPlan:
+    """Dollars promised for each hour, that pay for machines on demand at the plan's rates; one amount for all time.
+
+    Attributes:
+        usd_per_hour: what a promised dollar an hour costs: 1, or with money upfront its level rate.
+        rates: USD an hour of a machine under the plan, by instance type.
+        upfront_usd: paid before it begins, for each promised dollar an hour.
+        terms: for the answer.
+    """
+
+    name: str
+    usd_per_hour: float
+    rates: Mapping[str, float]
+    upfront_usd: float = 0.0
+    terms: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +117,7 @@ class FleetModel:
         states: of the spot zones, the same in every period; probabilities sum to 1.
         limits: what must hold.
         cyclic: the last period is followed by the first (a week that repeats).
+        savings_plans: that machines on demand may run under.
     """
 
     options: tuple[Option, ...]
@@ -99,6 +127,7 @@ class FleetModel:
     states: tuple[State, ...] = (State(1.0),)
     limits: Limits = Limits()
     cyclic: bool = False
+    savings_plans: tuple[SavingsPlan, ...] = ()
 
     @property
     def weight(self) -> FloatArray:
@@ -114,6 +143,19 @@ class FleetModel:
     def usd_per_hour(self) -> FloatArray:
         """(J,)"""
         return np.array([o.usd_per_hour for o in self.options], dtype=float)
+
+    @property
+    def plan_rates(self) -> FloatArray:
+        """(P, J) USD an hour of an option's machines under each Savings Plan; inf: it does not hold for them."""
+        rates = [
+            [p.rates.get(o.instance, np.inf) * o.machines if o.kind == "on_demand" else np.inf for o in self.options]
+            for p in self.savings_plans
+        ]
+        return np.array(rates, dtype=float).reshape(len(self.savings_plans), len(self.options))
+
+    def undominated(self, options: Sequence[Option]) -> list[Option]:
+        """See ``undominated``, under this model's quotas and Savings Plans."""
+        return undominated(options, self.limits.quotas, {i for p in self.savings_plans for i in p.rates})
 
     def is_kind(self, kind: Kind) -> BoolArray:
         """(J,)"""
@@ -131,18 +173,25 @@ class FleetModel:
         return replace(self, options=tuple(options))
 
 
-def undominated(options: Sequence[Option], quotas: Sequence[Quota] = ()) -> list[Option]:
+def undominated(
+    options: Sequence[Option], quotas: Sequence[Quota] = (), under_plans: Collection[str] = ()
+) -> list[Option]:
     """The options that an optimum can need: no other of their kind costs no more and carries no more load per request.
 
     Exact: whatever a dominated option does in a plan, its dominator does at no more cost. An option that a count,
-    a quota or a time window limits never dominates one that it cannot replace.
+    a quota or a time window limits never dominates one that it cannot replace; nor do two instance types stand for each
+    other of which one has a rate under a Savings Plan.
+
+    Args:
+        under_plans: instance types with such a rate.
     """
     limited = {name for q in quotas for name in q.weights}
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, option in enumerate(options):
         window = None if option.active is None else option.active.tobytes()
         # an option under a limit stands for others of its own machine only
-        machine = option.instance if option.config in limited or option.max_count is not None else None
+        bounded = option.config in limited or option.max_count is not None or option.instance in under_plans
+        machine = (option.instance, option.machines) if bounded else None
         groups.setdefault((option.kind, window, option.start_hours, machine, option.max_count), []).append(i)
     kept: list[int] = []
     for members in groups.values():

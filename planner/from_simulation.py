@@ -14,26 +14,31 @@ from catalogs.errors import GateError, InputError, MissingError
 from catalogs.load import find_model
 from catalogs.schema import Model
 from planner import alternatives, confidence
-from planner.answer import SCHEMA_VERSION, Line, ended_by, plan_document, purchase_lines
+from planner.answer import SCHEMA_VERSION, Line, ended_by, plan_document, promised_documents, purchase_lines
+from planner.assumptions import assumptions_of
 from planner.candidates import Candidate, enumerate_candidates
 from planner.capacity import Capacities
 from planner.demand import demand_of
+from planner.disaggregated import pool_line
 from planner.explore import against_today, break_even, explore
 from planner.fleet_model import FleetModel
 from planner.floors import below_the_floor
-from planner.horizon import Horizon, base_model, horizon_of, zone_availability
+from planner.horizon import base_model, horizon_of
 from planner.live import in_words, play
-from planner.market import TERM_YEARS, region_of
+from planner.market import region_of
 from planner.milp import Solution
+from planner.pressed import pressed
 from planner.problem import Problem
 from planner.purchase import check_holdings, extra_of
 from planner.relax import explain_infeasible
-from planner.search import Search, pressed
+from planner.search import Search
+from planner.step_tables import StepTables
 from planner.store import CapacityStore, default_store
 from planner.verify import Verdict
 from planner.what_if import handed_on
 from simulator.replicas import Line as Served
 from simulator.replicas import build_line
+from simulator.roles import DisaggregationSpec
 from simulator.workload import Requests
 
 Progress = Callable[[str, float], None]
@@ -98,7 +103,7 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore, worker
     horizon = horizon_of(problem, demand_of(workload_requests(problem), split_lengths=not over_time))
     progress("candidates", 0.05)
     candidates, refused = enumerate_candidates(problem, model)
-    served, unknown = _served(candidates)
+    served, unknown = _served(candidates, problem.disaggregation, StepTables(store))
     refused += unknown
     kept = {c.label: c for c in candidates if c.config in served}
     if not kept:
@@ -114,7 +119,7 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore, worker
     result = search.verified(progress, problem.solver.max_rounds)
     if result is None:
         raise explain_infeasible(search.model.with_options(search.options()))
-    return Found(problem, search, *result, tuple(refused), (*_notes(problem, horizon), *unusable))
+    return Found(problem, search, *result, tuple(refused), (*assumptions_of(problem, horizon), *unusable))
 
 
 def lived(found: Found, progress: Progress) -> tuple[Found, dict[str, Any] | None]:
@@ -166,17 +171,28 @@ def workload_requests(problem: Problem) -> Requests:
     return requests
 
 
-def _served(candidates: list[Candidate]) -> tuple[dict[str, Served], list[tuple[str, str]]]:
-    """What the simulator needs of each configuration, and those whose step times are not known."""
+def _served(
+    candidates: list[Candidate], between: DisaggregationSpec, tables: StepTables
+) -> tuple[dict[str, Served], list[tuple[str, str]]]:
+    """What the simulator needs of each configuration, and those whose step times, or links, are not known."""
+    alone: dict[str, Served] = {}  # by configuration without roles
     served: dict[str, Served] = {}
     refused: dict[str, str] = {}
     for candidate in candidates:
         if candidate.config in served or candidate.config in refused or candidate.replica is None:
             continue
         try:
-            served[candidate.config] = build_line(candidate.replica)
+            name = replace(candidate, num_prefill=0, num_decode=0).config
+            if name not in alone:
+                alone[name] = build_line(candidate.replica, table_of=tables)
+            served[candidate.config] = alone[name]
+            if candidate.roles:
+                served[candidate.config] = pool_line(
+                    alone[name], candidate.instance_type, candidate.num_prefill, candidate.num_decode, between
+                )
         except (InputError, MissingError) as error:
             refused[candidate.config] = error.what
+            served.pop(candidate.config, None)
     return served, sorted(refused.items())
 
 
@@ -210,40 +226,6 @@ def _check_feasible(search: Search) -> None:
         )
 
 
-def _notes(problem: Problem, horizon: Horizon) -> list[str]:
-    notes = [
-        "a replica's capacity for part of the sizes scales with the work of each size (time in a perfectly packed "
-        "replica); the whole fleet is then simulated, and corrected until it holds",
-        "a gateway sends requests to lines by class and prompt length, in turns by weight, and within a line by "
-        f"{problem.router}; it never knows the output length",
-    ]
-    if problem.candidates.precision is None:
-        notes.append(
-            "precisions considered: the published weights', and fp8 where the GPU computes in it; "
-            "candidates.precision adds others"
-        )
-    if "spot" in problem.candidates.purchase:
-        share, source = zone_availability(problem)
-        notes.append(
-            f"spot: {problem.spot.zones} zones, each up {share:.0%} of the time ({source}), correlation "
-            f"{problem.spot.zone_correlation:g}; replacements on demand boot in {problem.time.boot_s:g} s, and their "
-            "number is a mean over outages"
-        )
-    longest = max((TERM_YEARS.get(form, 0.0) * 12 for form in problem.candidates.purchase), default=0.0)
-    if problem.commitments.horizon_months < longest:
-        notes.append(
-            f"a commitment longer than the horizon of {problem.commitments.horizon_months:g} months "
-            "(commitments.horizon_months) is paid for whole within it"
-        )
-    if horizon.num_periods > 1:
-        notes.append(
-            "over time, request sizes are not parted between lines; each period's busiest sight is planned for"
-        )
-    if horizon.full.requests.hash_ids is not None:
-        notes.append("prefixes are shared as in the trace; each replica keeps its own prefix cache")
-    return notes
-
-
 def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> dict[str, Any]:
     """The answer in the contract's form, with what the figures rest on; ``live`` is from ``lived``."""
     problem, search, lines = found.problem, found.search, found.lines
@@ -254,7 +236,8 @@ def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> d
     draws = confidence.fresh_seeds(search.capacities, checked, groups, FRESH_DRAWS)
     slo = confidence.slo_document(problem.slos, checked, found.verdict.latencies)
     rates = _mean_rates(found)
-    plan = plan_document(lines, found.solution.usd_per_hour, rates)
+    promised = promised_documents(found.model, found.solution)
+    plan = plan_document(lines, found.solution.usd_per_hour, rates, promised)
     for document, line in zip(plan["lines"], lines, strict=True):
         document["serves"] = demand.pattern_name(search.patterns[line.option.name])
         document["engine"] = _engine(search.served[line.candidate.config])
@@ -268,7 +251,7 @@ def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> d
     return {
         **around,
         **({"today": today} if today else {}),
-        "break_even": break_even(problem, {line.candidate.instance_type for line in lines}),
+        "break_even": break_even(problem, {line.candidate.instance_type for line in lines}, found.model.savings_plans),
         "schema_version": SCHEMA_VERSION,
         "model": problem.model,
         "region": problem.region,

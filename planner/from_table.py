@@ -189,13 +189,17 @@ def _one_load_only(problem: Problem) -> None:
     """Refuse what a plan from a capacity table would leave out without a word.
 
     Raises:
-        InputError: demand over time, or commitments that are already paid for.
+        InputError: demand over time, commitments that are already paid for, or roles to simulate.
     """
     over_time = problem.time.periods != "static" or problem.time.demand is not None
-    for given, where in ((over_time, "time"), (bool(problem.commitments.existing), "commitments.existing")):
+    for given, where in (
+        (over_time, "time"), (bool(problem.commitments.existing), "commitments.existing"),
+        (True in problem.candidates.disaggregated, "candidates.disaggregated"),
+        ("savings_plan" in problem.candidates.purchase, "savings_plan in candidates.purchase"),
+    ):  # fmt: skip
         if given:
             raise InputError(
-                "a capacity table plans for one load, with nothing bought before",
+                "a capacity table plans for one load, with nothing bought before, no roles and no Savings Plans",
                 where=where,
                 why="its rows say what a replica sustains by size, not when",
                 remedy=f"leave out {where}, or leave out capacity_table and let the capacities be simulated",

@@ -79,6 +79,8 @@ def play(problem: Problem, search: Search, lines: Sequence[Line], draws: int = D
     everything = tuple(range(len(search.demand.names)))
     if any(search.capacity((line.candidate.config, everything)) <= 0 for line in lines):
         return {"not_played": "a line cannot serve every size, and a fleet's one router does not tell sizes apart"}
+    if any(line.candidate.roles for line in lines):
+        return {"not_played": "prefill and decode pools are simulated with a fixed number of replicas"}
     if any(search.served[line.candidate.config].num_engines > 1 for line in lines):
         return {"not_played": "a live fleet starts engines one by one, and a replica of the plan has several"}
     window = hardest_window(problem, search, counts)
@@ -246,8 +248,9 @@ def _config(problem: Problem, lines: Sequence[Line], window: Window, seed: int) 
     availability = None
     if any(g.spot for g in groups):
         share, _ = zone_availability(problem)
+        room = math.ceil(max(problem.spot.zone_share, 1 / problem.spot.zones) * most_spot(lines) - 1e-9)
         zones = [
-            Zone(f"{problem.region}-{z + 1}", problem.region, share, None, SPOT_PRICE_SHARE)
+            Zone(f"{problem.region}-{z + 1}", problem.region, share, room, SPOT_PRICE_SHARE)
             for z in range(problem.spot.zones)
         ]
         span_s = window.demand.duration_s + 2 * SECONDS_PER_HOUR
@@ -255,11 +258,16 @@ def _config(problem: Problem, lines: Sequence[Line], window: Window, seed: int) 
     return FleetConfig(groups, availability=availability)
 
 
+def most_spot(lines: Sequence[Line]) -> int:
+    """Spot replicas of the largest line, in its busiest period: no zone holds more than its share of so many."""
+    return max(int(x.counts.max()) * x.candidate.replicas_per_instance for x in lines if x.option.kind == "spot")
+
+
 def _group(problem: Problem, kind: int, line: Line, window: Window, cold: ColdStart) -> Group:
     replicas = [int(line.counts[p]) * line.candidate.replicas_per_instance for p in window.periods]
     spot = None
     if line.option.kind == "spot":
-        spot = SpotPolicy(dynamic_ondemand_fallback=problem.spot.fallback, placer="even_spread")
+        spot = SpotPolicy(dynamic_ondemand_fallback=problem.spot.fallback, placer="any_zone")
     entries = timetable(replicas, window.start_s, problem.time.boot_s * math.exp(BOOT_SIGMA))
     moves = spot is not None or len(set(replicas)) > 1
     scaler = partial(Scheduled, entries, interval_s=SCALER_INTERVAL_S) if moves else None

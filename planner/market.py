@@ -37,6 +37,11 @@ class Offer:
     upfront_usd: float = 0.0
     running_usd_per_hour: float = 0.0
 
+    def times(self, machines: int) -> Offer:
+        """Of so many machines."""
+        usd = ("usd_per_hour", "upfront_usd", "running_usd_per_hour")
+        return replace(self, **{name: getattr(self, name) * machines for name in usd})
+
 
 def instances_with(gpu: str) -> list[Instance]:
     """Instances whose GPUs are whole ones of this kind."""

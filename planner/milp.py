@@ -2,13 +2,14 @@
 
 Variables (indices as in ``planner.fleet_model``): y_j machines committed for the whole horizon; n_jot machines held on
 demand or spot in a period; f_jotk mean machines started on demand while spot zones are down; r_jot machines started;
-x_jotks share of a bucket's demand routed to an option; u_otks share not served (only where an availability below 1
-allows it). Counts are integer and routing is continuous, and machines of one option are one count: no symmetry is left.
+c_p dollars an hour promised under a Savings Plan and v_pjotk machines that run under it; x_jotks share of a bucket's
+demand routed to an option; u_otks share not served (only where an availability below 1 allows it). Counts are integer
+and routing is continuous, and machines of one option are one count: no symmetry is left.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +19,7 @@ from planner.program import INFEASIBLE, IntArray, Program, Result, quiet_stdout,
 
 FloatArray = NDArray[np.float64]
 COUNT_LIMIT = 1e6
+SAVINGS_PLANS = "promised under a Savings Plan"
 NODES = 20_000  # of a search, unless told otherwise
 
 
@@ -32,6 +34,8 @@ class Columns:
     routed: IntArray  # (J, O, T, K, S)
     unserved: IntArray  # (O, T, K, S)
     tail: IntArray  # (1 + O,) eta, and the cost above it in each scenario
+    promised: IntArray  # (P,) USD an hour of each Savings Plan
+    covered: IntArray  # (P, J, O, T, K) machines that run under it
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Solution:
         objective, bound, gap: as minimised (with CVaR, where asked); gap is relative.
         optimal: proven within the gap that was asked for.
         hurried: the clock ended the search before its gap or its work limits did.
+        promised (P,), covered (P, J, O, T, K): USD an hour of each Savings Plan, and machines under it.
     """
 
     committed: FloatArray
@@ -59,6 +64,8 @@ class Solution:
     gap: float
     optimal: bool
     hurried: bool = False
+    promised: FloatArray = field(default_factory=lambda: np.zeros(0))
+    covered: FloatArray = field(default_factory=lambda: np.zeros((0, 0, 0, 0, 0)))
 
 
 def build(model: FleetModel) -> tuple[Program, Columns]:
@@ -71,6 +78,7 @@ def build(model: FleetModel) -> tuple[Program, Columns]:
     _spot_share(model, program, columns)
     _availability(model, program, columns)
     _quotas(model, program, columns)
+    _savings_plans(model, program, columns)
     _objective(model, program, columns)
     return program, columns
 
@@ -110,6 +118,9 @@ def _variables(model: FleetModel, program: Program) -> Columns:
     down = np.array([s.fallback and s.spot_up < 1 for s in model.states])
     may_replace = (on_demand[:, None, None] & held)[..., None] & down & bool(spot.any())
     f = program.columns(may_replace, 0.0, most[:, None, None, None])  # a mean: states pass
+    for k, state in enumerate(model.states):
+        if state.before is not None:
+            f[..., k] = f[..., state.before]  # the same machines
     tracks = held & _tracks_starts(model)[:, None, None]
     r = program.columns(tracks, 0.0)
     routes = (serves[:, None, None, :] & (model.demand > 0)[None] & active[..., None])[:, :, :, None, :]
@@ -118,7 +129,11 @@ def _variables(model: FleetModel, program: Program) -> Columns:
     wants = np.broadcast_to((model.demand > 0)[:, :, None, :], (scenarios, periods, states, buckets))
     u = program.columns(wants & lenient, 0.0, 1.0)
     tail = program.columns(np.full(1 + scenarios, model.limits.cvar_weight > 0))
-    return Columns(y, n, f, r, x, u, tail)
+    plans = len(model.savings_plans)
+    c = program.columns(np.ones(plans, bool))
+    may_cover = np.isfinite(model.plan_rates)[:, :, None, None, None] & held[..., None]
+    v = program.columns(np.broadcast_to(may_cover, (plans, *shape, states)))
+    return Columns(y, n, f, r, x, u, tail, c, v)
 
 
 def _tracks_starts(model: FleetModel) -> NDArray[np.bool_]:
@@ -165,6 +180,7 @@ def _starts(model: FleetModel, program: Program, c: Columns) -> None:
     before = np.roll(c.held, 1, axis=2)
     if not model.cyclic:
         before[:, :, 0] = -1
+    machines = np.array([float(o.machines) for o in model.options])[:, None, None]
     tracked = c.started >= 0
     now = np.where(tracked, c.held, -1)
     then = np.where(tracked, before, -1)
@@ -177,12 +193,13 @@ def _starts(model: FleetModel, program: Program, c: Columns) -> None:
             c.held.shape,
         )  # fmt: skip
         if limits.max_added_per_period is not None:
-            program.limit(c.started, float(limits.max_added_per_period))
+            program.limit(c.started, limits.max_added_per_period // machines)
     if limits.max_removed_per_period is not None:
         known = np.where(before >= 0, c.held, -1)
         program.rows(
-            "scaling down", [(before, 1.0), (known, -1.0)], -np.inf, float(limits.max_removed_per_period), c.held.shape
-        )
+            "scaling down", [(before, machines), (known, -machines)], -np.inf, float(limits.max_removed_per_period),
+            c.held.shape,
+        )  # fmt: skip
     if limits.min_run_periods > 1 and tracked.any():
         recent = [np.roll(c.started, lag, axis=2) for lag in range(limits.min_run_periods)]
         if not model.cyclic:
@@ -227,8 +244,26 @@ def _quotas(model: FleetModel, program: Program, c: Columns) -> None:
         )  # fmt: skip
 
 
+def _savings_plans(model: FleetModel, program: Program, c: Columns) -> None:
+    """sum_j q_pj v_pjotk <= c_p, and sum_p v_pjotk <= n_jot + f_jotk."""
+    if not model.savings_plans:
+        return
+    shape = c.covered.shape
+    rates = np.where(np.isfinite(model.plan_rates), model.plan_rates, 0.0)[:, None, None, None, :]
+    hours = (shape[0], *shape[2:])
+    promised = np.broadcast_to(c.promised[:, None, None, None], hours)
+    program.rows(SAVINGS_PLANS, [(np.moveaxis(c.covered, 1, -1), rates), (promised, -1.0)], -np.inf, 0.0, hours)
+    can = (c.covered >= 0).any(0)
+    machines = [np.where(can, np.broadcast_to(c.held[..., None], shape[1:]), -1), np.where(can, c.fallback, -1)]
+    there: list[tuple[IntArray, ArrayLike]] = [(np.moveaxis(c.covered, 0, -1), 1.0), *((m, -1.0) for m in machines)]
+    program.rows("machines under a Savings Plan", there, -np.inf, 0.0, shape[1:])
+
+
 def cost_terms(model: FleetModel, c: Columns) -> list[tuple[IntArray, FloatArray]]:
-    """(columns, USD an hour on average over the horizon, shape (J, O, T[, K]) or (J, O)) before probabilities."""
+    """(columns, USD an hour on average over the horizon, shape (J, O, T[, K]) or (J, O)) before probabilities.
+
+    A machine under a Savings Plan is paid for by what is promised, so its price on demand is given back.
+    """
     price, weight = model.usd_per_hour, model.weight
     spot_paid = sum(s.probability * s.spot_up for s in model.states)
     paid = np.where(model.is_kind("spot"), spot_paid, 1.0)
@@ -238,12 +273,18 @@ def cost_terms(model: FleetModel, c: Columns) -> list[tuple[IntArray, FloatArray
     starts = np.array([o.start_hours for o in model.options])
     period_hours = model.hours
     per_start = price[:, None, None] * starts[:, None, None] / period_hours * weight
-    return [
+    terms = [
         (np.broadcast_to(c.committed[:, None], (len(price), scenarios)), (price * held_share)[:, None]),
         (c.held, (price * paid)[:, None, None] * weight),
         (c.fallback, price[:, None, None, None] * weight[:, None] * chance),
         (c.started, np.broadcast_to(per_start, c.started.shape)),
     ]
+    if model.savings_plans:
+        plans = np.array([p.usd_per_hour for p in model.savings_plans])
+        given_back = -price[:, None, None, None] * weight[:, None] * chance
+        terms.append((np.broadcast_to(c.promised[:, None], (len(plans), scenarios)), plans[:, None]))
+        terms += [(covered, given_back) for covered in c.covered]
+    return terms
 
 
 def _objective(model: FleetModel, program: Program, c: Columns) -> None:
@@ -308,4 +349,6 @@ def _solution(model: FleetModel, c: Columns, result: Result, gap: float) -> Solu
         achieved,
         achieved <= gap + 1e-9,
         result.hurried and achieved > gap + 1e-9,
+        np.maximum(padded[c.promised], 0.0),
+        np.maximum(padded[c.covered], 0.0),
     )

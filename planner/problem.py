@@ -16,11 +16,13 @@ from catalogs.errors import InputError
 from catalogs.names import nearest
 from catalogs.yaml_source import Located, Strict, check, read_yaml
 from simulator.replicas import engine_options
+from simulator.roles import DisaggregationSpec
 from simulator.scenario import EngineSpec, parse_slos
 from simulator.workload import Slo
 from simulator.workload_spec import WorkloadSpec
 
 PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
+Form = Literal["on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block", "savings_plan"]
 
 
 def _check_setting(name: str, value: Any) -> None:
@@ -37,13 +39,14 @@ class Candidates(Strict):
     instances: Literal["all"] | list[str] = Field("all", description="instance types")
     precision: list[str] | None = Field(None, description="None: the published weights', and fp8 where it is native")
     frameworks: list[str] = Field(["vllm"], min_length=1)
-    purchase: list[Literal["on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block"]] = Field(
-        ["on_demand"], min_length=1
-    )
+    purchase: list[Form] = Field(["on_demand"], min_length=1)
     tensor_parallel_size: list[int] | None = Field(None, description="None: 1, 2, 4, 8 as the instance allows")
     pipeline_parallel_size: list[int] = Field([1], description="stages to try")
     data_parallel_size: list[int] = Field([1], description="ranks of one replica to try")
     expert_parallel_size: list[int] = Field([1], description="of models with experts: GPUs that share them out, to try")
+    disaggregated: list[bool] = Field(
+        [False], min_length=1, description="whether prefill and decode have replicas of their own, to try"
+    )
     max_num_seqs: list[int] | None = Field(None, description="engine seats to try; None: the framework's default")
     max_num_batched_tokens: list[int] | None = Field(None, description="None: the framework's default")
     kv_cache_dtype: list[str] = Field(["auto"], min_length=1)
@@ -59,6 +62,13 @@ class Candidates(Strict):
     def _positive(cls, values: list[int] | None) -> list[int] | None:
         if values is not None and (not values or min(values) < 1):
             raise ValueError("needs whole numbers of 1 or more")
+        return values
+
+    @field_validator("purchase")
+    @classmethod
+    def _plans_need_machines(cls, values: list[Form]) -> list[Form]:
+        if "savings_plan" in values and "on_demand" not in values:
+            raise ValueError("a Savings Plan pays for machines that run on demand: name on_demand beside savings_plan")
         return values
 
     @field_validator("engine")
@@ -109,6 +119,9 @@ class Spot(Strict):
     zone_correlation: float = Field(0.43, ge=0, lt=1, description="between the zones of a region")
     mean_outage_s: float = Field(8000.0, gt=0, description="of a zone; the mean of four us-east-1 zones in 2023")
     fallback: bool = Field(True, description="replace lost spot machines on demand")
+    zone_share: float = Field(
+        0.5, gt=0, le=1, description="of the spot machines, at most in one zone, when lost ones are asked for elsewhere"
+    )
 
 
 class Scenario(Strict):
@@ -183,6 +196,9 @@ class Problem(Strict):
     slo: dict[str, Any] = Field(description="{ttft_p95_s: 1.0, ...}; or by request class")
     region: str = "us-east-1"
     candidates: Candidates = Candidates()  # type: ignore[call-arg]
+    disaggregation: DisaggregationSpec = Field(
+        DisaggregationSpec(), description="what lies between prefill and decode replicas, where they are tried"
+    )
     quality: Quality = Quality()  # type: ignore[call-arg]
     spot: Spot = Spot()  # type: ignore[call-arg]
     time: Time = Time()  # type: ignore[call-arg]
@@ -194,6 +210,9 @@ class Problem(Strict):
     )
     prices: Path | None = Field(
         None, description="your prices: instance_type,region,purchase,usd_per_hour[,upfront_usd]"
+    )
+    savings_plans: Path | None = Field(
+        None, description="your Savings Plan rates: plan,term_years,payment,instance_type,usd_per_hour[,region]"
     )
     today: list[Holding] = Field([], description="the fleet that runs today, to compare with")
     explore: bool = Field(True, description="also Pareto fronts, sensitivity and the range that calibration leaves")
@@ -222,7 +241,7 @@ class Problem(Strict):
         return parse_slos(self.slo)
 
 
-PATH_KEYS = frozenset({"trace", "buckets", "file", "demand", "results", "capacity_table", "prices"})
+PATH_KEYS = frozenset({"trace", "buckets", "file", "demand", "results", "capacity_table", "prices", "savings_plans"})
 
 
 def read_problem(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Problem:

@@ -41,7 +41,8 @@ class Extra:
         return [
             Option(
                 f"{existing_name(h)} {candidate.label} [{pattern}]", candidate.instance_type, candidate.label,
-                f"{h.purchase} (already paid)", "committed", 0.0, load, max_count=h.count,
+                f"{h.purchase} (already paid)", "committed", 0.0, load, max_count=h.count // candidate.machines,
+                machines=candidate.machines,
             )
             for h in self.existing
             if h.instance_type == candidate.instance_type
@@ -52,7 +53,7 @@ class Extra:
         return tuple(
             Quota(
                 existing_name(h),
-                {o.name: 1.0 for o in options if o.name.startswith(existing_name(h) + " ")},
+                {o.name: float(o.machines) for o in options if o.name.startswith(existing_name(h) + " ")},
                 float(h.count),
             )
             for h in self.existing
@@ -95,7 +96,7 @@ def _blocks(option: Option, periods: int) -> list[Option]:
     """A Capacity Block for each run of whole days of the horizon; for a static plan, blocks one after another."""
     days = periods // HOURS_PER_DAY
     if days < 1 or periods % HOURS_PER_DAY:
-        return [replace(option, max_count=MAX_BLOCK_INSTANCES)]
+        return [replace(option, max_count=MAX_BLOCK_INSTANCES // option.machines)]
     found = []
     for first in range(days):
         for last in range(first, days):
@@ -105,5 +106,6 @@ def _blocks(option: Option, periods: int) -> list[Option]:
             active = np.zeros(periods, dtype=bool)
             active[first * HOURS_PER_DAY : (last + 1) * HOURS_PER_DAY] = True
             span = f"day {first + 1}" if first == last else f"days {first + 1}-{last + 1}"
-            found.append(replace(option, name=f"{option.name} {span}", active=active, max_count=MAX_BLOCK_INSTANCES))
+            most = MAX_BLOCK_INSTANCES // option.machines
+            found.append(replace(option, name=f"{option.name} {span}", active=active, max_count=most))
     return found

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.fleet_model import FleetModel, Option
-from planner.milp import Columns, build
+from planner.milp import SAVINGS_PLANS, Columns, build
 from planner.program import Program
 
 FloatArray = NDArray[np.float64]
@@ -55,6 +55,7 @@ class _Prices:
     request: FloatArray  # (O, T, K, S) of all of a bucket's demand
     spot: FloatArray  # (O, T, K, S) of the share limit, for all of a bucket's demand
     quotas: tuple[FloatArray, ...]  # (O, T, K) each
+    promised: FloatArray  # (P, O, T, K) of a dollar that a Savings Plan has for the hour
 
 
 def relax(model: FleetModel) -> Relaxed | None:
@@ -132,7 +133,18 @@ def _prices_of(model: FleetModel, program: Program, row_prices: FloatArray) -> _
         share = model.demand / np.where(total > 0, total, 1.0)[..., None]
         spot = program.family("spot share", row_prices)[..., None] * share[:, :, None, :]
     quotas = tuple(program.family(f"quota: {q.name}", row_prices) for q in model.limits.quotas)
-    return _Prices(request, spot, quotas)
+    promised = -program.family(SAVINGS_PLANS, row_prices) if model.savings_plans else np.zeros((0, *shape[:3]))
+    return _Prices(request, spot, quotas, promised)
+
+
+def _on_demand_usd(model: FleetModel, prices: _Prices, j: int) -> FloatArray:
+    """(O, T, K) weighted USD an hour of one machine on demand: its price, or less where a promise pays for it."""
+    weight = (model.probability[:, None] * model.weight)[..., None]
+    usd = model.options[j].usd_per_hour * weight * np.array([s.probability for s in model.states])
+    for rate, worth in zip(model.plan_rates[:, j], prices.promised, strict=True):
+        if np.isfinite(rate):
+            usd = np.minimum(usd, rate * worth)
+    return np.asarray(usd)
 
 
 def _price_options(model: FleetModel, prices: _Prices) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
@@ -140,7 +152,7 @@ def _price_options(model: FleetModel, prices: _Prices) -> tuple[FloatArray, Floa
 
     An option's capacity in a state is worth the dearest request that a unit of it can serve:
     lambda_otk = max(0, max_s (alpha_otks - sigma_otks) / (L_s d_ots)); a machine's reduced cost is its price, less that
-    worth where it is up, plus what it takes of quotas.
+    worth where it is up, plus what it takes of quotas. Under a Savings Plan its price is what it takes of the promise.
     """
     scenarios, periods, _ = model.demand.shape
     weight = model.probability[:, None] * model.weight  # (O, T)
@@ -164,18 +176,22 @@ def _price_options(model: FleetModel, prices: _Prices) -> tuple[FloatArray, Floa
         slack = TOLERANCE * max(option.usd_per_hour, 1e-6)
         if option.kind == "committed":
             held = active[j][None, :, None]
-            paid = option.usd_per_hour * float((active[j] * model.weight).sum())
-            committed_reduced[j] = paid - capacity.sum() + float((quota * held).sum())
+            whole = option.usd_per_hour * float((active[j] * model.weight).sum())
+            committed_reduced[j] = whole - capacity.sum() + float((quota * held).sum())
             missing[j] = min(committed_reduced[j] + slack, 0.0)
             continue
         there = up if option.kind == "spot" else np.ones(len(up))
-        paid_share = float(chance @ up) if option.kind == "spot" else 1.0
-        adds = option.usd_per_hour * paid_share * weight - capacity @ there + quota.sum(2)
+        usd = _on_demand_usd(model, prices, j)
+        paid = option.usd_per_hour * float(chance @ up) * weight if option.kind == "spot" else usd.sum(2)
+        adds = paid - capacity @ there + quota.sum(2)
         adds = np.where(active[j], adds, np.inf)
         reduced[j] = adds / weight
         missing[j] = float(np.minimum(adds + slack * weight, 0.0).sum())
         if option.kind == "on_demand" and down.any():
-            mean = option.usd_per_hour * weight[..., None] * chance - capacity + quota
+            mean = usd - capacity + quota
+            for k, state in enumerate(model.states):
+                if state.before is not None:
+                    mean[..., state.before] += mean[..., k]
             mean = np.where(down & active[j][None, :, None], mean + slack * weight[..., None] * chance, 0.0)
             missing[j] += float(np.minimum(mean, 0.0).sum())
     return value, reduced, committed_reduced, missing

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from planner.candidates import Candidate
 from planner.capacity import Capacities
 from planner.demand import Demand, Pattern
-from planner.fleet_model import FleetModel, Kind, Option, State, undominated
+from planner.fleet_model import FleetModel, Kind, Option, State
 from planner.horizon import Horizon, scaled
 from planner.milp import Solution
+from planner.pressed import pressed, used_options
 from planner.purchase import Extra
 from planner.solve import solve
 from planner.verify import Group, Verdict, group_requests, simulate_fleet
@@ -32,7 +33,6 @@ EPSILON = 1e-7
 COARSE_GAP, COARSE_LIMIT_S = 3e-3, 20.0
 FIRST_GAP = 5e-3  # of plans over many periods until one of them keeps its promise; then the gap that was asked for
 ROUGH_GAP, ROUGH_LIMIT_S = 0.02, 10.0  # of plans over many periods that only stand for comparison
-MAX_CHECKS = 24  # different fleets that are simulated; the busiest first
 
 
 @dataclass
@@ -60,6 +60,8 @@ class Search:
     locked: set[Key] = field(default_factory=set)
     patterns: dict[str, Pattern] = field(default_factory=dict)  # by option name
     weights: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    _loads: dict[Key, tuple[float, NDArray[np.float64] | None]] = field(default_factory=dict)
+    _offered: dict[tuple[str, Pattern], tuple[NDArray[np.float64], list[Option]]] = field(default_factory=dict)
     rounds: int = 0
     checked: int = 0  # (period, spot state) pairs simulated as whole fleets
     first: bool = False  # no plan has kept its promise yet: the gap may be wider
@@ -88,9 +90,9 @@ class Search:
             for pattern in self.demand.patterns:
                 load = loads[(candidate.config, pattern)]
                 if load is not None:
-                    found += self._offers(candidate, pattern, load / candidate.replicas_per_instance)
+                    found += self._offers(candidate, pattern, load)
         self.model = self._with_shared(found)
-        return undominated(found, self.model.limits.quotas)
+        return self.model.undominated(found)
 
     def simulated(self) -> FleetModel:
         """The model with all that can be bought of what was simulated, dominated or not."""
@@ -99,7 +101,7 @@ class Search:
             for key in sorted(k for k in self.rps if k[0] == candidate.config):
                 load = self.load_of(key)
                 if load is not None:
-                    found += self._offers(candidate, key[1], load / candidate.replicas_per_instance)
+                    found += self._offers(candidate, key[1], load)
         return self._with_shared(found).with_options(found)
 
     def _with_shared(self, options: list[Option]) -> FleetModel:
@@ -109,11 +111,22 @@ class Search:
         return replace(self.model, limits=replace(limits, quotas=(*own, *self.extra.shared(options))))
 
     def _offers(self, candidate: Candidate, pattern: Pattern, load: NDArray[np.float64]) -> list[Option]:
+        """What is for sale of a candidate for some sizes, at this load of one replica."""
+        known = self._offered.get((candidate.label, pattern))
+        if known is None or known[0] is not load:
+            offers = self._new_offers(candidate, pattern, load / candidate.served_at_once)
+            known = self._offered[candidate.label, pattern] = (load, offers)
+        return known[1]
+
+    def _new_offers(self, candidate: Candidate, pattern: Pattern, load: NDArray[np.float64]) -> list[Option]:
         found = []
         for purchase, offer in candidate.offers.items():
             name = f"{candidate.label} {purchase} [{self.demand.pattern_name(pattern)}]"
             kind = KINDS.get(purchase, "committed")
-            option = Option(name, candidate.instance_type, candidate.label, purchase, kind, offer.usd_per_hour, load)
+            option = Option(
+                name, candidate.instance_type, candidate.label, purchase, kind, offer.usd_per_hour, load,
+                machines=candidate.machines,
+            )  # fmt: skip
             found += self.extra.forms(option, self.model)
         found += self.extra.held_already(candidate, self.demand.pattern_name(pattern), load)
         for option in found:
@@ -122,10 +135,14 @@ class Search:
 
     def load_of(self, key: Key) -> NDArray[np.float64] | None:
         """(S,) share of one replica that a request a second of each bucket takes; None: it serves none."""
-        config, pattern = key
         rps = self.capacity(key)
-        if rps <= 0:
-            return None
+        known = self._loads.get(key)
+        if known is None or known[0] != rps:
+            known = self._loads[key] = (rps, self._load(key, rps) if rps > 0 else None)
+        return known[1]
+
+    def _load(self, key: Key, rps: float) -> NDArray[np.float64]:
+        config, pattern = key
         weight, share = self._weights(config), self.demand.rate_rps
         chosen = list(pattern)
         mean = float((weight * share)[chosen].sum() / share[chosen].sum())
@@ -209,7 +226,7 @@ class Search:
             candidate = self.candidates[option.config]
             key = (candidate.config, self.patterns[option.name])
             share = solution.routed[j, 0, period, k, :]
-            replicas = count * candidate.replicas_per_instance
+            replicas = count * candidate.served_at_once
             before = found.get(key)
             if before is not None:
                 share, replicas = share + before.share, replicas + before.num_replicas
@@ -347,7 +364,7 @@ class Search:
     def _step(self, model: FleetModel, solution: Solution, key: Key) -> int:
         """Replicas that leave with the smallest machine of a group."""
         sizes = [
-            self.candidates[o.config].replicas_per_instance
+            self.candidates[o.config].served_at_once
             for o in used_options(model, solution)
             if (self.candidates[o.config].config, self.patterns[o.name]) == key
         ]
@@ -367,32 +384,3 @@ def _sketch(model: FleetModel) -> FleetModel:
         model, demand=model.demand[:1, chosen], hours=np.ones(len(chosen)), probability=np.ones(1),
         states=(State(1.0),), limits=limits, cyclic=False,
     )  # fmt: skip
-
-
-def pressed(model: FleetModel, solution: Solution, most: int = MAX_CHECKS) -> list[tuple[int, int]]:
-    """(period, spot state) pairs to simulate: for every different fleet, the period with the most requests.
-
-    The busiest period comes first; there the state in which all spot zones are down is checked too, with its fallback.
-    """
-    counts = np.concatenate([solution.held[:, 0], solution.committed[:, None] * model.active]).round()
-    rate = model.demand[0].sum(1)
-    hardest: dict[bytes, int] = {}
-    for t in range(len(rate)):
-        key = counts[:, t].tobytes()
-        if rate[t] > 0 and (key not in hardest or rate[t] > rate[hardest[key]]):
-            hardest[key] = t
-    periods = sorted(hardest.values(), key=lambda t: (-rate[t], t))[:most]
-    up = [s.spot_up for s in model.states]
-    calm = int(np.argmax(up))
-    found = [(t, calm) for t in periods]
-    settled = [k for k, s in enumerate(model.states) if s.fallback]
-    lowest = min(settled, key=lambda k: up[k], default=calm)
-    if model.is_kind("spot").any() and up[lowest] < 1 and periods:
-        found.append((periods[0], lowest))
-    return found
-
-
-def used_options(model: FleetModel, solution: Solution) -> list[Option]:
-    """Options of which at least one machine is bought."""
-    counts = solution.committed + solution.held.sum((1, 2)) + solution.fallback.sum((1, 2, 3))
-    return [o for o, n in zip(model.options, counts, strict=True) if n > 0.5]

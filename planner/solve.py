@@ -9,10 +9,10 @@ import numpy as np
 
 from planner import decompose, milp
 from planner.cells import without_ties
-from planner.fleet_model import FleetModel
+from planner.fleet_model import FleetModel, Option
 from planner.milp import Solution
 from planner.program import relative_gap
-from planner.relaxation import cheapest_by_bucket
+from planner.relaxation import cheapest_by_bucket, relax
 
 LARGE = 600  # whole-number variables; beyond this a model is decomposed
 ONE_SIZE_LARGE = 4000  # the same where requests are of one size: first tried whole, for a few nodes
@@ -25,6 +25,8 @@ def solve(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> S
     scenarios, periods = model.demand.shape[:2]
     if len(model.options) * scenarios * periods <= LARGE:
         return milp.solve(model, gap, time_limit_s)
+    if model.savings_plans:
+        return solve_with_savings_plans(model, gap, time_limit_s)
     end = time.monotonic() + time_limit_s
     without = model.with_options([replace(o, start_hours=0.0) for o in model.options])
     if not decompose.separable(without):
@@ -39,6 +41,49 @@ def solve(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> S
         found = found if whole is None else _better(found, whole, gap)
     if model.limits.budget_usd_per_hour is not None and found.usd_per_hour > model.limits.budget_usd_per_hour + 1e-9:
         return None
+    return found
+
+
+def solve_with_savings_plans(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> Solution | None:
+    """A large model with Savings Plans, whose promises tie all periods together.
+
+    The bound is the linear relaxation's. The plan comes from the whole program over the options of a looser question
+    that decomposes: there every machine on demand may also be committed to at its rate under each plan.
+    """
+    end = time.monotonic() + time_limit_s
+    if _one_size(model):
+        whole = milp.solve(model, gap, time_limit_s * FIRST_SHARE, FIRST_NODES)
+        if whole is not None and whole.optimal:
+            return whole
+    loose = replace(
+        model, options=tuple(replace(o, start_hours=0.0) for o in model.options), limits=without_ties(model.limits)
+    )
+    relaxed = relax(loose)
+    if relaxed is None:
+        return None
+    standing = _standing_for_plans(loose)
+    alone = replace(loose, options=tuple(o for _, o in standing), savings_plans=())
+    guess = decompose.solve_decomposed(alone, gap, max(end - time.monotonic(), 1.0) * UNTIED_SHARE)
+    if guess is None:
+        return None
+    used = guess.committed + guess.held.sum((1, 2)) + guess.fallback.sum((1, 2, 3)) > 1e-6
+    wanted = {j for (j, _), yes in zip(standing, used, strict=True) if yes}
+    ids = np.array(sorted(wanted | {*cheapest_by_bucket(model), *relaxed.basis}), dtype=np.int64)
+    part = milp.solve(model.with_options([model.options[j] for j in ids]), gap, max(end - time.monotonic(), 1.0))
+    if part is None:
+        return None
+    bound = part.bound if len(ids) == len(model.options) else relaxed.usd_per_hour
+    return _spread(part, ids, len(model.options), max(bound, relaxed.usd_per_hour), gap)
+
+
+def _standing_for_plans(model: FleetModel) -> list[tuple[int, Option]]:
+    """The index of an option, and it or, if it is on demand, a commitment at its rate under each Savings Plan."""
+    found = list(enumerate(model.options))
+    for plan, rates in zip(model.savings_plans, model.plan_rates, strict=True):
+        for j in np.flatnonzero(np.isfinite(rates)):
+            option, usd = model.options[j], float(rates[j]) * plan.usd_per_hour
+            name = f"{option.name} under {plan.name}"
+            found.append((int(j), replace(option, name=name, kind="committed", usd_per_hour=usd)))
     return found
 
 
@@ -111,7 +156,7 @@ def _spread(part: Solution, ids: np.ndarray, num: int, bound: float, gap: float)
 
     whole = replace(
         part, committed=all_of(part.committed), held=all_of(part.held), fallback=all_of(part.fallback),
-        routed=all_of(part.routed),
+        routed=all_of(part.routed), covered=np.array([all_of(c) for c in part.covered]),
     )  # fmt: skip
     return _bounded(whole, bound, gap)
 

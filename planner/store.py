@@ -1,4 +1,4 @@
-"""Kept capacities: a small SQLite file in the cache folder, keyed by content; losing it costs time only."""
+"""Kept capacities and step tables: an SQLite file in the cache folder, keyed by content; losing it costs time only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 COMMIT_EVERY = 16  # writes that a killed process may lose
+MOST_TABLES = 400  # step tables, of about 0.3 MB each
 
 
 def cache_dir() -> Path:
@@ -39,6 +40,7 @@ class CapacityStore:
             self._db = sqlite3.connect(path, timeout=10, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS capacity (key TEXT PRIMARY KEY, rps REAL NOT NULL)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS step_table (key TEXT PRIMARY KEY, body BLOB NOT NULL)")
             self._db.commit()
         except (OSError, sqlite3.Error):
             self._db = None
@@ -69,6 +71,30 @@ class CapacityStore:
                 self._pending += 1
                 if self._pending >= COMMIT_EVERY:
                     self._commit()
+        except sqlite3.Error:
+            self._db = None
+
+    def get_table(self, key: str) -> bytes | None:
+        """A step table as bytes, or None."""
+        if self._db is None:
+            return None
+        try:
+            with self._lock:
+                row = self._db.execute("SELECT body FROM step_table WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error:
+            return None
+        return None if row is None else bytes(row[0])
+
+    def put_table(self, key: str, body: bytes) -> None:
+        """Keep a step table; the oldest beyond ``MOST_TABLES`` go."""
+        if self._db is None:
+            return
+        try:
+            with self._lock:
+                self._db.execute("INSERT OR REPLACE INTO step_table VALUES (?, ?)", (key, body))
+                oldest = "SELECT rowid FROM step_table ORDER BY rowid DESC LIMIT -1 OFFSET ?"
+                self._db.execute(f"DELETE FROM step_table WHERE rowid IN ({oldest})", (MOST_TABLES,))
+                self._pending += 1
         except sqlite3.Error:
             self._db = None
 

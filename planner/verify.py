@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.capacity import Capacities, engines_of, keeps
+from planner.capacity import Capacities, keeps
 from planner.demand import Demand
-from simulator.engine import simulate_replicas
+from planner.disaggregated import simulate_line
 from simulator.metrics import Latencies
 from simulator.replicas import Line as Served
 from simulator.traces import take
@@ -101,7 +101,7 @@ def simulate_fleet(capacities: Capacities, demand: Demand, groups: Sequence[Grou
             busy.append(0.0)
             continue
         part = requests if len(rows) == len(requests) else take(requests, rows)
-        records = simulate_replicas(part, engines_of(group.served, group.num_replicas), capacities.router, seed)
+        records = simulate_line(group.served, part, group.num_replicas, capacities.router, seed)
         found = Latencies.of(part, records)
         for name, values in columns.items():
             values[rows] = found.of_metric(name)

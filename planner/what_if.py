@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from catalogs.errors import InputError, MissingError
 from catalogs.names import nearest
-from planner.answer import plan_document, purchase_lines
+from planner.answer import plan_document, promised_documents, purchase_lines
 from planner.candidates import Candidate
-from planner.fleet_model import FleetModel, Limits, Option, Quota, State, undominated
+from planner.fleet_model import FleetModel, Limits, Option, Quota, SavingsPlan, State
 from planner.relax import explain_infeasible
 from planner.search import Key, Search
 from planner.solve import solve
@@ -87,6 +87,7 @@ def handed_on(
         "candidates": {label: _described(c) for label, c in used.items()},
         "demand": model.demand.tolist(), "hours": model.hours.tolist(), "probability": model.probability.tolist(),
         "states": [asdict(s) for s in model.states], "limits": asdict(model.limits), "cyclic": model.cyclic,
+        "savings_plans": [asdict(p) for p in model.savings_plans],
         "mean_output_tokens": search.demand.mean_tokens[:, 1].tolist(),
     }  # fmt: skip
 
@@ -113,7 +114,9 @@ def solve_again(what_if: Mapping[str, Any], change: Change) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "changed": {"load": change.load, "slo": change.slo, "prices": dict(change.prices)},
-        "plan": plan_document(purchase_lines(model, found, candidates), found.usd_per_hour, rates),
+        "plan": plan_document(
+            purchase_lines(model, found, candidates), found.usd_per_hour, rates, promised_documents(model, found)
+        ),
         "usd_per_hour_before": what_if["usd_per_hour"],
         "cost_range": _between(what_if, candidates, change),
         "lower_bound_usd_per_hour": round(found.bound, 6),
@@ -154,7 +157,8 @@ def check(what_if: Mapping[str, Any], change: Change) -> None:
 def price_names(what_if: Mapping[str, Any]) -> list[str]:
     """What a price may be named by: purchase forms, GPUs, instance types."""
     candidates = what_if["candidates"].values()
-    found = [o["purchase"] for o in what_if["options"]], [c["gpu"] for c in candidates], [
+    forms = [o["purchase"] for o in what_if["options"]] + ["savings_plan"] * bool(what_if.get("savings_plans"))
+    found = forms, [c["gpu"] for c in candidates], [
         c["instance_type"] for c in candidates]  # fmt: skip
     return [name for group in found for name in sorted(set(group))]
 
@@ -184,7 +188,7 @@ def _leaner(model: FleetModel, candidates: CandidateMap) -> FleetModel:
     groups: dict[tuple[str, str], list[Option]] = {}
     for option in model.options:
         groups.setdefault((candidates[option.config].gpu, option.purchase), []).append(option)
-    return model.with_options([o for group in groups.values() for o in undominated(group, model.limits.quotas)])
+    return model.with_options([o for group in groups.values() for o in model.undominated(group)])
 
 
 def _between(what_if: Mapping[str, Any], candidates: CandidateMap, change: Change) -> dict[str, float | None] | None:
@@ -236,17 +240,31 @@ def _model(what_if: Mapping[str, Any], candidates: CandidateMap, change: Change)
         names = {one["purchase"], candidate.gpu, candidate.instance_type}
         price = math.prod(v for n, v in change.prices.items() if n in names)
         load = np.array([np.inf if x is None else x for x in capacity["load"]], dtype=float)
-        load = load / candidate.replicas_per_instance * (capacity["rps"]["1"] / rps)
+        load = load / candidate.served_at_once * (capacity["rps"]["1"] / rps)
         active = None if one["active"] is None else _periods(one["active"], periods)
         plain = {k: v for k, v in one.items() if k not in ("capacity", "active", "usd_per_hour")}
         options.append(Option(**plain, usd_per_hour=one["usd_per_hour"] * price, load=load, active=active))
     quotas = tuple(Quota(**q) for q in what_if["limits"]["quotas"])
-    return FleetModel(
-        tuple(undominated(options, quotas)), change.load * np.array(what_if["demand"], dtype=float),
+    model = FleetModel(
+        (), change.load * np.array(what_if["demand"], dtype=float),
         np.array(what_if["hours"], dtype=float), np.array(what_if["probability"], dtype=float),
         tuple(State(**s) for s in what_if["states"]), Limits(**{**what_if["limits"], "quotas": quotas}),
-        bool(what_if["cyclic"]),
+        bool(what_if["cyclic"]), _plans(what_if, candidates, change.prices),
     )  # fmt: skip
+    return model.with_options(model.undominated(options))
+
+
+def _plans(
+    what_if: Mapping[str, Any], candidates: CandidateMap, prices: Mapping[str, float]
+) -> tuple[SavingsPlan, ...]:
+    """Savings Plans, whose rates follow the prices of their machines and of ``savings_plan``."""
+    gpus = {c.instance_type: c.gpu for c in candidates.values()}
+    found = []
+    for one in what_if.get("savings_plans", []):
+        rates = {i: usd * math.prod(v for n, v in prices.items() if n in ("savings_plan", i, gpus.get(i)))
+                 for i, usd in one["rates"].items()}  # fmt: skip
+        found.append(SavingsPlan(**{**one, "rates": rates}))
+    return tuple(found)
 
 
 def _candidates(what_if: Mapping[str, Any]) -> dict[str, Candidate]:
@@ -255,7 +273,7 @@ def _candidates(what_if: Mapping[str, Any]) -> dict[str, Candidate]:
 
 def _described(candidate: Candidate) -> dict[str, Any]:
     names = ("instance_type", "gpu", "num_gpus", "gpus_per_replica", "tensor_parallel_size", "precision", "framework",
-             "score", "setting")  # fmt: skip
+             "score", "setting", "num_prefill", "num_decode")  # fmt: skip
     return {name: getattr(candidate, name) for name in names}
 
 

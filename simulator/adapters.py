@@ -3,7 +3,8 @@
 vLLM's rules (0.19): a step has at most ``max_loras`` different adapters; a waiting request whose adapter would be one
 more is passed over, and those behind it are looked at (``vllm/v1/core/sched/scheduler.py``). The GPU has as many slots;
 an adapter that is in none is copied from host memory into the least recently used one that no sequence of the step
-needs, before the step (``vllm/lora/worker_manager.py``, ``LRUCacheWorkerLoRAManager``).
+needs, before the step (``vllm/lora/worker_manager.py``, ``LRUCacheWorkerLoRAManager``). A decode replica asks the same
+before it fetches a request's KV, and again before it gives the seat.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ DRAW = -1  # the random number of a request that chooses its adapter; those from
 
 @inner
 def adapter_of(w: Any, r: int, i: int) -> int:
-    """The adapter of a request: all are equally popular, and the draw belongs to seed and request."""
-    me = w.replicas[r]
-    return int(speculation.uniform(me.seed, i, DRAW) * me.num_adapters)
+    """The adapter of a request: all are equally popular, and the draw belongs to seed and request (its prompt's row,
+    where prompts are computed elsewhere)."""
+    me, n = w.replicas[r], len(w.transfers.start_s)
+    return int(speculation.uniform(me.seed, i - n if 0 < n <= i else i, DRAW) * me.num_adapters)
 
 
 @inner

@@ -17,9 +17,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SOURCES = (
     "adapters.py", "compiled.py", "course.py", "decoding.py", "disaggregation.py", "engine_state.py", "event_heap.py",
-    "feed.py", "front_end.py", "handover.py", "kv_cache.py", "kv_tiers.py", "loop.py", "packed.py", "preemption.py",
-    "prefilling.py", "routing.py", "shared_prefix.py", "speculation.py", "step_eval.py", "swapping.py",
-    "transfers.py", "waiting.py",
+    "feed.py", "front_end.py", "handover.py", "kv_cache.py", "kv_tiers.py", "lockstep.py", "loop.py", "packed.py",
+    "preemption.py", "prefilling.py", "routing.py", "shared_prefix.py", "speculation.py", "static_batches.py",
+    "step_eval.py", "swapping.py", "transfers.py", "waiting.py",
 )  # fmt: skip
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "no_cfunc_wrapper": True, "nogil": True}
 _NO_WRAPPER: dict[str, Any] = {"no_cpython_wrapper": True}

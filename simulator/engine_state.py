@@ -41,6 +41,16 @@ REPLICA = np.dtype(
         ("home", np.int64),  # of a pipeline's batches: the row that has their queue and KV cache; else its own
         ("num_stages", np.int64),
         ("stage_free_s", np.float64),  # until when the stage of that number is taken
+        ("steps_since_sync", np.int64),  # of a lock-step group, in its first row (see lockstep)
+        (
+            "pads",
+            np.int64,
+        ),  # of static batches: whether rows are padded alike; tokens of a bucket; rows that are always there
+        ("bucket", np.int64),
+        ("least_rows", np.int64),
+        ("batch_rows", np.int64),  # of the batch under way, its length when it began, and ``steps`` then
+        ("batch_tokens", np.int64),
+        ("batch_steps", np.int64),
         ("graph_tokens", np.int64),  # of its largest CUDA graph, up to which the ranks of a group are padded alike
         ("front", np.int64),  # first of the ranks behind its front end, and how many they are
         ("num_front", np.int64),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator import kv_cache, preemption
+from simulator import adapters, kv_cache, preemption
 from simulator.compiled import inner
 from simulator.engine_state import DONE, HELD, PREFILLING, WAITING
 from simulator.event_heap import push
@@ -24,10 +24,12 @@ from simulator.event_heap import push
 @inner
 def next_s(w: Any, r: int, now: float) -> float:
     """When the first request whose KV lies elsewhere can be looked at, if that is later than now; else infinity."""
-    head = w.replicas[r].remote_head
-    if head < 0 or w.requests[head].ready_s <= now:
+    i = w.replicas[r].remote_head
+    while i >= 0 and w.requests[i].ready_s <= now and w.replicas[r].lora_slots > 0:
+        i = w.requests[i].next  # one that waits for a slot may be passed
+    if i < 0 or w.requests[i].ready_s <= now:
         return np.inf
-    return w.requests[head].ready_s  # type: ignore[no-any-return]
+    return w.requests[i].ready_s  # type: ignore[no-any-return]
 
 
 @inner
@@ -66,17 +68,23 @@ def queue_remote(w: Any, r: int, i: int, ready_s: float) -> None:
 def start_transfers(w: Any, r: int, now: float) -> None:
     """Fetch the KV of waiting requests in order, as long as there are blocks for it."""
     me = w.replicas[r]
-    bs = me.block_size
-    while me.remote_head >= 0 and w.requests[me.remote_head].ready_s <= now:
-        i = me.remote_head
+    bs, before, after = me.block_size, -1, me.remote_head
+    while after >= 0 and w.requests[after].ready_s <= now:
+        i, after = after, w.requests[after].next
+        if me.lora_slots > 0 and not adapters.fits(w, r, i):
+            before = i
+            continue
         length = w.requests[i].input + w.requests[i].generated
         hit, held = kv_cache.find_cached_blocks(w, r, i, (length - 1) // bs)
         need = preemption.blocks_held(w, r, i, length)
         if need - held > me.free:
             return
-        me.remote_head = w.requests[i].next
-        if me.remote_head < 0:
-            me.remote_tail = -1
+        if before < 0:
+            me.remote_head = after
+        else:
+            w.requests[before].next = after
+        if after < 0:
+            me.remote_tail = before
         kv_cache.take_cached_blocks(w, r, i, hit)
         kv_cache.take_blocks(w, r, need - hit)
         w.requests[i].phase, w.requests[i].computed = HELD, length
@@ -130,12 +138,20 @@ def arrive(w: Any, i: int, at_s: float) -> None:
 def admit_arrived(w: Any, r: int, now: float, budget: int) -> tuple[int, float]:
     """Seats for requests whose KV has come; each computes one token. Returns (tokens, tokens x keys)."""
     me = w.replicas[r]
-    tokens, work = 0, 0.0
-    while tokens < budget and me.arrived_head >= 0 and me.num_running < me.max_num_seqs:
-        i = me.arrived_head
-        me.arrived_head = w.requests[i].next
-        if me.arrived_head < 0:
-            me.arrived_tail = -1
+    tokens, work, before, after = 0, 0.0, -1, me.arrived_head
+    while tokens < budget and after >= 0 and me.num_running < me.max_num_seqs:
+        i, after = after, w.requests[after].next
+        if me.lora_slots > 0:
+            if not adapters.fits(w, r, i):
+                before = i
+                continue
+            adapters.take(w, r, i)
+        if before < 0:
+            me.arrived_head = after
+        else:
+            w.requests[before].next = after
+        if after < 0:
+            me.arrived_tail = before
         me.num_held -= 1
         me.num_waiting -= 1
         w.running[r, me.num_running] = i

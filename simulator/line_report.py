@@ -100,7 +100,8 @@ def _line_document(
     replica, model = line.replica, line.replica.model
     work = line_work(line.role, first, last, requests, records)
     iterations, busy_s = int(records.iterations[first:last].sum()), float(records.busy_s[first:last].sum())
-    engine_s = max(line.num_engines * duration_s, 1e-12)
+    stages = line.count * replica.data_parallel_size * replica.pipeline_parallel_size  # each batch is in one of them
+    engine_s = max(stages * duration_s, 1e-12)
     scheduler_s = max(line.num_schedulers * duration_s, 1e-12)
     running, kv_share = work.running_s / scheduler_s, work.kv_token_s / scheduler_s / max(_kv_tokens(line), 1)
     flops = work.num_computed * flops_per_token(model, work.prompt_context)

@@ -13,7 +13,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from simulator import decoding, front_end, handover, preemption, prefilling, speculation, step_eval, swapping, waiting
+from simulator import (
+    decoding,
+    front_end,
+    handover,
+    lockstep,
+    preemption,
+    prefilling,
+    speculation,
+    static_batches,
+    step_eval,
+    swapping,
+    waiting,
+)
 from simulator.compiled import inner
 from simulator.engine_state import NEVER, PREFILL_FIRST
 
@@ -88,23 +100,24 @@ def _decide_together(w: Any, first: int) -> None:
     """One decision of all ranks of a lock-step group: each waits for the slowest, and all share the experts.
 
     A rank without work computes one token, as vLLM's dummy batch; where all ranks' tokens fit a CUDA graph, all run the
-    graph that the largest of them needs (``vllm/v1/worker/dp_utils.py``).
+    graph that the largest of them needs, of the kind for prompts if one has some (``vllm/v1/worker/dp_utils.py``).
     """
     now, last = w.replicas[first].next_s, first + w.replicas[first].num_ranks
-    slowest, total, most = 0.0, 0, 0
+    total, most, mixed = 0, 0, False
     for r in range(first, last):
         me = w.replicas[r]
         me.step_tokens, me.step_work, me.step_ending, me.step_decodes = _plan_step(w, r, now)
         tokens = me.step_tokens + me.verify
         total += max(tokens, 1)
         most = max(most, tokens)
-        if tokens > 0:
-            own = _step_s(w, r, me.step_tokens, me.step_work, me.step_ending, me.step_decodes)
-            slowest = max(slowest, me.speed * own)
+        mixed = mixed or me.step_tokens > 0
     if most > 0:
-        if most <= w.replicas[first].graph_tokens:
-            total = w.replicas[first].num_ranks * step_eval.graph_size(most)
-        time = slowest + w.replicas[first].speed * step_eval.experts_s(w.tables, w.replicas[first].table, total)
+        lockstep.count_step(w, first, now)
+        graph = step_eval.graph_size(most) if most <= w.replicas[first].graph_tokens else 0
+        if graph > 0:
+            total = w.replicas[first].num_ranks * graph
+        time = _slowest_s(w, first, graph, mixed)
+        time += w.replicas[first].speed * step_eval.experts_s(w.tables, w.replicas[first].table, total)
         for r in range(first, last):
             _commit_step(w, r, now, time, w.replicas[r].step_ending, w.replicas[r].step_decodes)
         return
@@ -112,8 +125,26 @@ def _decide_together(w: Any, first: int) -> None:
     for r in range(first, last):
         _nothing_to_do(w, r, now)
         soonest = min(soonest, w.replicas[r].next_s)
+    if soonest < NEVER and w.replicas[first].inflight_s <= now:
+        soonest = lockstep.free_at_s(w, first, soonest)
     for r in range(first, last):
         w.replicas[r].next_s = soonest
+
+
+@inner
+def _slowest_s(w: Any, first: int, graph: int, mixed: bool) -> float:
+    """The longest of the ranks' own steps, experts apart; ``graph`` > 0: all are padded to so many tokens."""
+    slowest = 0.0
+    for r in range(first, first + w.replicas[first].num_ranks):
+        me = w.replicas[r]
+        tokens = me.step_tokens + me.verify
+        if tokens > 0:
+            own = _step_s(w, r, me.step_tokens, me.step_work, me.step_ending, me.step_decodes)
+            if graph > 0:
+                own += step_eval.token_wise_s(w.tables, me.table, graph, mixed)
+                own -= step_eval.token_wise_s(w.tables, me.table, tokens, me.step_tokens > 0)
+            slowest = max(slowest, me.speed * own)
+    return slowest
 
 
 @inner
@@ -226,6 +257,8 @@ def _step_s(w: Any, r: int, tokens: int, work: float, ending: int, decodes: int)
     seqs = decodes + ending + (1 if tokens > 0 and me.prefilling >= 0 else 0)
     if me.spec_tokens > 0:
         time = speculation.step_s(w, r, tokens, work, ending, decodes, seqs)
+    elif me.pads:
+        time = _padded_step_s(w, r, tokens > 0)
     else:
         contexts = decoding.decode_contexts(w, r) if decodes > 0 else (0.0, 0.0, 0.0)
         keys, sampled = work / tokens if tokens > 0 else 0.0, decodes + ending
@@ -233,6 +266,20 @@ def _step_s(w: Any, r: int, tokens: int, work: float, ending: int, decodes: int)
     longer = max(time, me.load_s) + me.copy_s
     me.copied_s += me.speed * (longer - time)
     return longer  # type: ignore[no-any-return]
+
+
+@inner
+def _padded_step_s(w: Any, r: int, begins: bool) -> float:
+    """Seconds of one step of a static batch whose rows are padded."""
+    if begins:
+        static_batches.begin(w, r)
+    rows, length = w.replicas[r].batch_rows, w.replicas[r].batch_tokens
+    table = w.replicas[r].table
+    if begins:
+        none = (0.0, 0.0, 0.0)
+        return step_eval.step_s(w.tables, table, rows * length, 0.5 * length, 0, 0, none, rows, rows)
+    contexts = static_batches.decode_contexts(w, r)
+    return step_eval.step_s(w.tables, table, 0, 0.0, rows, rows, contexts, rows, rows)
 
 
 @inner
@@ -268,8 +315,10 @@ def _decode_steps(w: Any, r: int, now: float, until_s: float) -> None:
         most = 1
     if most > 1:
         most = decoding.steps_with_blocks(w, r, most)
-    decode = me.num_decode
-    contexts = decoding.decode_contexts(w, r)
+    if me.pads:
+        decode, contexts = me.batch_rows, static_batches.decode_contexts(w, r)
+    else:
+        decode, contexts = me.num_decode, decoding.decode_contexts(w, r)
     table, speed = me.table, me.speed
     room = limit - start
     if not me.asynchronous:

@@ -11,15 +11,15 @@ from simulator.techniques import Adapters
 class AdapterSlots:
     """A replica's slots; requests are known by their index."""
 
-    def __init__(self, adapters: Adapters | None, seed: int) -> None:
-        self.adapters, self.seed = adapters, seed
+    def __init__(self, adapters: Adapters | None, seed: int, num_requests: int = 2**62) -> None:
+        self.adapters, self.seed, self.num_requests = adapters, seed, num_requests
         self.users: Counter[int] = Counter()  # sequences of the next step, by adapter
         self.filled: OrderedDict[int, None] = OrderedDict()  # adapters on the GPU, the least recently used first
 
     def adapter_of(self, i: int) -> int:
-        """The adapter of a request."""
+        """The adapter of a request; those beyond ``num_requests`` are second halves."""
         assert self.adapters is not None
-        return int(uniform(self.seed, i, -1) * self.adapters.num_adapters)
+        return int(uniform(self.seed, i % self.num_requests, -1) * self.adapters.num_adapters)
 
     def fit(self, i: int) -> bool:
         """Whether the next step can have this request's adapter too."""

@@ -79,8 +79,13 @@ class DecodeEngine(RoleEngine):
         return min(super().next_start_s(now), later)
 
     def admit_waiting(self, step: Step, now: float, budget: int) -> int:
-        while budget > 0 and self.arrived and len(self.running) < self.spec.max_num_seqs:
-            sequence = self.arrived.popleft()
+        for sequence in tuple(self.arrived):
+            if budget <= 0 or len(self.running) >= self.spec.max_num_seqs:
+                break
+            if not self.slots.fit(sequence.index):
+                continue
+            self.take_slot(sequence)
+            self.arrived.remove(sequence)
             self.num_held -= 1
             sequence.prefilling = True
             self.running.append(sequence)
@@ -96,13 +101,16 @@ class DecodeEngine(RoleEngine):
 
     def fetch(self, now: float) -> None:
         """Start the transfers for which there are blocks, in order."""
-        while self.remote and self.remote[0].ready_s <= now:
-            sequence = self.remote[0]
+        for sequence in tuple(self.remote):
+            if sequence.ready_s > now:
+                return
+            if not self.slots.fit(sequence.index):
+                continue
             hit = self.find_cached(sequence)
             need = self.blocks_for(sequence, sequence.num_tokens)
             if need - sum(block.num_holders > 0 for block in hit) > len(self.pool.free):
                 return
-            self.remote.popleft()
+            self.remote.remove(sequence)
             self.num_held += 1
             self.pool.hold(hit)
             sequence.blocks = [*hit, *self.pool.take(need - len(hit))]
@@ -145,6 +153,10 @@ class TwoPools(Run):
         num = len(pools.prefill)
         self.router = PlainRouter(router, self.engines[:num], requests, options, seed)
         self.decode_router = PlainRouter(pools.decode_router, self.engines[num:], requests, RouterOptions(), seed)
+
+    @property
+    def num_originals(self) -> int:
+        return self.n
 
     def engine_of(self, spec: ReplicaSpec, r: int) -> Engine:
         return PrefillEngine(spec, self, r) if r < len(self.pools.prefill) else DecodeEngine(spec, self, r)

@@ -11,7 +11,7 @@ import numpy as np
 from simulator.plain_adapters import AdapterSlots
 from simulator.plain_blocks import Block, BlockPool, Tier
 from simulator.plain_job import Job, Step
-from simulator.plain_step_time import engine_step_s, uniform
+from simulator.plain_step_time import Rectangle, engine_step_s, uniform
 from simulator.records import COMPLETED
 from simulator.replica_spec import ReplicaSpec
 
@@ -33,7 +33,8 @@ class Engine:
         self.iterations = self.preemptions = self.prefix_queries = self.prefix_hits = 0
         self.drafted = self.accepted = 0
         self.copied_s, self.lora_loads = 0.0, 0
-        self.slots = AdapterSlots(spec.adapters, run.seed)
+        self.rectangle = Rectangle()
+        self.slots = AdapterSlots(spec.adapters, run.seed, run.num_originals)
         self.swap_outs = self.swap_ins = self.cpu_hits = self.disk_hits = 0
         self.swapped: deque[Job] = deque()
         self.swap_free = 0 if spec.swap is None else spec.swap.num_blocks
@@ -75,7 +76,7 @@ class Engine:
             sequence.max_tokens = min(sequence.max_tokens, spec.reserve_output_tokens)
         self.waiting.append(sequence)
         group = self.group
-        at_s = max(self.due_s(), group.idle_since_s)
+        at_s = group.free_at_s(self.run, max(self.due_s(), group.idle_since_s))
         if group.idle and at_s < group.wake_s:
             self.run.wake(group, at_s)
         return True
@@ -85,9 +86,14 @@ class Engine:
         if self.spec.policy not in ("static", "dynamic"):
             return self.waiting[0].ready_s
         overdue_s = self.waiting[0].ready_s + self.spec.max_queue_delay_s
-        if len(self.waiting) < self.spec.max_num_seqs:
+        alike = [job for job in self.waiting if self.bucket_of(job) == self.bucket_of(self.waiting[0])]
+        if len(alike) < self.spec.max_num_seqs:
             return overdue_s
-        return min(overdue_s, self.waiting[self.spec.max_num_seqs - 1].ready_s)
+        return min(overdue_s, alike[self.spec.max_num_seqs - 1].ready_s)
+
+    def bucket_of(self, job: Job) -> int:
+        """The bucket of lengths that a request belongs to; all to one without."""
+        return -(-job.num_prompt_tokens // self.spec.length_bucket) if self.spec.length_bucket else 0
 
     def take_in(self, now: float) -> None:
         """Take in the results that are out."""
@@ -103,7 +109,8 @@ class Engine:
 
     def step_s(self, step: Step) -> float:
         """Seconds of a step at full speed, with the copies that it waits for."""
-        alone = engine_step_s(self.spec, step)
+        pads = self.spec.pad_to_longest or self.spec.pad_batch
+        alone = self.rectangle.step_s(self.spec, step) if pads else engine_step_s(self.spec, step)
         seconds = max(alone, self.load_s) + self.copy_s
         self.copied_s += self.run.speed[self.index] * (seconds - alone)
         self.load_s = self.copy_s = 0.0
@@ -247,12 +254,12 @@ class Engine:
 
     def admit_waiting(self, step: Step, now: float, budget: int) -> int:
         """Seats for waiting requests in order; returns what is left of the budget."""
-        place = 0
+        place, leader = 0, self.bucket_of(self.waiting[0]) if self.waiting else 0
         while budget > 0 and place < len(self.waiting) and self.has_seat:
             sequence = self.waiting[place]
             if sequence.ready_s > now:
                 return budget
-            if not self.slots.fit(sequence.index):
+            if not self.slots.fit(sequence.index) or self.bucket_of(sequence) != leader:
                 place += 1
                 continue
             hit = self.find_cached(sequence)
@@ -268,15 +275,19 @@ class Engine:
             if self.blocks_for(sequence, sequence.num_tokens) - held > len(self.pool.free):
                 return budget
             del self.waiting[place]
-            copies = self.slots.take(sequence.index)
-            self.lora_loads += copies
-            self.copy_s += copies * (self.spec.adapters.copy_s if self.spec.adapters else 0.0)
+            self.take_slot(sequence)
             self.admit(sequence, now, hit, loads)
             grown = self.grow(sequence, tokens, admitted=True)
             assert grown
             step.chunks.append((sequence, tokens, before))
             budget -= tokens
         return budget
+
+    def take_slot(self, sequence: Job) -> None:
+        """A request gets a seat: its adapter is copied if it is in no slot."""
+        copies = self.slots.take(sequence.index)
+        self.lora_loads += copies
+        self.copy_s += copies * (self.spec.adapters.copy_s if self.spec.adapters else 0.0)
 
     def find_in_tiers(self, sequence: Job, first: int) -> list[int]:
         """For each block of the prompt after those in the GPU's cache the tier that holds it, without a gap."""

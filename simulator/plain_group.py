@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from calibrate.cuda_graphs import GRAPH_SIZES
+from simulator.lockstep import SYNC_STEPS
 from simulator.plain_engine import Engine
 from simulator.plain_job import Step
-from simulator.plain_step_time import row
+from simulator.plain_step_time import experts_s, token_wise_s
 
 if TYPE_CHECKING:
     from simulator.reference import Run
@@ -23,6 +24,7 @@ class Group:
         self.engines = engines
         self.index = engines[0].index
         self.idle, self.idle_since_s, self.wake_s, self.turn = True, 0.0, np.inf, 0
+        self.steps_since_sync = 0
         for engine in engines:
             engine.group = self
 
@@ -34,6 +36,7 @@ class Group:
         steps = [engine.schedule(now) for engine in self.engines]
         self.idle = False
         if any(step.chunks or step.decodes for step in steps):
+            self.count_step(run, now)
             start = max(now, first.inflight[-1].end_s) if first.inflight else now
             duration = self.duration_s(run, steps)
             for engine, step in zip(self.engines, steps, strict=True):
@@ -43,21 +46,57 @@ class Group:
             run.wake(self, first.inflight[0].end_s)
         else:
             self.idle, self.idle_since_s = True, now
-            run.wake(self, min(engine.next_start_s(now) for engine in self.engines))
+            run.wake(self, self.free_at_s(run, min(engine.next_start_s(now) for engine in self.engines)))
 
     def duration_s(self, run: Run, steps: Sequence[Step]) -> float:
         """The slowest rank's own layers, and the experts at the tokens of all."""
         first = self.engines[0]
-        busy = [(engine, step) for engine, step in zip(self.engines, steps, strict=True) if step.chunks or step.decodes]
-        own = max(run.speed[engine.index] * engine.step_s(step) for engine, step in busy)
-        experts = first.spec.step_table.experts_s
-        if len(self.engines) == 1 or experts is None:
-            return own
-        each = [step.num_decode_tokens + sum(chunk[1] for chunk in step.chunks) for step in steps]
+        if len(self.engines) == 1:
+            return run.speed[first.index] * first.step_s(steps[0])
+        each = [step.num_decode_tokens + step.num_prefill_tokens for step in steps]
         tokens = sum(max(1, own_tokens) for own_tokens in each)  # a rank without work runs a dummy token
+        graph = 0
         if max(each) <= first.spec.graph_tokens:
-            tokens = len(each) * int(GRAPH_SIZES[np.searchsorted(GRAPH_SIZES, max(each))])
-        return own + run.speed[first.index] * row(experts, tokens)
+            graph = int(GRAPH_SIZES[np.searchsorted(GRAPH_SIZES, max(each))])
+            tokens = len(each) * graph
+        mixed, slowest = any(step.chunks for step in steps), 0.0
+        for engine, step, own_tokens in zip(self.engines, steps, each, strict=True):
+            if own_tokens:
+                own, table = engine.step_s(step), engine.spec.step_table
+                if graph:
+                    own += token_wise_s(table, graph, mixed) - token_wise_s(table, own_tokens, bool(step.chunks))
+                slowest = max(slowest, run.speed[engine.index] * own)
+        return slowest + run.speed[first.index] * experts_s(first.spec.step_table, tokens)
+
+    def dummy_step_s(self, run: Run) -> float:
+        """A step in which every rank computes a dummy token."""
+        first = self.engines[0]
+        table = first.spec.step_table
+        own = token_wise_s(table, 1, False) + table.overhead_s
+        return run.speed[first.index] * (own + experts_s(table, len(self.engines)))
+
+    @property
+    def steps_to_sync(self) -> int:
+        """Steps until the ranks ask each other whether all are idle."""
+        return -self.steps_since_sync % SYNC_STEPS
+
+    def free_at_s(self, run: Run, at_s: float) -> float:
+        """When idle ranks take up work that comes at ``at_s``: between two dummy steps, until they stop."""
+        if len(self.engines) == 1 or self.steps_to_sync == 0 or at_s == np.inf:
+            return at_s
+        num = np.ceil((at_s - self.idle_since_s) / self.dummy_step_s(run) - 1e-9)
+        if num > self.steps_to_sync:
+            return at_s
+        return float(max(at_s, self.idle_since_s + num * self.dummy_step_s(run)))
+
+    def count_step(self, run: Run, now: float) -> None:
+        """Count a step, and the dummy steps that idle ranks ran before it."""
+        if len(self.engines) == 1:
+            return
+        if self.steps_to_sync and self.engines[0].last_end_s <= self.idle_since_s:
+            num = int(np.rint((now - self.idle_since_s) / self.dummy_step_s(run)))
+            self.steps_since_sync = 0 if num >= self.steps_to_sync else self.steps_since_sync + num
+        self.steps_since_sync = (self.steps_since_sync + 1) % SYNC_STEPS
 
 
 class Pipeline(Group):

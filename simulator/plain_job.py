@@ -44,3 +44,7 @@ class Step:
     num_decode_tokens: int = 0
     emitted: dict[int, int] = field(default_factory=dict)  # tokens by request, where not one
     end_s: float = 0.0
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        return sum(tokens for _, tokens, _ in self.chunks)

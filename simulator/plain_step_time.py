@@ -37,6 +37,16 @@ def row(values: np.ndarray, i: int) -> float:
     return float(values[i] if i <= last else values[last] + (values[last] - values[last - 1]) * (i - last))
 
 
+def token_wise_s(table: StepTable, tokens: int, mixed: bool) -> float:
+    """Seconds of all layers that see single tokens; ``mixed``: prompt tokens are among them."""
+    return row(table.mixed_tokens_s if mixed else table.decode_tokens_s, tokens)
+
+
+def experts_s(table: StepTable, tokens: int) -> float:
+    """Seconds of the experts that lock-step ranks share, at all their tokens."""
+    return 0.0 if table.experts_s is None else row(table.experts_s, tokens)
+
+
 @dataclass(frozen=True)
 class Work:
     """What a step computes, as its time depends on it; ``contexts`` holds (some of) the decoding sequences' own."""
@@ -55,7 +65,7 @@ def step_time_s(table: StepTable, step: Work) -> float:
     prefill, contexts, decode = step.prefill, step.contexts, step.num_decode
     mean_keys = step.prefill_work / prefill if prefill else 0.0
     point = [prefill, mean_keys, decode, float(np.mean(contexts)) if decode else 0.0]
-    time = row(table.mixed_tokens_s if prefill else table.decode_tokens_s, prefill + step.decode_tokens)
+    time = token_wise_s(table, prefill + step.decode_tokens, prefill > 0)
     time += row(table.sampled_s, step.sampled)
     at_mean = attention_time_s(table, point)
     time += at_mean + skew_time_s(table, point, contexts, at_mean)
@@ -64,7 +74,7 @@ def step_time_s(table: StepTable, step: Work) -> float:
 
 def engine_step_s(spec: ReplicaSpec, step: Step) -> float:
     """Seconds of a step of an engine: the model's, and the drafter's passes where it speculates."""
-    prefill = sum(tokens for _, tokens, _ in step.chunks)
+    prefill = step.num_prefill_tokens
     prefill_work = sum(tokens * (before + 0.5 * tokens) for _, tokens, before in step.chunks)
     decodes, sequences = len(step.decodes), len(step.decodes) + len(step.chunks)
     ending = len(step.sampling) - decodes
@@ -81,6 +91,26 @@ def engine_step_s(spec: ReplicaSpec, step: Step) -> float:
         one = Work(0, 0.0, drafting, contexts, drafting, drafting, drafting)
         time += (spec.speculation.num_speculative_tokens - 1) * step_time_s(draft, one)
     return time
+
+
+@dataclass
+class Rectangle:
+    """The padded batch under way: its rows, and their tokens so far."""
+
+    rows: int = 0
+    tokens: int = 0
+
+    def step_s(self, spec: ReplicaSpec, step: Step) -> float:
+        """Seconds of its first step, or of the next token of every row."""
+        if step.chunks:
+            bucket = spec.length_bucket or 1
+            self.tokens = max(-(-(before + tokens) // bucket) * bucket for _, tokens, before in step.chunks)
+            self.rows = max(len(step.chunks), spec.max_num_seqs if spec.pad_batch else 0)
+            area = self.rows * self.tokens
+            return step_time_s(spec.step_table, Work(area, 0.5 * area * self.tokens, 0, [], 0, self.rows, self.rows))
+        self.tokens += 1
+        work = Work(0, 0.0, self.rows, [self.tokens], self.rows, self.rows, self.rows)
+        return step_time_s(spec.step_table, work)
 
 
 def uniform(seed: int, i: int, draw: int) -> float:

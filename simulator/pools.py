@@ -54,7 +54,7 @@ class Pools:
         if any(s.policy in ("static", "dynamic") for s in specs) or any(s.lockstep_ranks > 1 for s in specs):
             raise InputError("a role needs an engine that batches continuously, each replica by itself", where="fleet",
                              why="static batches cannot take a request in the middle, lock-step ranks share a step",
-                             remedy="policy continuous, and expert_parallel_size or data_parallel_size 1")  # fmt: skip
+                             remedy="policy continuous, and data_parallel_size 1 for a mixture of experts")  # fmt: skip
         for name, values in (("link_bytes_per_s", self.link_bytes_per_s), ("block_bytes", (self.block_bytes,))):
             if any(not 0 < v < np.inf for v in values):
                 raise InputError(f"{name} is not a positive number", where="disaggregation", remedy="bytes, above 0")

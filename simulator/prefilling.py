@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator import adapters, handover, kv_cache, kv_tiers, preemption, speculation, waiting
+from simulator import adapters, handover, kv_cache, kv_tiers, preemption, speculation, static_batches, waiting
 from simulator.compiled import inner
 from simulator.engine_state import PREFILLING, STATIC
 
@@ -59,11 +59,14 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
     if me.arrived_head >= 0:
         arrived, reach = handover.admit_arrived(w, r, now, budget)
         tokens, work, ending, budget = tokens + arrived, work + reach, ending + arrived, budget - arrived
-    before, i = -1, w.replicas[me.home].head
+    before, i, leader = -1, w.replicas[me.home].head, w.replicas[me.home].head
     while budget > 0 and i >= 0 and me.num_running < seats:
         if w.requests[i].ready_s > now:
             break
         if me.lora_slots > 0 and not adapters.fits(w, r, i):
+            before, i = i, w.requests[i].next
+            continue
+        if me.bucket > 0 and not static_batches.alike(w, r, leader, i):
             before, i = i, w.requests[i].next
             continue
         length = w.requests[i].input + w.requests[i].generated

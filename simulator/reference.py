@@ -65,6 +65,11 @@ class Run:
             at_s = 0.0 if requests.concurrency is not None else float(requests.arrival_s[i])
             self.arrive(i, at_s)
 
+    @property
+    def num_originals(self) -> int:
+        """Requests as they came; rows beyond are second halves of them."""
+        return len(self.requests)
+
     def engine_of(self, spec: ReplicaSpec, r: int) -> Engine:
         return Engine(spec, self, r)
 

@@ -58,6 +58,8 @@ def set_up(row: np.void, spec: ReplicaSpec, rank_0: int) -> None:
     row["asynchronous"] = spec.async_scheduling
     row["policy"] = POLICIES[spec.policy]
     row["max_delay_s"] = spec.max_queue_delay_s
+    row["pads"] = spec.pad_to_longest or spec.pad_batch
+    row["bucket"], row["least_rows"] = spec.length_bucket, spec.max_num_seqs if spec.pad_batch else 0
     row["reserve"] = spec.reserve_output_tokens
     row["rank_0"], row["num_ranks"] = rank_0, spec.lockstep_ranks
     row["num_stages"], row["stage_free_s"] = spec.pipeline_stages, 0.0

@@ -39,6 +39,11 @@ class ReplicaSpec:
             of ``max_num_seqs`` requests, or of those that came within ``max_queue_delay_s`` of the first; the next one
             when all of it has ended, as Triton's dynamic batcher and plain static batching do).
         max_queue_delay_s: of static batches.
+        pad_to_longest: every row of a static batch is as long as its longest prompt, and a row whose answer has ended
+            is computed on until the batch ends.
+        length_bucket: tokens; a static batch holds requests of one bucket of lengths (1 to so many, the next so many
+            ...), padded to its upper end where rows are padded; 0: of any length.
+        pad_batch: a static batch always has ``max_num_seqs`` rows.
         reserve_output_tokens: the blocks of a prompt and so many output tokens are taken at admission, so that no one
             is preempted, and answers stop there (TensorRT-LLM's guaranteed-no-evict with that ``max_tokens``; with the
             model's whole context the contiguous caches before paged attention); 0: blocks are taken as needed;
@@ -69,6 +74,9 @@ class ReplicaSpec:
     policy: str = "continuous"
     async_scheduling: bool = True
     max_queue_delay_s: float = 0.1
+    pad_to_longest: bool = False
+    length_bucket: int = 0
+    pad_batch: bool = False
     reserve_output_tokens: int = 0
     lockstep_ranks: int = 1
     pipeline_stages: int = 1
@@ -110,6 +118,7 @@ class ReplicaSpec:
             )
         if self.policy not in POLICIES:
             raise InputError(f"no policy {self.policy!r}", where="policy", remedy=" or ".join(POLICIES))
+        self._check_padding()
         if self.pipeline_stages > 1:
             self._check_pipeline()
         if self.speculation is not None:
@@ -123,6 +132,21 @@ class ReplicaSpec:
                 why="a tier keeps blocks by the hash of what they hold, which prefix caching computes",
                 remedy="enable_prefix_caching: true",
             )
+
+    def _check_padding(self) -> None:
+        if not (self.pad_to_longest or self.length_bucket or self.pad_batch):
+            return
+        if self.length_bucket < 0:
+            raise InputError(
+                f"length_bucket is {self.length_bucket}", where="length_bucket", remedy="tokens, 1 or more"
+            )
+        if POLICIES[self.policy] != engine_state.STATIC:
+            raise InputError(f"padding with policy {self.policy}", where="policy",
+                             why="only static batches have rows of one length", remedy="policy: static")  # fmt: skip
+        if self.enable_chunked_prefill:
+            raise InputError("padding with enable_chunked_prefill", where="enable_chunked_prefill",
+                             why="a padded batch computes whole prompts at once",
+                             remedy="enable_chunked_prefill: false")  # fmt: skip
 
     def _check_pipeline(self) -> None:
         wrong = {
@@ -140,7 +164,7 @@ class ReplicaSpec:
             "enable_prefix_caching": self.enable_prefix_caching,
             "speculative": self.speculation is not None,
             "reserve_output_tokens": self.reserve_output_tokens != 0,
-            "expert_parallel_size": self.lockstep_ranks > 1,
+            "lock-step ranks": self.lockstep_ranks > 1,
             f"policy: {self.policy}": POLICIES[self.policy] == engine_state.STATIC,
         }
         why = "swap is that of vLLM V0: synchronous steps, whole sequences of blocks that no other shares"
@@ -183,8 +207,8 @@ def demand_alone(spec: ReplicaSpec) -> None:
         raise InputError(
             "a rank of a lock-step group cannot come or go by itself",
             where="fleet",
-            why="the ranks share experts, or a pipeline's scheduler",
-            remedy="expert_parallel_size and pipeline_parallel_size 1 for replicas that are scaled or fail",
+            why="the ranks share experts (vLLM: of every mixture of experts), or a pipeline's scheduler",
+            remedy="data_parallel_size and pipeline_parallel_size 1 for replicas that are scaled or fail",
         )
 
 

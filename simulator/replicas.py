@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from calibrate.cuda_graphs import largest_graph
-from calibrate.expert_exchange import ranks_sharing_experts
+from calibrate.expert_layout import ranks_sharing_experts
 from calibrate.lora import copy_s, lora_of
 from calibrate.memory import MemoryPlan, memory_plan
 from calibrate.profiles import Profile, best_profile, load_profile
+from calibrate.step import StepTable
 from calibrate.step_time import step_table
-from catalogs.engines import ASYNC_SINCE, version_numbers
+from catalogs.engines import ASYNC_SINCE, ASYNC_STAGES_SINCE, version_numbers
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model, resolve_engine
 from catalogs.names import nearest
@@ -55,8 +57,8 @@ class Line:
         replica: with every engine setting resolved.
         profile: what its step times rest on.
         memory: where its memory goes.
-        spec: one engine's settings; a replica has one for each data-parallel rank and, of a pipeline, for each batch
-            that is under way: as many as stages.
+        spec: one engine's settings; a replica has one for each data-parallel rank and, of a pipeline whose steps are
+            decided synchronously, for each batch that is under way: as many as stages.
         count: replicas.
         role: both, prefill or decode.
         number: of the line in its scenario.
@@ -72,7 +74,8 @@ class Line:
 
     @property
     def num_engines(self) -> int:
-        return self.count * self.replica.data_parallel_size * self.replica.pipeline_parallel_size
+        in_rounds = self.spec.lockstep_ranks // ranks_sharing_experts(self.replica)
+        return self.count * self.replica.data_parallel_size * max(self.spec.pipeline_stages, in_rounds)
 
     @property
     def num_schedulers(self) -> int:
@@ -80,11 +83,18 @@ class Line:
         return self.num_engines // self.spec.pipeline_stages
 
 
-def build_line(replica: Replica, profile: Profile | None = None, count: int = 1, where: str = "") -> Line:
+def build_line(
+    replica: Replica,
+    profile: Profile | None = None,
+    count: int = 1,
+    where: str = "",
+    table_of: Callable[[Replica, Profile, int, int], StepTable] = step_table,
+) -> Line:
     """What the engine needs to know of a replica.
 
     Args:
         profile: None: the best shipped one.
+        table_of: gives the step times; ``step_table``, or that with a memory.
 
     Raises:
         InputError: it does not fit the GPU, the GPU cannot run the precision, or an engine setting is impossible.
@@ -104,7 +114,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
             close = nearest(name, sorted(known), num=1)
             raise InputError(f"unknown engine option {name!r}", where=where,
                              remedy=f"did you mean {close[0]!r}?" if close else "")  # fmt: skip
-    table = step_table(replica, profile, engine.max_num_batched_tokens or 2048, engine.max_num_seqs or 256)
+    table = table_of(replica, profile, engine.max_num_batched_tokens or 2048, engine.max_num_seqs or 256)
     overheads = profile.overheads(engine)
     table = table._replace(prompt_token_s=float(overheads.get("prompt_token_s", 0.0)))
     settings = {name: getattr(engine, name) for name in SETTINGS}
@@ -114,8 +124,7 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
         _is_asynchronous(engine.framework, engine.version or "") if measured_so is None else bool(measured_so)
     )
     settings["reserve_output_tokens"] = _reserved(engine, where)
-    settings["lockstep_ranks"] = _ranks_in_step(replica)
-    settings["front_end_ranks"] = _ranks_behind_front_end(replica)
+    settings["front_end_ranks"] = replica.data_parallel_size if engine.framework == "vllm" else 1
     settings["graph_tokens"] = largest_graph(replica)
     if settings["policy"] == "dynamic":
         settings["max_queue_delay_s"] = TRITON_QUEUE_DELAY_S
@@ -124,12 +133,18 @@ def build_line(replica: Replica, profile: Profile | None = None, count: int = 1,
     num_blocks = memory.num_gpu_blocks
     if replica.model.kind != "decoder":  # caches nothing: as many blocks as all seats could ever fill, so none is short
         num_blocks = 1 + settings["max_num_seqs"] * -(-settings["max_model_len"] // settings["block_size"])
-    stages = replica.pipeline_parallel_size
-    if stages > 1 and ranks_sharing_experts(replica) > 1:  # micro-batches of their own, in rounds with the other ranks'
-        num_blocks = max(2, num_blocks // stages)
-        settings["max_num_seqs"] = max(1, settings["max_num_seqs"] // stages)
-    elif stages > 1:
-        settings |= {"pipeline_stages": stages, "async_scheduling": options.get("async_scheduling", False)}
+    stages, ranks = replica.pipeline_parallel_size, ranks_sharing_experts(replica)
+    settings["lockstep_ranks"] = ranks
+    if stages > 1 and not _one_batch_at_a_time(settings, replica.engine):
+        settings["async_scheduling"] = bool(asked.options.get("async_scheduling", False))  # refused where it is asked
+        settings["front_end_ranks"] = 1  # the scenario's router balances them
+        if ranks > 1:  # micro-batches of their own, in rounds with the other ranks'
+            num_blocks = max(2, num_blocks // stages)
+            settings |= {
+                "max_num_seqs": max(1, settings["max_num_seqs"] // stages), "lockstep_ranks": stages * ranks,
+            }  # fmt: skip
+        else:
+            settings["pipeline_stages"] = stages
     spec = ReplicaSpec(step_table=table, num_gpu_blocks=num_blocks, name=replica.gpu.name, **settings)
     spec = with_techniques(spec, replica, asked, profile, memory)
     return Line(replica, profile, memory, spec, count)
@@ -177,21 +192,21 @@ def _reserved(engine: Engine, where: str) -> int:
     return LONGEST_ANSWER if engine.framework in RESERVING and policy != "max_utilization" else 0
 
 
-def _ranks_in_step(replica: Replica) -> int:
-    """Engines that step together: data-parallel ranks that share experts; over stages, all their micro-batches too."""
-    ranks = ranks_sharing_experts(replica)
-    return replica.pipeline_parallel_size * ranks if ranks > 1 else 1
+def _one_batch_at_a_time(settings: Mapping[str, Any], engine: Engine) -> bool:
+    """Whether a pipeline's steps follow one another, none beginning before the one before has left the last stage.
+
+    So it is with vLLM's asynchronous scheduling (0.19): each step is decided while the one before runs, has all running
+    sequences, and the first stage waits for the tokens that the last one sampled and broadcasts
+    (``v1/worker/gpu_model_runner.py``, ``_pp_receive_prev_sampled_token_ids_to_input_batch``).
+    """
+    numbers = version_numbers(engine.version or "")
+    later = len(numbers) < 2 or numbers >= ASYNC_STAGES_SINCE
+    return bool(settings["async_scheduling"]) and engine.framework == "vllm" and later
 
 
 def _adapters(replica: Replica) -> Adapters | None:
     lora = lora_of(replica.engine)
     return None if lora is None else Adapters(lora.num_adapters, lora.max_loras, copy_s(replica))
-
-
-def _ranks_behind_front_end(replica: Replica) -> int:
-    """Data-parallel ranks that vLLM's front end balances; elsewhere, and over pipelines, the scenario's router does."""
-    alone = replica.engine.framework != "vllm" or replica.pipeline_parallel_size > 1
-    return 1 if alone else replica.data_parallel_size
 
 
 def in_closed_loop(line: Line, requests: Requests, num_schedulers: int = 1) -> ReplicaSpec:

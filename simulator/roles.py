@@ -20,7 +20,7 @@ from simulator.workload import Requests
 
 if TYPE_CHECKING:
     from simulator.replicas import Line
-    from simulator.scenario import FleetLine, Scenario
+    from simulator.scenario import Scenario
 
 # Fitted on nine transfers of 20 MB to 4.5 GB that vLLM's Mooncake connector made over 8 RoCE links of 200 GB/s in all
 # (kvcache-ai.github.io/Mooncake, vLLM V1 support benchmark, Qwen3-8B; read 2026-11): within 9 % of each. RDMA only:
@@ -88,11 +88,24 @@ def build_pools(scenario: Scenario, lines: Sequence[Line]) -> Pools:
     Raises:
         InputError: lines that cannot exchange KV, or a link whose speed is not known.
     """
-    spec = scenario.disaggregation or DisaggregationSpec()
+    instances = [scenario.fleet[line.number].instance for line in lines]
+    return pools_of(scenario.disaggregation or DisaggregationSpec(), lines, instances)
+
+
+def pools_of(spec: DisaggregationSpec, lines: Sequence[Line], instances: Sequence[str | None]) -> Pools:
+    """Both pools of lines with roles.
+
+    Args:
+        lines: as ``by_role`` gives them.
+        instances: the instance type of each line, where it is known.
+
+    Raises:
+        InputError: as ``build_pools``.
+    """
     _check_exchange(lines)
     links: list[float] = []
-    for line in lines:
-        links += [_link_bytes_per_s(spec, line, scenario.fleet)] * line.num_engines
+    for line, instance in zip(lines, instances, strict=True):
+        links += [_link_bytes_per_s(spec, line, instance)] * line.num_engines
     receiver = next((line for line in reversed(lines)), lines[0])
     parallel = receiver.replica.tensor_parallel_size
     return Pools(
@@ -108,13 +121,11 @@ def build_pools(scenario: Scenario, lines: Sequence[Line]) -> Pools:
 
 
 def _engines(lines: Sequence[Line], role: str) -> tuple[ReplicaSpec, ...]:
-    """A pool's engines: its router chooses among data-parallel ranks, not a front end; all adapters are in place.
+    """A pool's engines: its router chooses among data-parallel ranks, not a front end.
 
     Prefill answers one token, for which no blocks are set aside.
     """
-    alike: dict[str, Any] = {"front_end_ranks": 1, "adapters": None} | (
-        {"reserve_output_tokens": 0} if role == "prefill" else {}
-    )
+    alike: dict[str, Any] = {"front_end_ranks": 1} | ({"reserve_output_tokens": 0} if role == "prefill" else {})
     return tuple(replace(x.spec, **alike) for x in lines if x.role == role for _ in range(x.num_engines))
 
 
@@ -134,11 +145,12 @@ def _check_exchange(lines: Sequence[Line]) -> None:
     for name, values in (
         ("kv_cache_dtype", {_kv_type(line) for line in lines}),
         ("framework", {line.replica.engine.framework for line in lines}),
+        ("lora.num_adapters", {str(line.spec.adapters.num_adapters if line.spec.adapters else 0) for line in lines}),
     ):
         if len(values) > 1:
+            why = "a request has one adapter" if name.startswith("lora") else "KV is copied as it is"
             raise InputError(f"prefill and decode lines of different {name}: {', '.join(sorted(values))}",
-                             where="fleet",
-                             why="KV is copied as it is", remedy=f"one {name} in every line")  # fmt: skip
+                             where="fleet", why=why, remedy=f"one {name} in every line")  # fmt: skip
 
 
 def _kv_type(line: Line) -> str:
@@ -146,7 +158,7 @@ def _kv_type(line: Line) -> str:
     return line.replica.model.dtype if held == "auto" else held
 
 
-def _link_bytes_per_s(spec: DisaggregationSpec, line: Line, fleet: Sequence[FleetLine]) -> float:
+def _link_bytes_per_s(spec: DisaggregationSpec, line: Line, name: str | None) -> float:
     """One engine's link, one direction, at the share of its data sheet that KV transfers reach."""
     if spec.link_bytes_per_s is not None:
         return spec.link_bytes_per_s
@@ -154,7 +166,6 @@ def _link_bytes_per_s(spec: DisaggregationSpec, line: Line, fleet: Sequence[Flee
     if spec.link != "network":
         return spec.link_efficiency * parallel * _own_link(gpu, spec.link)
     place = f"fleet.{line.number}"
-    name = fleet[line.number].instance
     if name is None:
         raise InputError(
             "the link between prefill and decode replicas is not known", where=f"{place}.instance",

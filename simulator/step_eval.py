@@ -87,6 +87,15 @@ def row_at(data: Any, offset: int, length: int, i: int) -> float:
 
 
 @inner
+def token_wise_s(tables: Any, table: int, tokens: int, mixed: bool) -> float:
+    """Seconds of all layers that see single tokens; ``mixed``: prompt tokens are among them."""
+    ix = tables.places[table]
+    if mixed:
+        return row_at(tables.data, ix[MIXED], ix[NUM_MIXED_ROWS], tokens)
+    return row_at(tables.data, ix[DECODE], ix[NUM_DECODE_ROWS], tokens)
+
+
+@inner
 def experts_s(tables: Any, table: int, tokens: int) -> float:
     """Seconds of the experts that the ranks of a lock-step group share, at all their tokens."""
     ix = tables.places[table]
@@ -196,11 +205,7 @@ def step_s(
     """
     data, ix, overhead = tables.data, tables.places[table], tables.overhead[table]
     mean, shortest, longest = contexts
-    tokens = prefill + decode_tokens
-    if prefill > 0:
-        time = row_at(data, ix[MIXED], ix[NUM_MIXED_ROWS], tokens)
-    else:
-        time = row_at(data, ix[DECODE], ix[NUM_DECODE_ROWS], tokens)
+    time = token_wise_s(tables, table, prefill + decode_tokens, prefill > 0)
     time += row_at(data, ix[SAMPLED], ix[NUM_SAMPLED_ROWS], sampled)
     at_mean = attention_s(tables, table, prefill, prefill_context, decode, mean)
     time += at_mean

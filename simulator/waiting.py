@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simulator import adapters, decoding, kv_cache, preemption, swapping
+from simulator import adapters, decoding, kv_cache, lockstep, preemption, static_batches, swapping
 from simulator.compiled import entry, inner
 from simulator.engine_state import DECODING, DONE, FINISHING, NEVER, STATIC, SWAPPED, UNSEEN, WAITING
 from simulator.records import REJECTED
@@ -41,9 +41,10 @@ def enqueue(w: Any, r: int, i: int, ready_s: float) -> bool:
     me.tail = i
     me.num_waiting += 1
     idles = me.inflight_s <= me.idle_since_s and (me.num_ranks > 1 or me.policy == STATIC)
+    start_s = lockstep.free_at_s(w, me.rank_0, max(due_s(w, r), me.idle_since_s))
     for rank in range(me.rank_0, me.rank_0 + me.num_ranks):
         if idles or w.replicas[rank].next_s == NEVER:
-            w.replicas[rank].next_s = min(w.replicas[rank].next_s, max(due_s(w, r), me.idle_since_s))
+            w.replicas[rank].next_s = min(w.replicas[rank].next_s, start_s)
     return True
 
 
@@ -65,7 +66,9 @@ def due_s(w: Any, r: int) -> float:
     due = w.requests[me.head].ready_s + me.max_delay_s
     i, place = me.head, 1
     while i >= 0 and place < me.max_num_seqs:
-        i, place = w.requests[i].next, place + 1
+        i = w.requests[i].next
+        if i >= 0 and static_batches.alike(w, r, me.head, i):
+            place += 1
     return due if i < 0 else min(due, w.requests[i].ready_s)  # type: ignore[no-any-return]
 
 

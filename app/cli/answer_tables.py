@@ -18,8 +18,8 @@ ENDED_BY = {
 def tables(answer: Mapping[str, Any]) -> list[Table]:
     """The answer as people read it; the purchase list comes first."""
     parts = [
-        _purchases(answer), _schedule(answer), _promise(answer), _today(answer), _commitments(answer), _others(answer),
-        _tornado(answer), *_fronts(answer),
+        _purchases(answer), _savings_plans(answer), _schedule(answer), _promise(answer), _today(answer),
+        _commitments(answer), _others(answer), _tornado(answer), *_fronts(answer),
     ]  # fmt: skip
     found = [table for table in parts if table is not None]
     return found + [Table(t["title"], t["columns"], t["rows"]) for t in answer.get("tables", [])]
@@ -31,7 +31,7 @@ def _purchases(answer: Mapping[str, Any]) -> Table:
     rows = [
         [
             line["instance_type"], _counts(line["instances"]), line["gpu"],
-            f"{parallelism(line)}, {line['precision']}, {line['framework']}", _form(line),
+            _runs(line), _form(line),
             *([line.get("serves", "all")] if sorts else []), _mean(line["requests_per_s"]), line.get("quality_score"),
             line["usd_per_hour"], line.get("usd_per_month"),
         ]
@@ -49,6 +49,29 @@ def _purchases(answer: Mapping[str, Any]) -> Table:
     return Table(title, columns, rows)
 
 
+def _savings_plans(answer: Mapping[str, Any]) -> Table | None:
+    """What to promise for each hour, which pays for machines on demand."""
+    plans = answer["plan"].get("savings_plans")
+    if not plans:
+        return None
+    rows = [
+        [p["name"], p["promised_usd_per_hour"], f"{p['used_share']:.1%}", p["upfront_usd"],
+         ", ".join(p["instance_types"]), p["usd_per_hour"]]
+        for p in plans
+    ]  # fmt: skip
+    columns = ["Savings Plan", "promised USD/h", "of it used", "upfront USD", "pays for", "USD/h"]
+    return Table("Savings Plans: the on-demand lines above are what they leave to pay", columns, rows)
+
+
+def _runs(line: Mapping[str, Any]) -> str:
+    words = [parallelism(line), line["precision"], line["framework"]]
+    if line.get("roles"):
+        words.append(
+            f"{_counts(line['roles']['prefill'])} prefill + {_counts(line['roles']['decode'])} decode replicas"
+        )
+    return ", ".join(words)
+
+
 def parallelism(line: Mapping[str, Any]) -> str:
     """How a replica is spread over GPUs: ``TP 2``, ``TP 4 x PP 2``; sizes of 1 are left out, but for the first."""
     names = {"PP": "pipeline_parallel_size", "DP": "data_parallel_size", "EP": "expert_parallel_size"}
@@ -57,8 +80,10 @@ def parallelism(line: Mapping[str, Any]) -> str:
 
 
 def _form(line: Mapping[str, Any]) -> str:
-    held = line.get("held")
-    return f"{line['purchase']}, {held}" if held else str(line["purchase"])
+    words = [str(line["purchase"]), line.get("held") or ""]
+    if line.get("covered_share"):
+        words.append(f"{line['covered_share']:.0%} under Savings Plans")
+    return ", ".join(word for word in words if word)
 
 
 def _counts(instances: Sequence[int]) -> str:

@@ -11,6 +11,8 @@ from app.cli.answer_tables import notes, tables
 from app.cli.output import emit, format_option, progress_bar
 from catalogs.errors import GateError
 
+SPOT_REMEDY = "; a higher spot.availability, less spot (spot.max_share), spot.fallback: true"
+
 
 @click.command()
 @click.option("-c", "--config", type=click.Path(dir_okay=False, path_type=Path), help="The plan file.")
@@ -21,7 +23,9 @@ from catalogs.errors import GateError
 @click.option("--region", help="Where to buy.")
 @click.option("--gpus", help="Comma-separated GPU names, or all.")
 @click.option("--precision", help="Comma-separated precisions.")
-@click.option("--purchase", help="Comma-separated: on_demand,spot,reserved_1yr,reserved_3yr,capacity_block.")
+@click.option(
+    "--purchase", help="Comma-separated: on_demand,spot,reserved_1yr,reserved_3yr,savings_plan,capacity_block."
+)
 @click.option("--min-score", type=float, help="Share of the unquantized model's score that must remain.")
 @click.option("--budget", type=float, help="USD a month at most.")
 @click.option("--seed", type=int, help="Same inputs and seed, same answer.")
@@ -60,7 +64,7 @@ def recommend(config: Path | None, certificate: Path | None, workers: int | None
         raise GateError(
             f"played live, the plan shown keeps its promise in {live['kept']} of {live['draws']} draws",
             why=answer["verified_why"],
-            remedy="a higher spot.availability, less spot (spot.max_share), spot.fallback: true, or a looser limit",
+            remedy="more time.headroom, or a looser limit" + (SPOT_REMEDY if live["spot_zones"] else ""),
         )
     if missed:
         raise GateError(
@@ -107,7 +111,8 @@ def save(problem: Any, answer: dict[str, Any]) -> str:
     workload = problem.workload
     paths = {
         "trace": workload.trace, "buckets": workload.buckets, "capacity_table": problem.capacity_table,
-        "prices": problem.prices, "demand": problem.time.demand, "quality_results": problem.quality.results,
+        "prices": problem.prices, "savings_plans": problem.savings_plans, "demand": problem.time.demand,
+        "quality_results": problem.quality.results,
     }  # fmt: skip
     files = {role: Path(path) for role, path in paths.items() if path is not None}
     title = f"{problem.model}: ${answer['plan']['usd_per_hour']:,.2f}/h"

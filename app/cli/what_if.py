@@ -51,14 +51,20 @@ def what_if(run: str, load: float, slo: float, prices: Sequence[str], output: Pa
 def question(run: Run, change: Change, prices_at: Path) -> dict[str, Any]:
     """The changed question as settings of a plan file; changed prices are written to ``prices_at``."""
     from catalogs.files import write_text
-    from planner.ask_anew import asked_anew, changed_prices
+    from planner.ask_anew import asked_anew, changed_prices, changed_rates
+    from planner.problem import problem_from
 
     settings = asked_anew(run.inputs, change)
-    for key, place in (("trace", settings["workload"]), ("prices", settings), ("capacity_table", settings)):
+    for key, place in (("trace", settings["workload"]), ("prices", settings), ("savings_plans", settings),
+                       ("capacity_table", settings)):  # fmt: skip
         if key in run.files:  # by its whole path: the plan file may lie elsewhere
             place[key] = run.files[key]["path"]
     if change.prices:
         write_text(prices_at, changed_prices(settings, change))
+        if "savings_plan" in settings["candidates"]["purchase"]:
+            rates_at = prices_at.with_name(f"{prices_at.stem}-savings-plans.csv")
+            write_text(rates_at, changed_rates(problem_from(settings), change))
+            settings["savings_plans"] = str(rates_at.resolve())
         settings["prices"] = str(prices_at.resolve())
     return settings
 

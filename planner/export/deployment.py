@@ -90,6 +90,12 @@ def deployment_of(inputs: Mapping[str, Any], answer: Mapping[str, Any]) -> Deplo
         InputError: the run holds no plan to deploy.
     """
     lines: Sequence[Mapping[str, Any]] = (answer.get("plan") or {}).get("lines") or []
+    if any(line.get("roles") for line in lines):
+        raise InputError(
+            "the plan has prefill and decode replicas of their own, which are not exported", where="RUN",
+            why="each engine pairs them through a connector and a proxy of its own, which the plan does not know",
+            remedy="candidates.disaggregated: [false]; or write them from the line's `roles` and `engine`",
+        )  # fmt: skip
     groups = tuple(_group(line) for line in lines if any(line.get("instances") or [0]))
     if not groups:
         raise InputError(

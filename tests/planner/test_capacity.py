@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from catalogs.load import find_gpu, find_model
-from catalogs.schema import Replica
+from catalogs.schema import Engine, Replica
 from planner.capacity import Capacities
 from planner.demand import demand_of
 from planner.problem import problem_from
 from planner.recommend import recommend
+from planner.step_tables import StepTables, unpacked
 from planner.store import CapacityStore
 from planner.verify import Group, simulate_fleet
 from simulator.replicas import build_line
@@ -73,3 +74,20 @@ def test_plans_of_pipelines_and_ranks_say_so_and_are_verified(trace, tmp_path, m
     assert answer["verified"]
     assert all(x["pipeline_parallel_size"] == 2 and x["gpus_per_replica"] >= 2 for x in lines)
     assert all("pp2" in c["config"] for c in answer["candidates"])
+
+
+def test_a_kept_step_table_is_the_computed_one_and_a_damaged_one_is_computed_anew(tmp_path):
+    replica = Replica(find_model("llama-3.1-8b"), find_gpu("L40S"), engine=Engine())
+    computed = build_line(replica).spec.step_table
+    store = CapacityStore(tmp_path / "capacity.sqlite3")
+    for _ in range(2):  # the second time it is read
+        found = build_line(replica, table_of=StepTables(store)).spec.step_table
+        for name, value in computed._asdict().items():
+            assert np.array_equal(getattr(found, name), value) if value is not None else getattr(found, name) is None
+    [(key, body)] = store._db.execute("SELECT key, body FROM step_table").fetchall()
+    assert unpacked(body).attention_s.flags.writeable
+    for damaged in (body[:-8], b"", b"{}\n", b"[1]\nxx"):
+        store.put_table(key, damaged)
+        assert np.array_equal(build_line(replica, table_of=StepTables(store)).spec.step_table.attention_s,
+                              computed.attention_s)  # fmt: skip
+    store.close()

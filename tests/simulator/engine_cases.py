@@ -130,6 +130,12 @@ def cases(
                 adapters=draw(st.sampled_from(ADAPTERS)) if adapting else None,
             )
         )
+        if specs[-1].policy == "static" and draw(st.booleans()):
+            padded = replace(
+                specs[-1], enable_chunked_prefill=False, pad_to_longest=draw(st.booleans()),
+                length_bucket=draw(st.sampled_from([0, 7, 30])), pad_batch=draw(st.booleans()),
+            )  # fmt: skip
+            specs[-1] = padded
     ranks = 1 if swapping else draw(st.sampled_from([1, 1, 1, 2, 3]))
     if ranks > 1:
         experts = np.cumsum(rng.uniform(0.0, 0.02, 64))

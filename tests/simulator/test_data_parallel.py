@@ -7,10 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from calibrate.cuda_graphs import largest_graph
+from calibrate.expert_exchange import dispatched_bytes, exchange_family
+from calibrate.expert_layout import expert_slices, splits_tokens
 from calibrate.kernel_sums import KernelSums
 from calibrate.profiles import best_profile
 from calibrate.step import StepShape
 from calibrate.step_time import step_model
+from calibrate.work import replica_weight_bytes
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
@@ -122,3 +126,93 @@ def test_experts_are_timed_at_the_tokens_of_all_ranks() -> None:
     alone_s = float(simulate_replicas(requests, [line.spec] * 2).busy_s[0])
     two = Requests(np.zeros(2), np.array([2048, 2048]), np.array([1, 1]))
     assert alone_s < both_s == pytest.approx(float(simulate_replicas(two, [line.spec] * 2).busy_s[0]), rel=0.01)
+
+
+def _counting(per_token_s: float, **kw: object) -> ReplicaSpec:
+    """Two lock-step ranks whose own layers last a second and so much for each token; nothing else takes time."""
+    table = constant_steps()
+    tokens = np.arange(len(table.mixed_tokens_s))
+    by_tokens = 1.0 + per_token_s * tokens
+    table = table._replace(mixed_tokens_s=by_tokens + 0.5, decode_tokens_s=by_tokens, experts_s=np.zeros(2 * 8192 + 1))
+    return replace(spec(lockstep_ranks=2, **kw), step_table=table, async_scheduling=False)
+
+
+def test_every_rank_computes_the_padding_and_runs_the_graph_of_a_step_with_a_prompt() -> None:
+    # rank 0 has one long context, rank 1 a prompt of 100 tokens: rank 0's attention on top of 104 padded tokens
+    ranks = [_counting(0.01, graph_tokens=512)] * 2
+    attention = np.zeros((2, 2, 2, 2))
+    attention[:, :, 1, :] = 7.0  # of each decoding sequence
+    ranks = [replace(r, step_table=r.step_table._replace(attention_s=attention)) for r in ranks]
+    requests = Requests(np.array([0.0, 1.0]), np.array([8, 100]), np.array([3, 1]))
+    records = simulate_replicas(requests, ranks, check=True)
+    first_s = 1.5 + 0.08  # a prompt of 8 tokens
+    assert records.first_token_s[0] == pytest.approx(first_s)
+    assert records.first_token_s[1] == pytest.approx(first_s + 1.5 + 1.04 + 7.0)
+    assert records.finish_s[0] == pytest.approx(first_s + 1.5 + 1.04 + 7.0 + 1.01 + 7.0)
+    assert simulate_replicas(requests, ranks, fast=False).finish_s == pytest.approx(records.finish_s)
+
+
+def test_idle_ranks_run_dummy_steps_until_the_32nd_and_a_request_waits_for_the_end_of_one() -> None:
+    # three steps (a prompt and two tokens) end at 3.5; dummy steps of a second each follow, the last ends at 32.5
+    arrival_s = np.array([0.0, 5.0, 100.0, 101.0])
+    ranks = [_counting(0.0)] * 2
+    requests = Requests(arrival_s, np.full(4, 5), np.array([3, 1, 1, 1]))
+    for fast in (True, False):
+        records = simulate_replicas(requests, ranks, fast=fast)
+        assert records.finish_s[0] == pytest.approx(3.5)
+        assert records.scheduled_s[1:] == pytest.approx([5.5, 100.0, 101.5])
+    late = replace(requests, arrival_s=np.array([0.0, 32.6, 100.0, 101.0]))
+    assert simulate_replicas(late, ranks, check=True).scheduled_s[1] == pytest.approx(32.6)
+    alone = [replace(ranks[0], lockstep_ranks=1)] * 2  # ranks that share nothing stop at once
+    assert simulate_replicas(requests, alone).scheduled_s[1] == pytest.approx(5.0)
+
+
+def test_without_expert_parallelism_all_ranks_of_vllm_share_each_experts_width() -> None:
+    model, gpu = find_model("qwen3-30b-a3b"), find_gpu("H100-SXM")
+
+    def replica(framework: str = "vllm", **kw: int) -> Replica:
+        return Replica(model, gpu, engine=Engine(framework=framework, max_num_seqs=64), **kw)
+
+    one, two, four = replica(), replica(data_parallel_size=2), replica(data_parallel_size=2, tensor_parallel_size=2)
+    experts = 48 * 128 * 3 * 2048 * 768 * 2.0
+    assert replica_weight_bytes(one) - replica_weight_bytes(two) == pytest.approx(experts / 2)
+    assert [expert_slices(r) for r in (one, two, four)] == [1, 2, 4]
+    whole = replica(data_parallel_size=2, expert_parallel_size=2)
+    assert replica_weight_bytes(whole) == replica_weight_bytes(two)  # whole experts of half as many
+    assert build_line(two).spec.lockstep_ranks == build_line(whole).spec.lockstep_ranks == 2
+    apart = build_line(replica("sglang", data_parallel_size=2))  # a router over whole replicas
+    assert apart.spec.lockstep_ranks == 1 and replica_weight_bytes(apart.replica) == replica_weight_bytes(one)
+    dense = build_line(Replica(find_model("llama-3.1-8b"), gpu, data_parallel_size=2))
+    assert dense.spec.lockstep_ranks == 1 and dense.spec.step_table.experts_s is None
+
+
+def test_gathering_brings_the_routers_logits_and_deepep_takes_away_the_graphs() -> None:
+    model, gpu = find_model("qwen3-30b-a3b"), find_gpu("H100-SXM")
+
+    def replica(backend: str = "allgather_reducescatter", ep: int = 4, **kw: object) -> Replica:
+        sizes = {"tensor_parallel_size": 2, "data_parallel_size": 2, "expert_parallel_size": ep}
+        return Replica(model, gpu, engine=Engine(options={"all2all_backend": backend}), **sizes, **kw)  # type: ignore[arg-type]
+
+    assert dispatched_bytes(replica(), 2.0) == 2 * (2048 + 128)
+    assert dispatched_bytes(replica(), 1.0) == 2048 + 8 * 8  # as the experts read them, and whose they are
+    assert splits_tokens(replica()) and not splits_tokens(replica(ep=1))
+    assert exchange_family(replica("deepep_low_latency")) == "all_to_all"
+    assert exchange_family(replica("deepep_low_latency", ep=1)) == exchange_family(replica("pplx")) == "all_gather"
+    assert largest_graph(replica("deepep_high_throughput")) == 0 < largest_graph(replica())
+    kernels = KernelSums(replica(), best_profile(replica()))
+    tokens = np.array([64.0])
+    assert 0 < kernels.after_mlp_s(tokens)[0] != kernels.all_reduce_s(tokens)[0]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"tensor_parallel_size": 2, "expert_parallel_size": 4}, "expert_parallel_size 4 with tensor_parallel_size 2"),
+        ({"data_parallel_size": 4, "expert_parallel_size": 2}, "expert_parallel_size 2 with"),
+        ({"data_parallel_size": 5}, "5 GPUs cannot share the width 768"),
+        ({"data_parallel_size": 256, "expert_parallel_size": 256}, "exceeds qwen3-30b-a3b's 128 experts"),
+    ],
+)
+def test_experts_are_shared_as_the_engine_can(sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_line(Replica(find_model("qwen3-30b-a3b"), find_gpu("H100-SXM"), **sizes))

@@ -15,13 +15,15 @@ from calibrate.step import StepTable
 from catalogs.errors import InputError
 from simulator.disaggregation import simulate_disaggregated
 from simulator.engine import ROUTERS, ReplicaSpec, simulate_replicas
+from simulator.plain_adapters import AdapterSlots
 from simulator.pools import Pools
 from simulator.records import COMPLETED, Records
 from simulator.run import simulate
 from simulator.scenario import Scenario
-from simulator.techniques import KvOffload
+from simulator.techniques import Adapters, KvOffload
 from simulator.workload import Requests
-from tests.simulator.engine_cases import requests, speculations, step_table
+from tests.simulator.engine_cases import ADAPTERS, requests, speculations, step_table
+from tests.simulator.test_engine_against_theory import constant_steps
 from tests.simulator.test_engine_equals_reference import assert_equal
 
 
@@ -68,6 +70,7 @@ def cases(draw: st.DrawFn, hashes: bool = False, techniques: bool = False) -> Ca
                     async_scheduling=speculation is None and draw(st.booleans()),
                     speculation=speculation,
                     kv_offload=offload,
+                    adapters=draw(st.sampled_from(ADAPTERS)) if techniques else None,
                 )
             )
         return tuple(specs)
@@ -304,3 +307,22 @@ def test_a_scenario_reports_both_pools_and_what_moved() -> None:
 def test_scenarios_that_cannot_be(changes: dict[str, object], says: str) -> None:
     with pytest.raises((InputError, ValidationError), match=says):
         simulate(scenario(**changes))
+
+
+def test_a_decode_replica_passes_over_a_request_whose_adapter_has_no_slot() -> None:
+    """Two adapters, one slot: at no instant do sequences of both decode, and each change of adapter is a copy."""
+    n, slots = 30, Adapters(2, 1, 0.5)
+    requests = Requests(np.arange(n) * 0.5, np.full(n, 10), np.full(n, 6))
+    spec = ReplicaSpec(constant_steps(), 10_001, enable_prefix_caching=False, async_scheduling=False, adapters=slots)
+    pools = Pools((spec,), (spec,), (1e12, 1e12), block_bytes=1.0)
+    records = simulate_disaggregated(requests, pools, "round_robin", 0, check=True)
+    free = simulate_disaggregated(requests, replace(pools, prefill=(replace(spec, adapters=None),)), "round_robin", 0)
+    assert records.handover is not None and (records.status == COMPLETED).all()
+    mine = np.array([AdapterSlots(slots, 0).adapter_of(i) for i in range(n)])
+    from_s, until_s = records.handover.decode_scheduled_s, records.finish_s
+    for at_s in np.concatenate([from_s, until_s - 0.25]):
+        decoding = (from_s <= at_s) & (at_s < until_s)
+        assert len(set(mine[decoding].tolist())) <= 1
+    first_of_each = np.flatnonzero(np.diff(mine[np.argsort(from_s, kind="stable")]) != 0)
+    assert records.counts["lora_loads"][1] == 1 + len(first_of_each)
+    assert free.counts["lora_loads"].tolist()[0] == 0 < free.counts["lora_loads"].tolist()[1]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from calibrate.step import StepTable
+from catalogs.errors import InputError
 from simulator.engine import ReplicaSpec, simulate_replicas
 from simulator.records import Records
 from simulator.workload import Requests
@@ -104,6 +105,66 @@ def test_static_batches_wait_to_fill_and_take_no_one_in_until_all_have_ended() -
     assert scheduled_s[:2].tolist() == [1.0, 1.0]  # the second fills the batch
     assert scheduled_s[2:4].tolist() == [21.0, 21.0]  # the longest answer has ended
     assert scheduled_s[4] == 34.0  # alone: it waited long enough
+
+
+def test_a_padded_batch_is_a_rectangle_until_its_last_row_has_ended() -> None:
+    """Times of a token each, by hand: prompts of 3 and 9 tokens, answers of 2 and 5."""
+    table = constant_steps()
+    by_tokens = np.arange(len(table.mixed_tokens_s), dtype=float)
+    attention = np.zeros((2, 2, 2, 2))
+    attention[:, :, :, 1] = 100.0  # of a context; its axis ends where the table's does
+    table = table._replace(
+        mixed_tokens_s=by_tokens, decode_tokens_s=by_tokens, sampled_s=np.zeros(2), attention_s=attention,
+        decode_context_axis=np.array([0.0, 100.0]),
+    )  # fmt: skip
+    ragged = replace(
+        spec(seats=2), step_table=table, policy="static", max_queue_delay_s=0.0, enable_chunked_prefill=False
+    )
+    requests = Requests(np.zeros(2), np.array([3, 9]), np.array([2, 5]))
+    first_s = {"ragged": 3 + 9.0, "padded": 2 * 9.0, "bucket": 2 * 10.0, "full": 4 * 9.0}
+    decodes_s = {
+        "ragged": (2 + (4 + 10) / 2) + sum(1 + 10 + k for k in (1, 2, 3)),  # the mean context of those that go on
+        "padded": sum(2 + 9 + k for k in (1, 2, 3, 4)),
+        "bucket": sum(2 + 10 + k for k in (1, 2, 3, 4)),
+        "full": sum(4 + 9 + k for k in (1, 2, 3, 4)),
+    }
+    kinds = {
+        "ragged": ragged,
+        "padded": replace(ragged, pad_to_longest=True),
+        "bucket": replace(ragged, pad_to_longest=True, length_bucket=10),
+        "full": replace(ragged, pad_to_longest=True, pad_batch=True, max_num_seqs=4),
+    }
+    for name, kind in kinds.items():
+        for fast in (True, False):
+            records = simulate_replicas(requests, [kind], fast=fast)
+            assert records.first_token_s.tolist() == pytest.approx([first_s[name]] * 2), name
+            assert records.finish_s[1] == pytest.approx(first_s[name] + decodes_s[name]), name
+    assert simulate_replicas(requests, [kinds["padded"]], check=True).finish_s[0] == pytest.approx(18.0 + 12.0)
+
+
+def test_a_batch_of_a_bucket_passes_over_requests_of_other_lengths() -> None:
+    batch = replace(
+        spec(seats=2), policy="static", max_queue_delay_s=50.0, enable_chunked_prefill=False, length_bucket=100,
+        pad_to_longest=True,
+    )  # fmt: skip
+    requests = Requests(np.arange(5) * 1.0, np.array([10, 150, 20, 190, 30]), np.ones(5, np.int64))
+    records = simulate_replicas(requests, [batch], check=True)
+    # the first and the third fill a batch at 2, the second and the fourth at 3; the fifth waits in vain for another
+    assert records.scheduled_s.tolist() == pytest.approx([2.0, 3.0, 2.0, 3.0, 54.0])
+    assert simulate_replicas(requests, [batch], fast=False).scheduled_s.tolist() == pytest.approx([2, 3, 2, 3, 54])
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"policy": "continuous", "pad_to_longest": True}, "padding with policy continuous"),
+        ({"policy": "static", "pad_batch": True}, "padding with enable_chunked_prefill"),
+        ({"policy": "static", "length_bucket": -4}, "length_bucket is -4"),
+    ],
+)
+def test_padding_is_of_static_batches_of_whole_prompts(settings: dict[str, object], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        replace(spec(seats=2), **settings)  # type: ignore[arg-type]
 
 
 def test_continuous_batching_beats_static_batches() -> None:

@@ -102,7 +102,7 @@ def test_a_pipeline_refuses_what_its_scheduler_cannot() -> None:
     for change in ({"async_scheduling": True}, {"lockstep_ranks": 4}, {"policy": "static"}):
         with pytest.raises(InputError, match="pipeline stages with"):
             steps_of(1.0, **change)
-    asked = Engine(options={"async_scheduling": True})
+    asked = Engine(version="0.15", options={"async_scheduling": True})
     with pytest.raises(InputError, match="pipeline stages with async_scheduling"):
         build_line(Replica(find_model("llama-3.1-8b"), find_gpu("L40S"), pipeline_parallel_size=2, engine=asked))
     with pytest.raises(InputError, match="4 batches of a pipeline is not complete"):
@@ -141,6 +141,29 @@ def test_a_live_fleet_refuses_a_pipeline() -> None:
     )
     with pytest.raises(InputError, match="pipeline_parallel_size"):
         simulate(scenario)
+
+
+def test_asynchronous_steps_pass_the_stages_one_at_a_time() -> None:
+    """vLLM from 0.16 on: the first stage waits for the tokens that the last one has sampled."""
+
+    def pipelined(model: str = "llama-3.1-8b", version: str = "0.19.0", **kw: object) -> Line:
+        sizes = {"pipeline_parallel_size": 2, **{k: v for k, v in kw.items() if k.endswith("size")}}
+        options = {k: v for k, v in kw.items() if not k.endswith("size")}
+        engine = Engine(version=version, max_num_seqs=256, max_num_batched_tokens=2048, options=options)
+        return build_line(Replica(find_model(model), find_gpu("H100-SXM"), engine=engine, **sizes))  # type: ignore[arg-type]
+
+    made = pipelined()
+    assert (made.num_engines, made.spec.pipeline_stages, made.spec.async_scheduling) == (1, 1, True)
+    for older in (pipelined(version="0.15"), pipelined(async_scheduling=False)):
+        assert (older.num_engines, older.spec.pipeline_stages, older.spec.async_scheduling) == (2, 2, False)
+    # prompts gain by filling the pipeline; one batch at a time leaves each stage idle half of the time
+    prompts = Requests(np.zeros(64), np.full(64, 2048, np.int64), np.ones(64, np.int64))
+    filled, one_by_one = (simulate_replicas(prompts, [line.spec] * line.num_engines).end_s for line in (older, made))
+    assert 1.8 < one_by_one / filled < 2.0
+    moe = {"model": "qwen3-30b-a3b", "data_parallel_size": 2, "expert_parallel_size": 2}
+    ranks, rounds = pipelined(**moe), pipelined(async_scheduling=False, **moe)  # type: ignore[arg-type]
+    assert (ranks.num_engines, ranks.spec.lockstep_ranks, ranks.spec.front_end_ranks) == (2, 2, 2)
+    assert (rounds.num_engines, rounds.spec.lockstep_ranks, rounds.spec.front_end_ranks) == (4, 4, 1)
 
 
 @pytest.mark.parametrize("router", ["least_loaded", "power_of_two"])

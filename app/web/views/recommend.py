@@ -40,7 +40,7 @@ from app.web.workload_state import on_file, seed, trace_name, with_trace, worklo
 from catalogs.errors import PlanError
 from catalogs.load import gpus, models, prices
 
-PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
+PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "savings_plan", "capacity_block")
 PRECISIONS = ("bf16", "fp8", "int8", "int4-awq", "int4-gptq")
 DRAWN = ("What moves the cost", "Cost against latency", "Cost against quality")  # tables that are shown as charts
 WHY_NOT, PROMISE, SCHEDULE = "Why not the others", "Latency promise", "What to run when"

@@ -1,0 +1,51 @@
+"""What a simulated plan assumes, in words."""
+
+from __future__ import annotations
+
+from planner.horizon import Horizon, zone_availability
+from planner.market import TERM_YEARS
+from planner.problem import Problem
+
+
+def assumptions_of(problem: Problem, horizon: Horizon) -> list[str]:
+    """Each a sentence, for the answer."""
+    notes = [
+        "a replica's capacity for part of the sizes scales with the work of each size (time in a perfectly packed "
+        "replica); the whole fleet is then simulated, and corrected until it holds",
+        "a gateway sends requests to lines by class and prompt length, in turns by weight, and within a line by "
+        f"{problem.router}; it never knows the output length",
+    ]
+    if problem.candidates.precision is None:
+        notes.append(
+            "precisions considered: the published weights', and fp8 where the GPU computes in it; "
+            "candidates.precision adds others"
+        )
+    if True in problem.candidates.disaggregated:
+        between = problem.disaggregation
+        speed = (
+            f"{between.link_bytes_per_s:g} bytes a second, as given"
+            if between.link_bytes_per_s
+            else f"the {between.link}'s data sheet times {between.link_efficiency:g} (fitted on RDMA, or as given)"
+        )
+        notes.append(f"KV goes from prefill to decode replicas at {speed}, each transfer after {between.latency_s:g} s")
+    if "spot" in problem.candidates.purchase:
+        share, source = zone_availability(problem)
+        notes.append(
+            f"spot: {problem.spot.zones} zones, each up {share:.0%} of the time ({source}), correlation "
+            f"{problem.spot.zone_correlation:g}; what is lost is asked for in zones that are up, which have room for "
+            f"{problem.spot.zone_share:.0%} of it each; replacements boot in {problem.time.boot_s:g} s"
+            + (", those on demand are a mean over outages" if problem.spot.fallback else "")
+        )
+    longest = max((TERM_YEARS.get(form, 0.0) * 12 for form in problem.candidates.purchase), default=0.0)
+    if problem.commitments.horizon_months < longest:
+        notes.append(
+            f"a commitment longer than the horizon of {problem.commitments.horizon_months:g} months "
+            "(commitments.horizon_months) is paid for whole within it"
+        )
+    if horizon.num_periods > 1:
+        notes.append(
+            "over time, request sizes are not parted between lines; each period's busiest sight is planned for"
+        )
+    if horizon.full.requests.hash_ids is not None:
+        notes.append("prefixes are shared as in the trace; each replica keeps its own prefix cache")
+    return notes
