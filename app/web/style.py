@@ -30,7 +30,8 @@ h1 { font-size: 1.9rem !important; padding: 0 0 0.2rem !important; }
 h2 { font-size: 1.2rem !important; }
 @media (max-width: 640px) {
   .stMainBlockContainer { padding: 3.6rem 1rem 3rem; }
-  [data-testid="stColumn"]:has(> * > * > [data-testid="stMetric"]) { min-width: calc(50% - 1rem); flex: 1 1 40%; }
+  [data-testid="stColumn"]:has(> * > * > [data-testid="stMetric"]):not(:has([data-testid="stSelectbox"])) {
+    min-width: calc(50% - 1rem); flex: 1 1 40%; }
 }
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p { opacity: 1; color: MUTED; }
 [data-testid="stCode"] code, [data-testid="stCode"] code span { color: TEXT !important; }
