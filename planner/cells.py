@@ -14,6 +14,7 @@ from planner.program import INFEASIBLE, IntArray, Program
 from planner.relaxation import cheapest_by_bucket, limits_fallback, relax
 
 FloatArray = NDArray[np.float64]
+Box = tuple[FloatArray, FloatArray]  # (J,) commitments at least, and at most
 FEW_OPTIONS = 40  # up to this many, a period's program has all of them
 CELL_LIMIT_S, CELL_NODES = 10.0, 500  # of one period's program; nodes end it first, so that the answer is the same
 
@@ -69,10 +70,11 @@ class Cell:
         committed = self.model.is_kind("committed")
         wanted = {int(j) for j in ids if not committed[j]} | {int(j) for j in np.flatnonzero(commitments)}
         chosen = np.array(sorted(wanted), dtype=np.int64)
-        plan, _ = self._solve(chosen, np.zeros(len(commitments)), commitments, tolerance_usd, expected_usd)
+        fixed = (commitments, commitments)
+        plan, _ = self._solve(chosen, np.zeros(len(commitments)), fixed, tolerance_usd, expected_usd)
         if plan is None and len(chosen) < len(self.model.options):
             everything = np.flatnonzero(~committed | (commitments > 0))
-            plan, _ = self._solve(everything, np.zeros(len(commitments)), commitments, tolerance_usd, expected_usd)
+            plan, _ = self._solve(everything, np.zeros(len(commitments)), fixed, tolerance_usd, expected_usd)
         return plan
 
     def priced(
@@ -105,13 +107,14 @@ class Cell:
         beyond = float(adds[~keep].min(initial=np.inf))
         return min(max(bound, relaxed.usd_per_hour), relaxed.usd_per_hour + beyond)
 
+    def between(
+        self, price: FloatArray, box: Box, tolerance_usd: float, expected_usd: float
+    ) -> tuple[Plan | None, float]:
+        """A plan with commitments in a box at ``price`` each, and a bound of the cheapest; None: there is none."""
+        return self._solve(np.arange(len(self.model.options)), price, box, tolerance_usd, expected_usd)
+
     def _solve(
-        self,
-        ids: IntArray,
-        price: FloatArray,
-        commitments: FloatArray | None,
-        tolerance_usd: float,
-        expected_usd: float,
+        self, ids: IntArray, price: FloatArray, box: Box | None, tolerance_usd: float, expected_usd: float
     ) -> tuple[Plan | None, float]:
         """A plan of some options, and a bound of their cheapest at ``price``."""
         program, columns = self._program(ids)
@@ -120,11 +123,11 @@ class Cell:
         there = columns.committed >= 0
         index, owner = columns.committed[there], ids[there]
         cost[index] = price[owner]
-        if commitments is not None:
-            low[index] = commitments[owner]
-            high[index] = np.minimum(high[index], commitments[owner])
+        if box is not None:
+            low[index] = box[0][owner]
+            high[index] = np.minimum(high[index], box[1][owner])
             if (low > high).any():
-                return None, 0.0
+                return None, np.inf
         share = tolerance_usd / max(expected_usd, 2 * tolerance_usd, 1e-9)
         found = program.solve_with(cost, high, max(share, 1e-7), CELL_LIMIT_S, low=low, node_limit=CELL_NODES)
         values = found.values
@@ -132,7 +135,7 @@ class Cell:
             rounded = program.rounded_up(cost, high, low)
             values = None if rounded is None else rounded.values
         if values is None:
-            return None, found.bound
+            return None, np.inf if found.status == INFEASIBLE else found.bound
         plan = self._plan(ids, program, columns, values)
         self.keep(plan)
         return plan, found.bound

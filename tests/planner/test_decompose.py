@@ -51,6 +51,26 @@ def test_bound_and_plan_bracket_the_optimum(seed):
     assert parts.bound <= whole.usd_per_hour + 1e-6 <= parts.usd_per_hour + 2e-6
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fleet_of_one_or_two_machines_an_hour_is_solved_to_its_gap(seed):
+    """What one machine more or less costs is a large share of it: boxes of commitments close what prices leave."""
+    rng = np.random.default_rng(seed)
+    price, power = np.array([0.5, 0.8, 1.9]), np.array([1.0, 2.0, 5.5])
+    options = []
+    for j in range(3):
+        load = 1 / (power[j] * np.array([3.0, 0.5]) * rng.uniform(0.6, 1.4, 2))
+        options += [
+            Option(f"g{j} {form}", f"g{j}", f"g{j}", form, kind, price[j] * share, load)
+            for form, kind, share in (("on_demand", "on_demand", 1.0), ("reserved_3yr", "committed", 0.4))
+        ]
+    wave = 1 + 0.6 * np.sin(np.arange(6)[:, None] - rng.uniform(0, 6, 2))
+    model = FleetModel(tuple(options), (wave * np.array([2.0, 0.7]))[None], np.ones(6))
+    whole, parts = solve(model, 1e-6, 20), solve_decomposed(model, 1e-3, 30)
+    assert parts.optimal and not parts.hurried
+    assert parts.bound <= whole.usd_per_hour + 1e-6 <= parts.usd_per_hour + 2e-6
+    assert parts.usd_per_hour <= whole.usd_per_hour * (1 + 1.1e-3)
+
+
 SPOT = (State(0.8), State(0.1, 0.5, fallback=False), State(0.1, 0.5))
 
 
