@@ -114,8 +114,8 @@ def operate_plan(
     settled = [k for k, s in enumerate(model.states) if s.fallback]
     instead = np.einsum("j,jtk->tk", capacity, plan.fallback[:, 0])  # (hours, states) requests a second
 
-    def wanted(hour: int, ready: list[int], held: list[int]) -> Wanted:
-        have = standing[0][hour] + sum(n / float(m.option.load[0]) for n, m in zip(ready, spot, strict=True))
+    def wanted(hour: int, _ready: list[int], held: list[int]) -> Wanted:
+        have = standing[0][hour] + sum(n / float(m.option.load[0]) for n, m in zip(held, spot, strict=True))
         counts = [int(plan.held[j, 0, hour]) for j in ids]
         runs = min(1.0, sum(held) / max(sum(counts), 1))
         state = min(settled, key=lambda k: (abs(model.states[k].spot_up - runs), k))
