@@ -236,8 +236,8 @@ def spot_states(problem: Problem) -> tuple[State, ...]:
     """How many of the zones are up, with probability; while replacements boot after one went down, a state of its own.
 
     Machines stand evenly over the zones that are up, but at most a share c of them in one (``zone_share``): with k up
-    min(1, k c) run, and what is missing is on demand. After one of k + 1 went down, k min(1 / (k + 1), c) run until that
-    is made up for, beside what was on demand before.
+    min(1, k c) run, and what is missing is on demand. After one of k + 1 zones went down k min(1 / (k + 1), c) run until
+    that is made up for, beside what was on demand before.
 
     Zones are up with equal probability a and correlation r: the number of zones up is beta-binomial with parameters
     a (1 - r) / r and (1 - a)(1 - r) / r, whose pairwise correlation is r.

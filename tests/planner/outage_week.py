@@ -99,8 +99,8 @@ def operate(
 def operate_plan(
     path: Availability, model: FleetModel, plan: Solution, on_demand: Option, problem: Problem
 ) -> tuple[float, float]:
-    """Our plan: its timetable, lost spot machines in zones that are up, and on demand what is missing, or what
-    the plan has when so large a share of the spot machines runs."""
+    """Our plan: its timetable, lost spot machines in zones that are up, and on demand what is missing, and what the plan
+    holds there when as large a share of spot machines runs."""
     demand = model.demand[0, :, 0]
     ids = [j for j, o in enumerate(model.options) if o.kind == "spot" and plan.held[j].any()]
     share = max(problem.spot.zone_share, 1 / problem.spot.zones)
