@@ -5,9 +5,7 @@ Once the commitments y are fixed, periods have nothing in common. So:
 1. The linear relaxation (``planner.relaxation``) gives the first lower bound and commitments that are not whole.
 2. These are rounded, and every period is solved for whole machines beside them. Neighbouring hours want the same few
    options, so a sample of periods is solved with all that could pay, and the others with what the sample used.
-3. A fleet of so few machines that one more or less is a large share of it is searched by branch and bound over boxes of
-   commitments.
-4. Where that leaves a gap, column generation (Dantzig and Wolfe 1960) goes on: a master combines the plans of periods
+3. Where that leaves a gap, column generation (Dantzig and Wolfe 1960) goes on: a master combines the plans of periods
    found so far, and its prices for holding a commitment in a period (over all periods no more than the commitment
    costs) ask each period for a better plan. The sum of their bounds is a Lagrangian bound, which counts whole machines.
 """
@@ -64,8 +62,6 @@ def solve_decomposed(model: FleetModel, gap: float = 1e-3, time_limit_s: float =
             return None
         state = _State(model, cells_of(model), relaxed, gap, end, pool)
         state.round_commitments()
-        if state.open() and _few(state):
-            branch(state)
         for _ in range(ROUNDS):
             if not state.open():
                 break
@@ -74,6 +70,8 @@ def solve_decomposed(model: FleetModel, gap: float = 1e-3, time_limit_s: float =
             state.price()
             if state.open():
                 state.integer_master()
+            if state.open() and _few(state):
+                branch(state)
             if before == (state.lower, state.upper, state.num_plans):
                 break
     return state.solution()
@@ -137,7 +135,7 @@ class _State:
                 self.evaluate(rounded, most)
                 if self._near():
                     break
-            if self.chosen is not None and not (self.open() and _few(self)):
+            if self.chosen is not None:
                 return
 
     def _near(self) -> bool:
@@ -236,7 +234,7 @@ class _State:
         from scipy.sparse import csr_matrix, hstack, identity, kron
 
         use = [j for j in range(len(self.total)) if any(p.holds[j] > 0 for c in self.cells for p in c.plans)]
-        holds = np.array([p.holds[use] for c in self.cells for p in c.plans]).reshape(-1, len(use))
+        holds = np.array([p.holds[use] for c in self.cells for p in c.plans]).reshape(self.num_plans, len(use))
         cost = np.array([c.weight * p.usd_per_hour for c in self.cells for p in c.plans])
         owner = np.array([i for i, c in enumerate(self.cells) for _ in c.plans], dtype=np.int64)
         num, plans, width = len(self.cells), len(cost), len(use)
@@ -316,14 +314,13 @@ def branch(state: _State) -> None:
     prices sum up to what commitments cost, so the periods' cheapest sum up to a bound, which is exact where the box is
     one point. A period's plan that lies in a part of the box is still its cheapest there.
     """
-    price = state._first_price()
+    price = state.best_price if state.best_price is not None else state._first_price()
     committed = state.model.is_kind("committed")
     most = np.array([np.inf if o.max_count is None else o.max_count for o in state.model.options])
     afford = np.floor(state.upper / np.maximum(state.total, 1e-12) + 1e-9)
     high = np.where(committed, np.minimum(most, np.where(state.total > 0, afford, most)), 0.0)
     root = _node(state, price, (np.zeros(len(high)), high), None)
     boxes = [] if root is None else [root]
-    state.integer_master()
     leaves = np.inf
     for num in range(BOXES):
         boxes = [b for b in boxes if b.bound < state.upper * (1 - state.gap)]
