@@ -153,6 +153,35 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]], label: str, *, size
     return "\n".join([*parts, "</svg>"])
 
 
+def stacked(pictures: Sequence[str], between: Sequence[str], size: tuple[int, int]) -> str:
+    """One SVG picture of several, one below the other, with an arrow from each to the next.
+
+    Args:
+        pictures: SVG of ``size`` each.
+        between: the lines of text beside an arrow.
+        size: width and height in pixels of one of them.
+    """
+    width, height = size
+    gap, line = 30 + 14 * len(between), 14
+    parts = []
+    for i, one in enumerate(pictures):
+        top = i * (height + gap)
+        parts.append(one.replace("<svg ", f'<svg y="{top}" ', 1))
+        if i + 1 < len(pictures):
+            start, end = top + height + 8, top + height + gap - 10
+            parts.append(f'<path d="M40,{start}V{end}M34,{end - 7}L40,{end}L46,{end - 7}" fill="none" '
+                         'stroke="currentColor" stroke-width="1.8"/>')  # fmt: skip
+            parts += [
+                f'<text x="58" y="{start + line * (k + 1)}">{escape(text)}</text>' for k, text in enumerate(between)
+            ]
+    tall = len(pictures) * height + (len(pictures) - 1) * gap
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {tall}" width="{width}" height="{tall}" '
+        'role="img" font-family="system-ui, sans-serif" font-size="12" fill="currentColor">\n'
+        + "\n".join(parts) + "\n</svg>"
+    )  # fmt: skip
+
+
 def ticks(low: float, high: float, log: bool = False, num: int = 5) -> list[float]:
     """Round values between low and high: 1, 2 or 5 times a power of ten; on a log axis powers of ten (and 2, 5)."""
     if log:

@@ -29,7 +29,6 @@ _FIELDS: dict[str, tuple[str, float]] = {
 }
 BUSY = 0.6  # of the time or rate: above it a resource is said to bound the GPU
 FULL = 0.95  # of the memory
-SLOW_CLOCK = 0.85  # of the power limit's neighbourhood: power that near its limit throttles
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,13 @@ def check_experts(replica: Replica) -> None:
     model, tp, dp, ep = (
         replica.model, replica.tensor_parallel_size, replica.data_parallel_size, replica.expert_parallel_size,
     )  # fmt: skip
-    if model.moe is None or (tp * dp == 1 and ep == 1):
+    if model.moe is None and ep > 1:
+        raise InputError(
+            f"expert_parallel_size {ep} for {model.name}",
+            why="it has no experts, which engines refuse beside expert parallelism",
+            remedy="expert_parallel_size 1",
+        )
+    if model.moe is None:
         return
     everywhere = replica.engine.framework == "vllm"
     fitting = sorted({1, tp * dp} if everywhere else {*(n for n in range(1, tp + 1) if tp % n == 0), tp * dp})

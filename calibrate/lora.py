@@ -24,7 +24,6 @@ from catalogs.schema import Engine, Replica
 FloatArray = NDArray[np.float64]
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # max_lora_rank of vLLM 0.19
 SLICES = {"qkv": 3, "gate_up": 2, "shared_gate_up": 2}  # adapters of their own in one projection
-BY_ROWS = ("o", "down", "shared_down")  # split by their input
 EFF_FLOPS = 0.3  # assumed: thin matrices leave most of a tensor core's tile empty
 KERNELS = 2  # shrink and expand
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,17 +65,6 @@ def slower(table: StepTable, factor: float) -> StepTable:
     """A replica all of whose steps take ``factor`` times as long."""
     scaled = ("decode_tokens_s", "mixed_tokens_s", "sampled_s", "attention_s", "overhead_s", "overhead_per_sequence_s")
     return table._replace(**{name: getattr(table, name) * factor for name in scaled})
-
-
-def with_step_time(groups: Sequence[Group], factor: float) -> list[Group]:
-    """The same fleet on hardware that is slower or faster by a factor."""
-    return [
-        replace(
-            g,
-            served=replace(g.served, spec=replace(g.served.spec, step_table=slower(g.served.spec.step_table, factor))),
-        )
-        for g in groups
-    ]
 
 
 def name_of(slo: Slo) -> str:

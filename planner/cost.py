@@ -101,17 +101,3 @@ def conditional_value_at_risk(cost: FloatArray, probability: FloatArray, alpha: 
         if left <= 1e-15:
             break
     return total / (1.0 - alpha)
-
-
-def capacity_block_hours(hours: float) -> float:
-    """Hours that a Capacity Block for ``hours`` must be bought for: 1-day steps to 14 days, then 7-day steps to 182.
-
-    Raises:
-        ValueError: longer than 182 days.
-    """
-    days = max(1, math.ceil(hours / 24 - 1e-9))
-    if days > 14:
-        days = math.ceil(days / 7) * 7
-    if days > 182:
-        raise ValueError(f"a Capacity Block is at most 182 days, {days} asked")
-    return days * 24.0

@@ -47,6 +47,8 @@ class EnginePlane:
         self._kind_of = [first]
         self._busy_at_start = [0.0]
         self._busy_when_hung: dict[int, float] = {}
+        self.check_every_s: float | None = None
+        self._next_check_s = 0.0
         rows = self._plane._world.requests
         self.outcome = Outcome(
             rows["scheduled_s"],
@@ -132,8 +134,11 @@ class EnginePlane:
         return self._plane.cancel(i)
 
     def advance(self, until_s: float) -> None:
-        """Deliver and serve up to an instant."""
+        """Deliver and serve up to an instant; look for broken invariants every ``check_every_s``."""
         self._plane.advance(until_s)
+        if self.check_every_s is not None and self._next_check_s <= until_s < np.inf:
+            self._plane.check()
+            self._next_check_s = until_s + self.check_every_s
 
     def records(self, requests: Requests, end_s: float) -> Records:
         """What has happened, a row a request and a row a slot."""

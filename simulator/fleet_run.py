@@ -15,6 +15,7 @@ from simulator.fleet_plane import EnginePlane
 from simulator.fleet_scenario import FleetSections, fleet_config
 from simulator.fleet_state import FleetResult
 from simulator.fluid_plane import probe
+from simulator.invariants import CHECKS
 from simulator.long_horizon import LongRun, Windows, run_long
 from simulator.records import COMPLETED, Records
 from simulator.routing import RouterOptions
@@ -41,12 +42,15 @@ def labels_of(scenario: Scenario, lines: Sequence[Line]) -> list[tuple[str, str]
 
 
 def run_fleet(
-    scenario: Scenario, lines: Sequence[Line], requests: Requests
+    scenario: Scenario, lines: Sequence[Line], requests: Requests, check: bool = False
 ) -> tuple[Records, tuple[Line, ...], FleetResult]:
     """Serve all requests on a live fleet: records by slot, the lines by their slots, and what the fleet did.
 
+    Args:
+        check: look for broken invariants at instants of the run (docs/invariants.md).
+
     Raises:
-        InputError: sections that do not fit the fleet, the load or each other.
+        InputError: sections that do not fit the fleet, the load or each other. BrokenInvariantError: with ``check``.
     """
     sections = sections_of(scenario)
     config = fleet_config(sections, lines, requests, labels_of(scenario, lines), scenario.seed)
@@ -57,6 +61,8 @@ def run_fleet(
         weights = [probe(requests, spec, scenario.seed).max_rps for spec in specs]
     options = RouterOptions(staleness_s=staleness_s)
     plane = EnginePlane(requests, specs, scenario.router, scenario.seed, options, weights)
+    if check:
+        plane.check_every_s = max(float(np.ptp(requests.arrival_s)), 1.0) / CHECKS
     caches = sections.caches.build(requests, scenario.seed) if sections.caches else None
     seats = tuple(line.spec.max_num_seqs for line in lines)
     result = Fleet(requests, plane, config, scenario.seed, caches, seats).run()

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 LINK_EFFICIENCY = 0.71
 LATENCY_S = 0.0004
 WITHOUT_ROLES = ("tgi", "onnxruntime")  # no connector that hands KV to another server
-ROLES = ("tgi", "onnxruntime")  # no connector that hands KV to another server
 # Who samples the token that the client sees first. All of them answer from the decode server; SGLang and TensorRT-LLM
 # hand the sampled token over with the KV, vLLM computes the prompt's last token again.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from calibrate.profile_error import replica_error
 from calibrate.techniques import technique_notes
+from catalogs.errors import InputError
 from catalogs.files import replacing
 from catalogs.units import SECONDS_PER_HOUR
 from simulator import metrics
@@ -55,17 +56,20 @@ class Result:
         return metrics.all_ok(self.document["slo"])
 
 
-def simulate(scenario: Scenario, requests: Requests | None = None, *, series_interval_s: float | None = None) -> Result:
+def simulate(
+    scenario: Scenario, requests: Requests | None = None, *, series_interval_s: float | None = None, check: bool = False
+) -> Result:
     """Play a scenario.
 
     Args:
         scenario: with resolved paths (as ``read_scenario`` gives it).
         requests: the workload, if it is in memory already.
         series_interval_s: sample the replicas this often.
+        check: look for broken invariants, at the end and at instants in between (docs/invariants.md).
 
     Raises:
         InputError: a bad trace, an unknown name, a model that does not fit, settings that the engine refuses.
-        MissingError: a profile that is not there.
+        MissingError: a profile that is not there. BrokenInvariantError: a fault of ours, with ``check``.
     """
     from simulator.engine import simulate_replicas
     from simulator.replicas import build_fleet, in_closed_loop
@@ -76,13 +80,13 @@ def simulate(scenario: Scenario, requests: Requests | None = None, *, series_int
     if lines[0].replica.model.kind != "decoder":  # an encoder answers once, whatever the trace says of its output
         requests = replace(requests, output_tokens=np.ones_like(requests.output_tokens))
     if has_roles(scenario):
-        return _simulate_roles(scenario, tuple(by_role(lines)), requests, series_interval_s)
+        return _simulate_roles(scenario, tuple(by_role(lines)), requests, series_interval_s, check)
     if scenario.is_live:
-        return _simulate_live(scenario, lines, requests)
+        return _simulate_live(scenario, lines, requests, check)
     num_schedulers = sum(line.num_schedulers for line in lines)
     specs = [in_closed_loop(line, requests, num_schedulers) for line in lines for _ in range(line.num_engines)]
     records = simulate_replicas(
-        requests, specs, router=scenario.router, seed=scenario.seed, series_interval_s=series_interval_s
+        requests, specs, router=scenario.router, seed=scenario.seed, series_interval_s=series_interval_s, check=check
     )
     latencies = Latencies.of(requests, records)
     document = describe_run(scenario, lines, requests, records, latencies)
@@ -90,12 +94,13 @@ def simulate(scenario: Scenario, requests: Requests | None = None, *, series_int
 
 
 def _simulate_roles(
-    scenario: Scenario, lines: tuple[Line, ...], requests: Requests, series_interval_s: float | None
+    scenario: Scenario, lines: tuple[Line, ...], requests: Requests, series_interval_s: float | None, check: bool
 ) -> Result:
     from simulator.disaggregation import simulate_disaggregated
 
+    pools = build_pools(scenario, lines)
     records = simulate_disaggregated(
-        requests, build_pools(scenario, lines), scenario.router, scenario.seed, series_interval_s=series_interval_s
+        requests, pools, scenario.router, scenario.seed, series_interval_s=series_interval_s, check=check
     )
     latencies = Latencies.of(requests, records)
     document = describe_run(scenario, lines, requests, records, latencies)
@@ -103,15 +108,18 @@ def _simulate_roles(
     return Result(document, requests, records, latencies, lines)
 
 
-def _simulate_live(scenario: Scenario, lines: tuple[Line, ...], requests: Requests) -> Result:
+def _simulate_live(scenario: Scenario, lines: tuple[Line, ...], requests: Requests, check: bool) -> Result:
     from simulator.fleet_run import fleet_document, run_fleet, run_windows, token_seconds
 
     windows: list[tuple[float, float]] = []
     if scenario.control is not None and scenario.control.windows is not None:
+        if check:
+            why = "between the windows no request is followed"
+            raise InputError("a check with control.windows", where="control.windows", why=why, remedy="without windows")
         records, requests, present, long = run_windows(scenario, lines, requests)
         fleet, windows = long.fleet, long.windows
     else:
-        records, present, fleet = run_fleet(scenario, lines, requests)
+        records, present, fleet = run_fleet(scenario, lines, requests, check)
     records = replace(records, series=fleet.series)
     latencies = Latencies.of(requests, records)
     document = describe_run(scenario, present, requests, records, latencies)

@@ -73,7 +73,7 @@ class EngineSpec(Strict):
     hints: ClassVar[Mapping[str, str]] = {
         "max_batch_size": "`max_num_seqs`", "max_running_requests": "`max_num_seqs`",
         "mem_fraction_static": "`gpu_memory_utilization`", "num_gpu_blocks_override": "`num_gpu_blocks`",
-        "speculative_config": "`speculative`",
+        "speculative_config": "`speculative`", "max_queue_delay_microseconds": "`options: {max_queue_delay_s: ...}`",
         "swap_space": "`swap_space_gib`", "kv_offloading_size": "`kv_offload: {cpu_gib: ...}`",
         "hicache_ratio": "`kv_offload: {hicache_ratio: ...}`",
         "dtype": "`precision` of the fleet line", "quantization": "`precision` of the fleet line",

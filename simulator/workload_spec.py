@@ -234,10 +234,6 @@ class WorkloadSpec(SyntheticSpec):
         """The same with file names made relative to ``folder``."""
         return self.model_validate(resolve_paths(self.model_dump(exclude_unset=True), folder))
 
-    @property
-    def is_closed_loop(self) -> bool:
-        return self.arrivals is not None and self.arrivals.process == "closed_loop"
-
 
 def _synthetic_complete(spec: SyntheticSpec) -> None:
     missing = [name for name in ("input_tokens", "output_tokens") if getattr(spec, name) is None]

@@ -26,6 +26,7 @@ KEPT_FILE_BYTES = 4 * 1024 * 1024  # larger traces are known by their hash, not 
 @click.option("--series-out", type=click.Path(), help="Write a CSV of batch, queue and KV use over time.")
 @click.option("--series-interval", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
               help="Seconds between rows of the series.")  # fmt: skip
+@click.option("--check", is_flag=True, help="Look for broken invariants of the engine at 64 instants (takes longer).")
 @click.option("--picture-out", type=click.Path(), help="Write a live fleet's course as an SVG picture.")
 @format_option
 def simulate(
@@ -36,6 +37,7 @@ def simulate(
     series_out: str | None,
     series_interval: float,
     picture_out: str | None,
+    check: bool,
     form: str,
 ) -> None:
     """Play one workload on one fleet and say how fast it was.
@@ -57,7 +59,9 @@ def simulate(
     read = read_scenario(scenario, chosen)
     usd_per_hour = None if read.is_live else fleet_usd_per_hour(read)
     with progress_bar("simulating"):
-        result = run(read, series_interval_s=series_interval if series_out else None)
+        result = run(read, series_interval_s=series_interval if series_out else None, check=check)
+    if check:
+        click.echo("no invariant is broken (docs/invariants.md)", err=True)
     document = with_dollars(result.document, usd_per_hour)
     if result.fleet is not None:
         document = with_fleet_dollars(document, read, result.fleet.ledger)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from app.charts import MEANING_COLOURS, PURCHASE_COLOURS
 from app.web.answer_rows import kept_quality, latency_front, machines, near_roads, promises, quality_front, swings
 from app.web.style import NEUTRAL, TOP, lay_out
 
+HATCHES = ("", "/", ".", "x")
 PLAN, OTHER = MEANING_COLOURS["good"], NEUTRAL
 
 
@@ -72,15 +74,19 @@ def promises_figure(answer: Mapping[str, Any]) -> go.Figure:
 
 
 def machines_figure(answer: Mapping[str, Any]) -> go.Figure:
-    """Stacked machines by period, coloured by purchase form."""
+    """Stacked machines by period, coloured by purchase form; lines of one form are told apart by their hatching."""
     rows = machines(answer)
     found = go.Figure()
+    seen: Counter[str] = Counter()
     for name in dict.fromkeys(r["line"] for r in rows):
         chosen = [r for r in rows if r["line"] == name]
+        form = str(chosen[0]["purchase"])
         found.add_bar(
             x=[r["period"] for r in chosen], y=[r["instances"] for r in chosen], name=name,
-            marker={"color": PURCHASE_COLOURS.get(chosen[0]["purchase"], OTHER), "line": {"width": 0.5}},
+            marker={"color": PURCHASE_COLOURS.get(form, OTHER), "line": {"width": 0.5},
+                    "pattern": {"shape": HATCHES[seen[form] % len(HATCHES)]}},
         )  # fmt: skip
+        seen[form] += 1
     lay_out(found, "planning period", "machines")
     found.update_layout(barmode="stack", bargap=0.05)
     found.update_xaxes(type="category")

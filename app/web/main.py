@@ -11,6 +11,7 @@ import streamlit as st
 from app.web.style import style_sheet
 from app.web.workload_state import show_in_address
 
+NAME = "GPU capacity planner"
 VIEWS = Path(__file__).resolve().parent / "views"
 # file, title, icon; the order is the order of the menu
 MENU: tuple[tuple[str, str, str], ...] = (
@@ -31,7 +32,7 @@ def door() -> bool:
     wanted = os.environ.get("PLAN_WEB_PASSWORD")
     if not wanted or st.session_state.get("entered"):
         return True
-    st.title("GPU capacity planner")
+    st.title(NAME)
     given = st.text_input("Password", type="password")
     if given and hmac.compare_digest(given.encode(), wanted.encode()):
         st.session_state["entered"] = True
@@ -41,7 +42,7 @@ def door() -> bool:
     return False
 
 
-st.set_page_config(page_title="GPU capacity planner", page_icon=str(VIEWS.parent / "icon.svg"), layout="wide")
+st.set_page_config(page_title=NAME, page_icon=str(VIEWS.parent / "icon.svg"), layout="wide")
 st.html(style_sheet())
 if door():
     pages = [
@@ -50,6 +51,7 @@ if door():
         if (VIEWS / f"{file}.py").exists()
     ]
     page = st.navigation(pages)
+    st.set_page_config(page_title=NAME if page.url_path == "" else f"{page.title} · {NAME}")
     kept = f"view-{page.url_path}"
     if not st.query_params and kept in st.session_state:  # back by the menu: the page as it was left
         st.query_params.from_dict(st.session_state[kept])

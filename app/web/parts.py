@@ -85,7 +85,7 @@ def table(rows: Rows, name: str) -> None:
         row = None if lines == 1 else max(WRAPS_PX, 17 + 18 * lines)
         st.dataframe(_readable(frame), hide_index=True, width="stretch", column_config=_columns(frame),
                      alt=alternative, placeholder="–", row_height=row)  # fmt: skip
-    download(f"{name}.csv", lambda: _csv(frame), f"download-{name}")
+    download(f"{name}.csv", lambda: as_csv(frame), f"download-{name}")
 
 
 def listing(found: Table, name: str) -> None:
@@ -122,7 +122,7 @@ def drawing(name: str, alternative: str, found: go.Figure, points: Rows | Callab
     """A figure, its text alternative and the download of its points."""
     st.plotly_chart(found, width="stretch", key=f"chart-{name}", alt=_plain(alternative), config={"displaylogo": False})
     st.caption(alternative)
-    download(f"{name}.csv", lambda: _csv(_frame(points() if callable(points) else points)), f"points-{name}")
+    download(f"{name}.csv", lambda: as_csv(_frame(points() if callable(points) else points)), f"points-{name}")
 
 
 def picture(name: str, alternative: str, svg: str, points: Rows | Callable[[], Rows]) -> None:
@@ -138,7 +138,7 @@ def picture(name: str, alternative: str, svg: str, points: Rows | Callable[[], R
     text = words(" ".join(_plain(alternative).split()))
     st.markdown(f"![{text}](data:image/svg+xml;base64,{content})")
     st.caption(alternative)
-    download(f"{name}.csv", lambda: _csv(_frame(points() if callable(points) else points)), f"points-{name}")
+    download(f"{name}.csv", lambda: as_csv(_frame(points() if callable(points) else points)), f"points-{name}")
 
 
 def download(file_name: str, content: Callable[[], str], key: str, label: str = "") -> None:
@@ -233,7 +233,8 @@ def _frame(rows: Rows) -> pd.DataFrame:
     return rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
 
 
-def _csv(frame: pd.DataFrame) -> str:
+def as_csv(frame: pd.DataFrame) -> str:
+    """A table as its download: cells that a spreadsheet would run as a formula are made plain."""
     return frame.map(_no_formula).to_csv(index=False)
 
 

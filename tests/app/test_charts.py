@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from app.charts import Axis, Limit, Series, svg, ticks
+from app.charts import Axis, Limit, Series, stacked, svg, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -39,3 +39,15 @@ def test_ticks_lie_within_their_range(low: float, high: float, log: bool) -> Non
     found = ticks(low, high, log)
     assert found
     assert all(low <= t <= high * (1 + 1e-9) for t in found)
+
+
+def test_stacked_pictures_stand_one_below_the_other_with_their_steps_between() -> None:
+    one = svg("<b>", [Series("a", [0.0, 1.0], [0.0, 1.0])], Axis("x"), Axis("y"), size=(200, 100))
+    root = ET.fromstring(stacked((one, one), ("first & foremost", "then"), (200, 100)))
+    inner = [e for e in root if e.tag.endswith("svg")]
+    tops = [float(e.attrib["y"]) for e in inner]
+    steps = [e for e in root if e.tag.endswith("text")]
+    assert [e.text for e in steps] == ["first & foremost", "then"]
+    assert tops[0] == 0
+    assert all(100 < float(e.attrib["y"]) < tops[1] for e in steps)
+    assert float(root.attrib["height"]) == tops[1] + 100

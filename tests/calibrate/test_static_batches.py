@@ -12,7 +12,10 @@ from calibrate.roofline import peak_flops
 from calibrate.static_batches import batch_time_s, fitted_constants
 from calibrate.work import flops_per_token
 from catalogs.load import find_gpu, find_model, gpus
-from catalogs.schema import Replica
+from catalogs.schema import Engine, Replica
+from simulator.engine import simulate_replicas
+from simulator.replicas import build_line
+from simulator.workload import Requests
 from tests.shared_data import shared_data
 
 
@@ -61,3 +64,17 @@ def test_half_the_power_makes_a_card_slower() -> None:
     gpu = find_gpu("T4")
     whole, half = (Replica(find_model("bert-large"), replace(gpu, tdp_w=w), precision="int8") for w in (70.0, 35.0))
     assert batch_time_s(half, 256, 177) > 1.3 * batch_time_s(whole, 256, 177)
+
+
+def test_the_engine_serves_a_batch_of_sequences_in_the_time_of_that_batch() -> None:
+    """Every token of an encoder attends to all of its sequence: the step's keys are not those of a causal prompt."""
+    replica = Replica(
+        find_model("bert-large"), find_gpu("A100-80GB"), precision="fp16",
+        engine=Engine(framework="onnxruntime", max_num_seqs=8),
+    )  # fmt: skip
+    line = build_line(replica)
+    requests = Requests(np.zeros(8), np.full(8, 384, np.int64), np.ones(8, np.int64))
+    busy_s = float(simulate_replicas(requests, [line.spec]).busy_s[0])
+    table = line.spec.step_table
+    expected_s = batch_time_s(line.replica, 8, 384.0) + table.overhead_s + 8 * table.overhead_per_sequence_s
+    assert busy_s == pytest.approx(expected_s, rel=1e-3)

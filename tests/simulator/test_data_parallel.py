@@ -216,3 +216,5 @@ def test_gathering_brings_the_routers_logits_and_deepep_takes_away_the_graphs() 
 def test_experts_are_shared_as_the_engine_can(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_line(Replica(find_model("qwen3-30b-a3b"), find_gpu("H100-SXM"), **sizes))
+    with pytest.raises(InputError, match="expert_parallel_size 2 for llama"):
+        build_line(Replica(find_model("llama-3.1-8b"), find_gpu("H100-SXM"), expert_parallel_size=2))

@@ -13,6 +13,8 @@ from click.testing import CliRunner, Result
 
 from app.cli.main import cli
 from catalogs.errors import GateError, InputError, MissingError
+from simulator import preemption
+from simulator.invariants import BrokenInvariantError
 from simulator.run import simulate
 from simulator.scenario import Scenario, read_scenario
 
@@ -156,6 +158,17 @@ def test_the_run_is_kept(tmp_path: Path) -> None:
     played(tmp_path)
     shown = CliRunner().invoke(cli, ["runs", "list", "--format", "json"])
     assert "llama-3.1-8b on 2 x H100-SXM" in shown.stdout
+
+
+@pytest.mark.parametrize("more", ["", "failures: {crash_mtbf_h: 0.01}\n"])
+def test_invariants_are_looked_for_by_a_flag_in_any_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str
+) -> None:
+    shown = invoke(str(written(tmp_path, SMALL + more)), "--check", "--format", "json")
+    assert shown.exit_code == 0 and "no invariant is broken" in shown.stderr
+    monkeypatch.setattr(preemption, "blocks_held", lambda w, r, i, tokens: 1)  # blocks seem to leak
+    assert isinstance(invoke(str(tmp_path / "s.yaml"), "--check").exception, BrokenInvariantError)
+    assert invoke(str(tmp_path / "s.yaml")).exit_code == 0
 
 
 def test_series_are_written(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ FAINT = """() => {
   while (walk.nextNode()) {
     const e = walk.currentNode.parentElement, text = walk.currentNode.textContent.trim();
     if (!text || !e.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+    if (e.getBoundingClientRect().width <= 1) continue;  // for screen readers alone
     if (e.closest('[disabled], [aria-disabled=true], svg, canvas, [role=slider], '
       + '[data-testid=stSliderThumbValue], [class*=Placeholder], '
       + '[data-testid=stIconMaterial]')) continue;

@@ -88,7 +88,8 @@ def test_a_tighter_promise_is_asked_for_and_stands_in_the_url(visit: Visit) -> N
     field.press("Tab")
     page.get_by_role("button", name="Find the cheapest fleet").click()
     page.get_by_text("Verified:").wait_for(timeout=240_000)
-    page.get_by_text("0.6", exact=False).first.wait_for(timeout=30_000)
+    page.get_by_role("tab", name="How safe it is").click()
+    page.get_by_role("cell", name="0.6", exact=True).wait_for(timeout=30_000)
     assert "ttft=0.6&" in page.url
     address = page.url
     page.goto("about:blank")

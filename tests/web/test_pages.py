@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,22 @@ import pytest
 
 from app.runs import remove_run, save_run
 from tests.report.test_month import month
-from tests.web.visitor import MAIN, TRACE, answered, finish, go, pictures, press, said, tables, testing, upload, visit
+from tests.web.visitor import (
+    MAIN,
+    TRACE,
+    answered,
+    captions,
+    commands,
+    finish,
+    go,
+    pictures,
+    press,
+    said,
+    tables,
+    testing,
+    upload,
+    visit,
+)
 
 from app.web import parts, reports, workload_state  # isort: skip
 
@@ -62,6 +78,7 @@ def test_every_page_opens_with_words_or_a_chart(name: str) -> None:
     assert not found.error
     assert found.get("plotly_chart") or pictures(found) or found.info, said(found)
     assert said(found) is not None
+    assert "plan " in commands(found)
 
 
 def test_an_upload_is_the_workload_of_every_page_and_of_this_visitor_only() -> None:
@@ -70,6 +87,15 @@ def test_an_upload_is_the_workload_of_every_page_and_of_this_visitor_only() -> N
     assert any("mine.csv: 300 requests" in c.value for c in mine.caption)
     assert go(mine, "workload").metric[0].value == "300"
     assert go(other, "workload").metric[0].value != "300"
+
+
+def test_a_trace_is_taken_on_the_workload_page_too_and_an_error_names_it_as_the_visitor_does() -> None:
+    found = upload(visit("workload"), "mine.csv", TRACE)
+    assert "Showing mine.csv" in captions(found)
+    told = said(upload(visit("workload"), "my trace<b>.csv", TRACE + b"1,nan,2\n"))
+    assert "my_trace_b_.csv:302" in told
+    assert "plan-web-" not in told
+    assert "Showing the demo trace" in captions(press(found, "Back to the demo trace"))
 
 
 def test_a_name_is_shown_as_it_is_and_not_read_as_markup() -> None:
@@ -328,9 +354,28 @@ def test_a_schedule_is_previewed_in_every_form_and_its_mistakes_stand_at_their_f
         found.run()
         shown += [c.value for c in found.code]
     assert all(any(sign in text for text in shown) for sign in ("CRON_TZ=", "[Service]", "kind: CronJob", "checkout"))
-    bad = said(visit("export", tab="Schedule", cron="every monday", timezone="Mars", name="../x"))
-    assert "not a cron expression" in bad
-    assert "no such time zone" in bad
+    bad = said(visit("export", tab="Schedule", cron="every monday", timezone="Mars", name="../x", bill=" "))
+    for words in ("not a cron expression", "no such time zone", "Letters, digits", "A file's name is needed"):
+        assert words in bad
+
+
+def test_the_address_keeps_a_schedules_fields() -> None:
+    asked = {"tab": "Schedule", "name": "daily", "cron": "0 7 * * *", "timezone": "Asia/Tokyo", "bill": "cur.parquet",
+             "budget": "5000", "write_to": "out/{period}.md", "by": "systemd"}  # fmt: skip
+    found = visit("export", **asked)
+    said(found)
+    kept = {key: value[0] if isinstance(value, list) else value for key, value in found.query_params.items()}
+    assert kept == asked
+    assert any("budget_usd_per_month: 5000" in c.value for c in found.code)
+
+
+def test_lines_of_one_purchase_form_are_told_apart_in_the_machines_by_period() -> None:
+    lines = [{**line, "purchase": "spot"} for line in ANSWER["plan"]["lines"]]
+    found = visit("recommend", tab="Over time")
+    answered(found, "recommend", {**ANSWER, "plan": {**ANSWER["plan"], "lines": lines}})
+    marks = [t["marker"] for t in json.loads(found.get("plotly_chart")[0].proto.spec)["data"]]
+    assert len({m["color"] for m in marks}) == 1
+    assert len({m["pattern"]["shape"] for m in marks}) == 2
 
 
 def test_the_password_stands_before_every_page(monkeypatch: pytest.MonkeyPatch) -> None:

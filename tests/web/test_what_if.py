@@ -94,3 +94,12 @@ def test_a_plan_without_a_model_says_so() -> None:
     shown = captions(answered(visit("recommend"), "recommend", ANSWER))
     assert "No sliders here" in shown
     assert "a table of measurements" in shown
+
+
+def test_a_plan_made_without_explore_says_why_its_limits_have_no_slider(asked: Any) -> None:
+    inputs, answer, path = asked
+    told = {**answer, "what_if": {**answer["what_if"], "slo_factors": [1.0]}}
+    found = opened((inputs, told, path))
+    assert "without `explore`" in captions(found)
+    assert {s.label for s in found.select_slider} == {"Load, times this plan's", "That price, times today's"}
+    assert "too many to keep" in captions(opened(({**inputs, "seed": 1}, {**answer, "what_if": None}, path)))

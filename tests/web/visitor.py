@@ -16,12 +16,12 @@ TRACE = b"arrival_s,input_tokens,output_tokens\n" + b"".join(b"%d,100,20\n" % i 
 
 
 def visit(name: str = "start", /, **query: str) -> Any:
-    """A visitor on a page."""
+    """A visitor whose first page is this one, with these settings in the address."""
     found = testing.AppTest.from_file(str(MAIN), default_timeout=60)
-    if name == "start":
-        found.query_params.update(query)
-    found.run()
-    return go(found, name, **query) if name != "start" else found
+    if name != "start":
+        found.switch_page(f"views/{name}.py")
+    found.query_params.update(query)
+    return found.run()
 
 
 def go(found: Any, name: str, /, **query: str) -> Any:

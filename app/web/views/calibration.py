@@ -18,7 +18,6 @@ from catalogs.schema import Engine, Replica
 PRECISIONS = ("bf16", "fp16", "fp8", "int8", "int4-awq", "int4-gptq")
 SIZES = ("1", "2", "4", "8")
 MAX_TABLE_BYTES = 20 * 1024 * 1024
-BEST = "best"
 
 heading("Calibration", "How long a step takes, what that rests on, and how wrong it may be.")
 

@@ -51,7 +51,7 @@ def show(shown: Shown) -> None:
     show_course(shown)
     drawing("time", "Where the requests' time went, and what the engines did meanwhile.", breakdown_figure(answer),
             breakdown(answer))  # fmt: skip
-    for i, found in enumerate(run_tables(answer)):
+    for i, found in enumerate(run_tables({**answer, "over_time": None})):  # that course is drawn above
         st.header(words(found.title))
         name = found.title.lower().replace(" ", "-") if i else "latencies"
         listing(found, name)
@@ -71,6 +71,9 @@ def show_course(shown: Shown) -> None:
             table([{"time (s)": e["t_s"], "kind": e["kind"], "what": e["what"]} for e in befell], "losses")
         else:
             st.caption("No machine was lost or refused.")
+    else:
+        num = sum(int(line["count"]) for line in shown.scenario["fleet"])
+        st.caption(f"A fixed fleet: {num} {'replica' if num == 1 else 'replicas'} from the first request to the last.")
     course = over_time(shown.answer, shown.series)
     if not len(course.get("t_s", ())):
         return

@@ -77,7 +77,6 @@ def make() -> None:
     spec, seed = form()
     if st.button("Use this load on every page", type="primary"):
         keep_synthetic(spec, seed)
-        st.toast("This load is now the workload of every page.")
         st.rerun()
     requests = synthetic(json.dumps(spec), seed)
     t_s, rate = arrivals_per_window(requests, 120)
