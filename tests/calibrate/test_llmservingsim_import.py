@@ -81,6 +81,18 @@ def test_ranks_that_share_experts_are_timed_at_the_tokens_of_all(tmp_path: Path)
     assert table.experts_s[16] > 48 * 1e-6 * reached  # and the exchange
 
 
+def test_sliced_experts_need_the_kernel_of_their_slice(tmp_path: Path) -> None:
+    profile = import_profile(write_tables(tmp_path, {"qkv_proj": 1.0}, moe=True))
+    ranks = replica("qwen3-30b-a3b", data_parallel_size=2)  # vLLM without --enable-expert-parallel
+    with pytest.raises(MissingError, match=r"no tp2/moe\.csv"):
+        step_table(ranks, profile, 64, 8)
+    profile = import_profile(write_tables(tmp_path, {"qkv_proj": 1.0}, moe=True, degree=2))
+    table = step_table(ranks, profile, 64, 8)
+    reached = 128 * (1 - (1 - 8 / 128) ** 16)
+    assert table.experts_s is not None and table.experts_s[16] > 48 * 1e-6 * reached  # of all experts, and the exchange
+    assert table.decode_tokens_s[8] == pytest.approx(48 * 8e-6)
+
+
 def test_tensor_parallel_tables_fall_back_on_one_gpu_for_layers_that_do_not_change(tmp_path: Path) -> None:
     write_tables(tmp_path, {"qkv_proj": 2.0, "layernorm": 1.0})
     write_tables(tmp_path, {"qkv_proj": 1.0}, degree=2)
