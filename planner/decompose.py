@@ -320,8 +320,9 @@ def branch(state: _State) -> None:
     afford = np.floor(state.upper / np.maximum(state.total, 1e-12) + 1e-9)
     high = np.where(committed, np.minimum(most, np.where(state.total > 0, afford, most)), 0.0)
     root = _node(state, price, (np.zeros(len(high)), high), None)
-    boxes = [] if root is None else [root]
-    leaves = np.inf
+    if root is None:
+        return
+    boxes, leaves = [root], np.inf
     for num in range(BOXES):
         boxes = [b for b in boxes if b.bound < state.upper * (1 - state.gap)]
         if not boxes or time.monotonic() > state.end:
@@ -338,8 +339,8 @@ def branch(state: _State) -> None:
             if child is not None:
                 boxes.append(child)
         log.debug("box %d: %.4f to %.4f", num, min([b.bound for b in boxes], default=leaves), state.upper)
-    done = min([b.bound for b in boxes], default=state.upper * (1 - state.gap))
-    state.lower = max(state.lower, min(done, leaves, state.upper))
+    left_out = state.upper * (1 - state.gap)  # at least, of the boxes that were not looked into
+    state.lower = max(state.lower, min([left_out, leaves, *(b.bound for b in boxes)]))
 
 
 @dataclass(frozen=True)
@@ -360,7 +361,9 @@ def _node(state: _State, price: FloatArray, box: Box, above: _Node | None) -> _N
             return float(above.usd[i]), above.holds[i]
         expected = float(state.relaxed.cell_usd[state.cells[i].where])
         plan, bound = state.cells[i].between(price[i], box, state.tolerance_usd, expected)
-        return None if plan is None else (bound, plan.holds)
+        if plan is None:  # none in the box, or none found in time
+            return None if np.isinf(bound) else (bound, box[0])
+        return bound, plan.holds
 
     found = list(state.pool.map(solve, range(len(state.cells))))
     if any(f is None for f in found):
