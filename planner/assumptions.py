@@ -32,9 +32,8 @@ def assumptions_of(problem: Problem, horizon: Horizon) -> list[str]:
         share, source = zone_availability(problem)
         notes.append(
             f"spot: {problem.spot.zones} zones, each up {share:.0%} of the time ({source}), correlation "
-            f"{problem.spot.zone_correlation:g}; what is lost is asked for in zones that are up, which have room for "
-            f"{problem.spot.zone_share:.0%} of it each; replacements boot in {problem.time.boot_s:g} s"
-            + (", those on demand are a mean over outages" if problem.spot.fallback else "")
+            f"{problem.spot.zone_correlation:g}; replacements on demand boot in {problem.time.boot_s:g} s, and their "
+            "number is a mean over outages"
         )
     longest = max((TERM_YEARS.get(form, 0.0) * 12 for form in problem.candidates.purchase), default=0.0)
     if problem.commitments.horizon_months < longest:

@@ -5,9 +5,7 @@ Once the commitments y are fixed, periods have nothing in common. So:
 1. The linear relaxation (``planner.relaxation``) gives the first lower bound and commitments that are not whole.
 2. These are rounded, and every period is solved for whole machines beside them. Neighbouring hours want the same few
    options, so a sample of periods is solved with all that could pay, and the others with what the sample used.
-3. A fleet of so few machines that one more or less is a large share of it is searched by branch and bound over boxes of
-   commitments.
-4. Where that leaves a gap, column generation (Dantzig and Wolfe 1960) goes on: a master combines the plans of periods
+3. Where that leaves a gap, column generation (Dantzig and Wolfe 1960) goes on: a master combines the plans of periods
    found so far, and its prices for holding a commitment in a period (over all periods no more than the commitment
    costs) ask each period for a better plan. The sum of their bounds is a Lagrangian bound, which counts whole machines.
 """
@@ -64,8 +62,6 @@ def solve_decomposed(model: FleetModel, gap: float = 1e-3, time_limit_s: float =
             return None
         state = _State(model, cells_of(model), relaxed, gap, end, pool)
         state.round_commitments()
-        if state.open() and _few(state):
-            branch(state)
         for _ in range(ROUNDS):
             if not state.open():
                 break
@@ -74,6 +70,8 @@ def solve_decomposed(model: FleetModel, gap: float = 1e-3, time_limit_s: float =
             state.price()
             if state.open():
                 state.integer_master()
+            if state.open() and _few(state):
+                branch(state)
             if before == (state.lower, state.upper, state.num_plans):
                 break
     return state.solution()
@@ -137,7 +135,7 @@ class _State:
                 self.evaluate(rounded, most)
                 if self._near():
                     break
-            if self.chosen is not None and not (self.open() and _few(self)):
+            if self.chosen is not None:
                 return
 
     def _near(self) -> bool:
@@ -236,7 +234,7 @@ class _State:
         from scipy.sparse import csr_matrix, hstack, identity, kron
 
         use = [j for j in range(len(self.total)) if any(p.holds[j] > 0 for c in self.cells for p in c.plans)]
-        holds = np.array([p.holds[use] for c in self.cells for p in c.plans]).reshape(-1, len(use))
+        holds = np.array([p.holds[use] for c in self.cells for p in c.plans]).reshape(self.num_plans, len(use))
         cost = np.array([c.weight * p.usd_per_hour for c in self.cells for p in c.plans])
         owner = np.array([i for i, c in enumerate(self.cells) for _ in c.plans], dtype=np.int64)
         num, plans, width = len(self.cells), len(cost), len(use)
@@ -316,15 +314,15 @@ def branch(state: _State) -> None:
     prices sum up to what commitments cost, so the periods' cheapest sum up to a bound, which is exact where the box is
     one point. A period's plan that lies in a part of the box is still its cheapest there.
     """
-    price = state._first_price()
+    price = state.best_price if state.best_price is not None else state._first_price()
     committed = state.model.is_kind("committed")
     most = np.array([np.inf if o.max_count is None else o.max_count for o in state.model.options])
     afford = np.floor(state.upper / np.maximum(state.total, 1e-12) + 1e-9)
     high = np.where(committed, np.minimum(most, np.where(state.total > 0, afford, most)), 0.0)
     root = _node(state, price, (np.zeros(len(high)), high), None)
-    boxes = [] if root is None else [root]
-    state.integer_master()
-    leaves = np.inf
+    if root is None:
+        return
+    boxes, leaves = [root], np.inf
     for num in range(BOXES):
         boxes = [b for b in boxes if b.bound < state.upper * (1 - state.gap)]
         if not boxes or time.monotonic() > state.end:
@@ -341,8 +339,8 @@ def branch(state: _State) -> None:
             if child is not None:
                 boxes.append(child)
         log.debug("box %d: %.4f to %.4f", num, min([b.bound for b in boxes], default=leaves), state.upper)
-    done = min([b.bound for b in boxes], default=state.upper * (1 - state.gap))
-    state.lower = max(state.lower, min(done, leaves, state.upper))
+    left_out = state.upper * (1 - state.gap)  # at least, of the boxes that were not looked into
+    state.lower = max(state.lower, min([left_out, leaves, *(b.bound for b in boxes)]))
 
 
 @dataclass(frozen=True)
@@ -363,7 +361,9 @@ def _node(state: _State, price: FloatArray, box: Box, above: _Node | None) -> _N
             return float(above.usd[i]), above.holds[i]
         expected = float(state.relaxed.cell_usd[state.cells[i].where])
         plan, bound = state.cells[i].between(price[i], box, state.tolerance_usd, expected)
-        return None if plan is None else (bound, plan.holds)
+        if plan is None:  # none in the box, or none found in time
+            return None if np.isinf(bound) else (bound, box[0])
+        return bound, plan.holds
 
     found = list(state.pool.map(solve, range(len(state.cells))))
     if any(f is None for f in found):

@@ -49,18 +49,11 @@ class Option:
 
 @dataclass(frozen=True)
 class State:
-    """A state of the spot zones within a period.
-
-    Attributes:
-        spot_up: share of the spot machines that run.
-        fallback: replacements bought on demand are serving already.
-        before: where they are not: the state that was before, whose replacements serve on; None: none do.
-    """
+    """A state of the spot zones within a period."""
 
     probability: float
-    spot_up: float = 1.0
-    fallback: bool = True
-    before: int | None = None
+    spot_up: float = 1.0  # share of the spot machines that run
+    fallback: bool = True  # replacements bought on demand are serving already
 
 
 @dataclass(frozen=True)

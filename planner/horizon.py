@@ -23,7 +23,6 @@ from simulator.traces import take
 
 CYCLE = {"hour_of_day": 24, "hour_of_week": 168}
 MIN_HOUR_SHARE = 0.25  # of an hour that a trace must cover for its rate to count
-MOST_STATES = 6  # of the spot zones, over many periods
 MAX_REQUESTS = 20_000  # simulated for one period whose requests are the workload's at another rate
 FloatArray = NDArray[np.float64]
 
@@ -233,65 +232,38 @@ def zone_availability(problem: Problem) -> tuple[float, str]:
 
 
 def spot_states(problem: Problem) -> tuple[State, ...]:
-    """How many of the zones are up, with probability; while replacements boot after one went down, a state of its own.
+    """How many of the zones are up, with probability; while replacements boot, a state of its own.
 
-    Machines stand evenly over the zones that are up, but at most a share c of them in one (``zone_share``): with k up
-    min(1, k c) run, and what is missing is on demand. After one of k + 1 went down, k min(1 / (k + 1), c) run until
-    that is made up for, beside what was on demand before.
+    Over many periods the short states in which replacements boot are one, at their mean. The others stay apart: what
+    replaces lost machines is convex in how many are lost, so their mean would promise too cheap a fleet.
 
     Zones are up with equal probability a and correlation r: the number of zones up is beta-binomial with parameters
     a (1 - r) / r and (1 - a)(1 - r) / r, whose pairwise correlation is r.
     """
-    spot, num = problem.spot, problem.spot.zones
-    chances, cap = zones_up(zone_availability(problem)[0], spot), max(spot.zone_share, 1 / num)
-    lost = _just_lost(chances, problem)
-    states: list[State] = []
-    settled: dict[float, int] = {}  # by the share of machines that run
-    for up in range(num, -1, -1):
-        runs, chance = min(1.0, up * cap), float(chances[up] - lost[up])
-        if runs in settled:
-            same = states[settled[runs]]
-            states[settled[runs]] = replace(same, probability=same.probability + chance)
+    spot = problem.spot
+    share, _ = zone_availability(problem)
+    booting = min(1.0, problem.time.boot_s / spot.mean_outage_s) if spot.fallback else 1.0
+    states = []
+    for up, chance in enumerate(zones_up(share, spot)):
+        if chance <= 1e-9:
             continue
-        settled[runs] = len(states)
-        states.append(State(chance, runs, fallback=runs >= 1 or spot.fallback))
-    for up in range(num):
-        before = settled[min(1.0, (up + 1) * cap)]
-        states.append(State(float(lost[up]), up * min(1 / (up + 1), cap), fallback=False, before=before))
-    over_time = problem.time.periods != "static" or problem.time.demand is not None
-    return _likely(_merged(states) if over_time and len(states) > MOST_STATES else states)
-
-
-def _just_lost(chances: FloatArray, problem: Problem) -> FloatArray:
-    """(zones + 1,) share of time in which so many zones are up and the replacements for one more are booting.
-
-    Zones go down n (1 - a) / mean outage times a second in all. How often from k + 1 to k is taken to be as the
-    geometric mean of both states' probabilities; a path of observed zones' outages agrees within a third.
-    """
-    num, outage_s = problem.spot.zones, problem.spot.mean_outage_s
-    down = float(num - chances @ np.arange(num + 1))
-    often = np.append(np.sqrt(chances[:-1] * chances[1:]), 0.0)
-    booting = problem.time.boot_s / outage_s * down * often / max(float(often.sum()), 1e-12)
-    return np.asarray(np.minimum(booting, chances))
-
-
-def _likely(states: Sequence[State]) -> tuple[State, ...]:
-    """Without states that never are; probabilities sum to 1."""
-    kept = [i for i, s in enumerate(states) if s.probability > 1e-9]
-    total = sum(states[i].probability for i in kept)
-    place: dict[int | None, int] = {i: n for n, i in enumerate(kept)}
-    return tuple(
-        replace(states[i], probability=states[i].probability / total, before=place.get(states[i].before)) for i in kept
-    )
+        if up == spot.zones:
+            states.append(State(chance, 1.0))
+            continue
+        part = up / spot.zones
+        if booting > 0:
+            states.append(State(chance * booting, part, fallback=False))
+        if booting < 1:
+            states.append(State(chance * (1 - booting), part))
+    if spot.fallback and (problem.time.periods != "static" or problem.time.demand is not None):
+        states = _merged(states)
+    total = sum(s.probability for s in states)
+    return tuple(replace(s, probability=s.probability / total) for s in states)
 
 
 def _merged(states: Sequence[State]) -> list[State]:
-    """The states in which replacements boot as one, at their mean, in which nothing that was on demand before serves.
-
-    The others stay apart: what replaces lost machines is convex in how many are lost, so their mean would promise too
-    cheap a fleet.
-    """
-    found, booting = [s for s in states if s.before is None], [s for s in states if s.before is not None]
+    """The states in which replacements boot as one, at their mean."""
+    found, booting = [s for s in states if s.fallback], [s for s in states if not s.fallback]
     chance = sum(s.probability for s in booting)
     if chance > 0:
         found.append(State(chance, sum(s.probability * s.spot_up for s in booting) / chance, fallback=False))

@@ -248,9 +248,8 @@ def _config(problem: Problem, lines: Sequence[Line], window: Window, seed: int) 
     availability = None
     if any(g.spot for g in groups):
         share, _ = zone_availability(problem)
-        room = math.ceil(max(problem.spot.zone_share, 1 / problem.spot.zones) * most_spot(lines) - 1e-9)
         zones = [
-            Zone(f"{problem.region}-{z + 1}", problem.region, share, room, SPOT_PRICE_SHARE)
+            Zone(f"{problem.region}-{z + 1}", problem.region, share, None, SPOT_PRICE_SHARE)
             for z in range(problem.spot.zones)
         ]
         span_s = window.demand.duration_s + 2 * SECONDS_PER_HOUR
@@ -258,16 +257,11 @@ def _config(problem: Problem, lines: Sequence[Line], window: Window, seed: int) 
     return FleetConfig(groups, availability=availability)
 
 
-def most_spot(lines: Sequence[Line]) -> int:
-    """Spot replicas of the largest line, in its busiest period: no zone holds more than its share of so many."""
-    return max(int(x.counts.max()) * x.candidate.replicas_per_instance for x in lines if x.option.kind == "spot")
-
-
 def _group(problem: Problem, kind: int, line: Line, window: Window, cold: ColdStart) -> Group:
     replicas = [int(line.counts[p]) * line.candidate.replicas_per_instance for p in window.periods]
     spot = None
     if line.option.kind == "spot":
-        spot = SpotPolicy(dynamic_ondemand_fallback=problem.spot.fallback, placer="any_zone")
+        spot = SpotPolicy(dynamic_ondemand_fallback=problem.spot.fallback, placer="even_spread")
     entries = timetable(replicas, window.start_s, problem.time.boot_s * math.exp(BOOT_SIGMA))
     moves = spot is not None or len(set(replicas)) > 1
     scaler = partial(Scheduled, entries, interval_s=SCALER_INTERVAL_S) if moves else None

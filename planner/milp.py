@@ -118,9 +118,6 @@ def _variables(model: FleetModel, program: Program) -> Columns:
     down = np.array([s.fallback and s.spot_up < 1 for s in model.states])
     may_replace = (on_demand[:, None, None] & held)[..., None] & down & bool(spot.any())
     f = program.columns(may_replace, 0.0, most[:, None, None, None])  # a mean: states pass
-    for k, state in enumerate(model.states):
-        if state.before is not None:
-            f[..., k] = f[..., state.before]  # the same machines
     tracks = held & _tracks_starts(model)[:, None, None]
     r = program.columns(tracks, 0.0)
     routes = (serves[:, None, None, :] & (model.demand > 0)[None] & active[..., None])[:, :, :, None, :]

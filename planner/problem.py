@@ -119,9 +119,6 @@ class Spot(Strict):
     zone_correlation: float = Field(0.43, ge=0, lt=1, description="between the zones of a region")
     mean_outage_s: float = Field(8000.0, gt=0, description="of a zone; the mean of four us-east-1 zones in 2023")
     fallback: bool = Field(True, description="replace lost spot machines on demand")
-    zone_share: float = Field(
-        0.5, gt=0, le=1, description="of the spot machines, at most in one zone, when lost ones are asked for elsewhere"
-    )
 
 
 class Scenario(Strict):

@@ -189,9 +189,6 @@ def _price_options(model: FleetModel, prices: _Prices) -> tuple[FloatArray, Floa
         missing[j] = float(np.minimum(adds + slack * weight, 0.0).sum())
         if option.kind == "on_demand" and down.any():
             mean = usd - capacity + quota
-            for k, state in enumerate(model.states):
-                if state.before is not None:
-                    mean[..., state.before] += mean[..., k]
             mean = np.where(down & active[j][None, :, None], mean + slack * weight[..., None] * chance, 0.0)
             missing[j] += float(np.minimum(mean, 0.0).sum())
     return value, reduced, committed_reduced, missing

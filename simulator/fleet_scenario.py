@@ -49,7 +49,7 @@ class SpotSpec(Strict):
     num_overprovision: Annotated[int, Field(ge=0)] = 0
     base_ondemand_fallback_replicas: Annotated[int, Field(ge=0)] = 0
     dynamic_ondemand_fallback: bool = False
-    placer: Literal["dynamic_fallback", "even_spread", "cheapest", "any_zone"] = "dynamic_fallback"
+    placer: Literal["dynamic_fallback", "even_spread", "cheapest"] = "dynamic_fallback"
     notice_s: NotNegative = 120.0
     drain_on_notice: bool = True
     rebalance_lead_s: NotNegative = 0.0

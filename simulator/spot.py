@@ -292,35 +292,7 @@ class Cheapest:
         self._at += 1
 
 
-@dataclass
-class AnyZone:
-    """Evenly over the zones that gave the last machine that was asked of them; all of them again once none does.
-
-    As an Auto Scaling group in its default way, ``balanced-best-effort`` (AWS, docs.aws.amazon.com/autoscaling/ec2/
-    userguide/ec2-auto-scaling-availability-zone-balanced.html, read 2026-11), but nothing moves back by itself.
-    """
-
-    zones: Sequence[Zone]
-    lost: set[int] = field(default_factory=set)
-
-    def choose(self, in_use: Sequence[int]) -> int:
-        """The zone with the fewest replicas among those that work."""
-        return min((z for z in range(len(self.zones)) if z not in self.lost), key=lambda z: (in_use.count(z), z))
-
-    def active(self, zone: int) -> None:
-        """The zone works."""
-        self.lost.discard(zone)
-
-    def preempted(self, zone: int) -> None:
-        """Avoid the zone until none is left."""
-        self.lost.add(zone)
-        if len(self.lost) == len(self.zones):
-            self.lost.clear()
-
-
-PLACERS = {
-    "dynamic_fallback": DynamicFallback, "even_spread": EvenSpread, "cheapest": Cheapest, "any_zone": AnyZone,
-}  # fmt: skip
+PLACERS = {"dynamic_fallback": DynamicFallback, "even_spread": EvenSpread, "cheapest": Cheapest}
 
 
 @dataclass(frozen=True)

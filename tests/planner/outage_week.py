@@ -14,7 +14,6 @@ import numpy as np
 
 from planner.fleet_model import FleetModel, Option
 from planner.milp import Solution
-from planner.problem import Problem
 from simulator.spot import PLACERS, Availability, Placer, SpotPolicy
 
 TICK_S = 60.0
@@ -23,11 +22,10 @@ Wanted = tuple[list[int], int]  # spot machines of each option, on-demand machin
 
 @dataclass
 class Machines:
-    """Spot machines of one option: (zone, ready at) of each; no zone is asked for more than a share of them."""
+    """Spot machines of one option: (zone, ready at) of each."""
 
     option: Option
     placer: Placer
-    zone_share: float = 1.0
     held: list[tuple[int, float]] = field(default_factory=list)
 
     def lose(self, path: Availability, now: float) -> None:
@@ -41,9 +39,8 @@ class Machines:
         """Start what is missing (a launch into a zone that is down fails), let go what is too much."""
         self.held = sorted(self.held, key=lambda m: m[1])[:wanted]
         for _ in range(wanted - len(self.held)):
-            in_use = [z for z, _ in self.held]
-            zone = self.placer.choose(in_use)
-            if path.is_up(zone, now) and in_use.count(zone) < math.ceil(self.zone_share * wanted - 1e-9):
+            zone = self.placer.choose([z for z, _ in self.held])
+            if path.is_up(zone, now):
                 self.placer.active(zone)
                 self.held.append((zone, now + cold_start_s))
             else:
@@ -59,7 +56,7 @@ def operate(
     demand_rps: np.ndarray,
     spot: Sequence[Machines],
     on_demand: Option,
-    wanted: Callable[[int, list[int], list[int]], Wanted],
+    wanted: Callable[[int, list[int], float], Wanted],
     standing: tuple[np.ndarray, np.ndarray],
     cold_start_s: float,
 ) -> tuple[float, float]:
@@ -67,7 +64,7 @@ def operate(
 
     Args:
         demand_rps: (hours,)
-        wanted: from the hour, the spot machines of each option that are ready, and that are held, what to hold.
+        wanted: from the hour, the ready spot machines of each option and the on-demand machines ready, what to hold.
             It is asked for the hour that a machine started now would first serve in.
         standing: (hours,) capacity in requests a second and USD an hour of machines that are there by timetable.
     """
@@ -84,7 +81,7 @@ def operate(
         serving += sum(at <= now for at in bought) / float(on_demand.load[0]) + standing[0][hour]
         lost += max(0.0, demand_rps[hour] - serving) * TICK_S
         ahead = min(int((now + cold_start_s) // 3600), num_hours - 1)
-        counts, instead = wanted(ahead, ready, [len(m.held) for m in spot])
+        counts, instead = wanted(ahead, ready, serving)
         for machines, count in zip(spot, counts, strict=True):
             machines.ask_for(count, path, now, cold_start_s)
         bought = sorted(bought)[:instead]
@@ -97,32 +94,24 @@ def operate(
 
 
 def operate_plan(
-    path: Availability, model: FleetModel, plan: Solution, on_demand: Option, problem: Problem
+    path: Availability, model: FleetModel, plan: Solution, on_demand: Option, cold_start_s: float
 ) -> tuple[float, float]:
-    """Our plan: its timetable, lost spot machines in zones that are up, and on demand what is missing, or what
-    the plan has when so large a share of the spot machines runs."""
+    """Our plan: its timetable, spot spread evenly over the zones, lost capacity replaced on demand."""
     demand = model.demand[0, :, 0]
     ids = [j for j, o in enumerate(model.options) if o.kind == "spot" and plan.held[j].any()]
-    share = max(problem.spot.zone_share, 1 / problem.spot.zones)
-    spot = [Machines(model.options[j], PLACERS["any_zone"](path.zones), share) for j in ids]
+    spot = [Machines(model.options[j], PLACERS["even_spread"](path.zones)) for j in ids]
     capacity = np.array([1 / float(o.load[0]) for o in model.options])
     price = model.usd_per_hour
     fixed = np.where(model.is_kind("on_demand")[:, None], plan.held[:, 0], 0.0) + plan.committed[:, None] * model.active
     rises = np.maximum(fixed - np.roll(fixed, 1, axis=1), 0.0) * np.array([[o.start_hours] for o in model.options])
     standing = capacity @ fixed, price @ (fixed + rises)
 
-    settled = [k for k, s in enumerate(model.states) if s.fallback]
-    instead = np.einsum("j,jtk->tk", capacity, plan.fallback[:, 0])  # (hours, states) requests a second
-
-    def wanted(hour: int, ready: list[int], held: list[int]) -> Wanted:
+    def wanted(hour: int, ready: list[int], _serving: float) -> Wanted:
         have = standing[0][hour] + sum(n / float(m.option.load[0]) for n, m in zip(ready, spot, strict=True))
-        counts = [int(plan.held[j, 0, hour]) for j in ids]
-        runs = min(1.0, sum(held) / max(sum(counts), 1))
-        state = min(settled, key=lambda k: (abs(model.states[k].spot_up - runs), k))
-        short = max(demand[hour] - have, float(instead[hour, state]))
-        return counts, max(0, math.ceil(short * float(on_demand.load[0]) - 1e-6))
+        short = demand[hour] - have
+        return [int(plan.held[j, 0, hour]) for j in ids], max(0, math.ceil(short * float(on_demand.load[0]) - 1e-6))
 
-    return operate(path, demand, spot, on_demand, wanted, standing, problem.time.boot_s)
+    return operate(path, demand, spot, on_demand, wanted, standing, cold_start_s)
 
 
 def operate_spothedge(
@@ -133,7 +122,7 @@ def operate_spothedge(
     machines = Machines(spot, PLACERS[policy.placer](path.zones))
     targets = [math.ceil(d * float(spot.load[0]) - 1e-9) for d in demand]
 
-    def wanted(hour: int, ready: list[int], _held: list[int]) -> Wanted:
+    def wanted(hour: int, ready: list[int], _serving: float) -> Wanted:
         count, instead = policy.mix(targets[hour], ready[0])
         return [count], instead
 

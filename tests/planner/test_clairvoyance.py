@@ -88,7 +88,7 @@ def at_equal_availability(problem: Problem, model: FleetModel, ours: Solution, s
     path, boot_s = outages(problem, seed), problem.time.boot_s
     machine = [o for o in model.options if o.instance == "g6e.xlarge"]
     on_demand, spot = (next(o for o in machine if o.kind == kind) for kind in ("on_demand", "spot"))
-    usd, served = operate_plan(path, model, ours, on_demand, problem)
+    usd, served = operate_plan(path, model, ours, on_demand, boot_s)
     hedged = (np.inf, 0.0)
     for more in range(MOST_EXTRA + 1):
         policy = SpotPolicy(num_overprovision=more, dynamic_ondemand_fallback=True)

@@ -10,7 +10,6 @@ import pytest
 from planner import live as live_play
 from planner.answer import purchase_lines
 from planner.from_simulation import find_plan, lived
-from planner.horizon import spot_states, zones_up
 from planner.live import play, timetable, wilson
 from planner.problem import problem_from
 from planner.store import default_store
@@ -30,30 +29,6 @@ def found(trace, folder, candidates=None, rates=(3, 3, 14, 3), **more):
         return find_plan(problem, lambda _what, _share: None, store)
     finally:
         store.close()
-
-
-@pytest.mark.parametrize("fallback", [True, False])
-@pytest.mark.parametrize("periods", ["static", "hour_of_day"])
-@pytest.mark.parametrize("zone_share", [0.1, 0.5, 1.0])
-def test_states_of_the_zones_say_what_runs_and_what_is_just_lost(fallback, periods, zone_share):
-    spot = {"zones": 3, "zone_availability": 0.6, "mean_outage_s": 6000, "zone_share": zone_share, "fallback": fallback}
-    asked = problem_from({"model": "llama-3.1-8b", "slo": {"ttft_p95_s": 1}, "spot": spot, "time": {"periods": periods,
-                          "boot_s": 300}, "workload": {"trace": "any.csv"}})  # fmt: skip
-    found = spot_states(asked)
-    assert sum(s.probability for s in found) == pytest.approx(1.0)
-    by_zones, share = zones_up(0.6, asked.spot), max(zone_share, 1 / 3)
-    booting = [s for s in found if s.before is not None]
-    settled = [s for s in found if s.before is None and s.fallback >= (s.spot_up == 1)]
-    if len(booting) == 3:  # else they are merged
-        lost = sum(s.probability for s in booting)
-        assert lost == pytest.approx(3 * 0.4 * 300 / 6000)  # each of the zones' outages, for as long as a boot takes
-        for state in booting:
-            before = found[state.before]
-            assert before in settled and 0 < before.spot_up - state.spot_up <= share + 1e-9
-        running = sum(s.probability * s.spot_up for s in settled)
-        expected = sum(p * min(1.0, k * share) for k, p in enumerate(by_zones))
-        assert running == pytest.approx(expected, abs=lost)
-    assert {s.spot_up for s in settled} >= {1.0, 0.0}
 
 
 def test_a_rise_starts_a_boot_ahead_and_a_fall_waits_for_its_hour():

@@ -10,7 +10,6 @@ import pytest
 
 from catalogs.errors import InputError, MissingError
 from simulator.spot import (
-    AnyZone,
     Availability,
     Cheapest,
     DynamicFallback,
@@ -110,33 +109,6 @@ def test_placers_avoid_spread_or_save() -> None:
     assert cheap.choose([1, 1]) == 1
     cheap.preempted(1)
     assert cheap.choose([]) == 2
-    anywhere = AnyZone(zones)
-    assert anywhere.choose([]) == 0 and anywhere.choose([0, 1]) == 2
-    anywhere.preempted(0)
-    anywhere.preempted(2)
-    assert anywhere.choose([1, 1, 1]) == 1  # the one that is left, however many it holds
-    anywhere.preempted(1)  # none left: all again
-    assert anywhere.choose([]) == 0
-
-
-def test_a_machine_that_may_move_runs_most_of_the_time_in_which_a_zone_is_up() -> None:
-    zones = [Zone(f"a{i}", "a", 0.42) for i in range(3)]
-    path, boot_s, step_s = synthesise(zones, 14 * DAY, 1), 240.0, 60.0
-    placer, zone, ready_s, up, ready = AnyZone(zones), None, 0.0, 0, 0
-    for now in np.arange(0.0, 14 * DAY, step_s):
-        if zone is not None and not path.is_up(zone, now):
-            placer.preempted(zone)
-            zone = None
-        up += any(path.is_up(z, now) for z in range(3))
-        ready += zone is not None and ready_s <= now
-        if zone is None:
-            tried = placer.choose([])
-            if path.is_up(tried, now):
-                placer.active(tried)
-                zone, ready_s = tried, now + boot_s
-            else:
-                placer.preempted(tried)
-    assert ready > 0.85 * up
 
 
 def test_same_seed_same_path() -> None:
