@@ -95,7 +95,7 @@ docs: $(VENV)/.tests ## the command reference, and the output that the pages sho
 	$(BIN)/python -m tests.docs_blocks --write
 
 profiles: $(BIN)/plan ## rebuild the shipped profiles from published tables (DATA=folder)
-	$(BIN)/python -m calibrate.shipping $(DATA)
+	$(BIN)/python -m calibrate.fitting.shipping $(DATA)
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache

@@ -14,8 +14,7 @@ from typing import Any
 
 from app.charts import Axis, Series, svg
 from app.validation_sources import CLOSED_LOOP_NOTES, OTHER_ENGINES
-from calibrate.profiles import OVERHEADS, default_overheads
-from calibrate.serving import (
+from calibrate.fitting.serving import (
     FITTED,
     OF_AN_ENGINE,
     ServingPoint,
@@ -25,7 +24,8 @@ from calibrate.serving import (
     read_tidy,
     relative_errors,
 )
-from calibrate.validate import Comparison, ErrorSummary, summarise
+from calibrate.fitting.validate import Comparison, ErrorSummary, summarise
+from calibrate.profiles import OVERHEADS, default_overheads
 from catalogs.errors import MissingError
 from catalogs.files import write_text
 from simulator.serving_points import Predictor, compare_points
@@ -56,7 +56,7 @@ class Section:
 
 def real_runs(data: Path) -> list[Section]:
     """The recorded vLLM runs, with profiles imported from the matching kernel tables."""
-    from calibrate.importers.llmservingsim import import_profile
+    from calibrate.fitting.importers.llmservingsim import import_profile
     from simulator.real_runs import compare_run, read_run
 
     compared: list[Comparison] = []
@@ -128,8 +128,8 @@ def other_engines(data: Path) -> list[Section]:
 
 def static_batches(data: Path) -> list[Section]:
     """Encoder and vision batches on a GPU left out."""
-    from calibrate.mlperf import left_out_errors as batches_left_out
-    from calibrate.mlperf import read_points
+    from calibrate.fitting.mlperf import left_out_errors as batches_left_out
+    from calibrate.fitting.mlperf import read_points
 
     points = read_points(data / f"serving/mlperf_inference_v{v}.csv" for v in ("2.1", "3.0"))
     compared = [

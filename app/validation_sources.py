@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from calibrate.serving import SHORT_PROMPT_TOKENS
+from calibrate.fitting.serving import SHORT_PROMPT_TOKENS
 
 
 class Source(NamedTuple):

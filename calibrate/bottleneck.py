@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibrate import static_batches, work
-from calibrate.expert_layout import expert_slices, ranks_sharing_experts
+from calibrate import static_batches
 from calibrate.kernel_sums import KernelSums
-from calibrate.lora import lora_of, lora_step_s
 from calibrate.memory import MemoryPlan
-from calibrate.precisions import kv_cache_bytes, on_gpu
+from calibrate.physics import work
+from calibrate.physics.expert_layout import expert_slices, ranks_sharing_experts
+from calibrate.physics.lora import lora_of, lora_step_s
+from calibrate.physics.precisions import kv_cache_bytes, on_gpu
+from calibrate.physics.roofline import gemm_bytes, gemm_flops, peak_flops
 from calibrate.profiles import Profile
-from calibrate.roofline import gemm_bytes, gemm_flops, peak_flops
 from calibrate.step import StepShape
 from calibrate.step_time import step_table
 from calibrate.techniques import recomputation_factors

@@ -8,16 +8,17 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate import static_batches, work
-from calibrate.attention import Heads, decode_time_s, prefill_time_s
-from calibrate.backends import backend_of, demand_own_backend, eager_decode_extra_s, prefill_factor
-from calibrate.collectives import all_gather_time_s, all_reduce_time_s, send_time_s
-from calibrate.expert_exchange import exchange_family, exchange_time_s
-from calibrate.expert_layout import ranks_sharing_experts, splits_tokens
-from calibrate.gemm import gemm_time_s, quantize_time_s, widened_gemm_time_s
-from calibrate.moe import busiest_share, experts_of, experts_time_s
+from calibrate import static_batches
 from calibrate.options import number_option
-from calibrate.precisions import Precision, kv_cache_bytes, on_gpu
+from calibrate.physics import work
+from calibrate.physics.attention import Heads, decode_time_s, prefill_time_s
+from calibrate.physics.backends import backend_of, demand_own_backend, eager_decode_extra_s, prefill_factor
+from calibrate.physics.collectives import all_gather_time_s, all_reduce_time_s, send_time_s
+from calibrate.physics.expert_exchange import exchange_family, exchange_time_s
+from calibrate.physics.expert_layout import ranks_sharing_experts, splits_tokens
+from calibrate.physics.gemm import gemm_time_s, quantize_time_s, widened_gemm_time_s
+from calibrate.physics.moe import busiest_share, experts_of, experts_time_s
+from calibrate.physics.precisions import Precision, kv_cache_bytes, on_gpu
 from calibrate.profiles import Profile
 from catalogs.schema import Replica
 

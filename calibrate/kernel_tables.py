@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate import work
-from calibrate.collectives import all_gather_time_s
-from calibrate.cuda_graphs import padded_tokens
-from calibrate.expert_exchange import exchange_family, exchange_time_s
-from calibrate.expert_layout import expert_slices, ranks_sharing_experts
 from calibrate.kernel_sums import KernelSums
-from calibrate.moe import busiest_share, experts_of
+from calibrate.physics import work
+from calibrate.physics.collectives import all_gather_time_s
+from calibrate.physics.cuda_graphs import padded_tokens
+from calibrate.physics.expert_exchange import exchange_family, exchange_time_s
+from calibrate.physics.expert_layout import expert_slices, ranks_sharing_experts
+from calibrate.physics.moe import busiest_share, experts_of
 from calibrate.profiles import Profile, best_profile
 from calibrate.step import SkewTable, StepTable
 from catalogs.errors import MissingError

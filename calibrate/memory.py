@@ -12,13 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from calibrate.activations import Activations, activation_peak, experts_bytes
-from calibrate.backends import attention_workspace_bytes, backend_of
-from calibrate.expert_layout import check_experts, expert_slices, ranks_sharing_experts
-from calibrate.lora import lora_bytes, lora_of
 from calibrate.options import number_option, recomputation_of
-from calibrate.precisions import check_sparse_kernels, precision, support
-from calibrate.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes, split
+from calibrate.physics.activations import Activations, activation_peak, experts_bytes
+from calibrate.physics.backends import attention_workspace_bytes, backend_of
+from calibrate.physics.expert_layout import check_experts, expert_slices, ranks_sharing_experts
+from calibrate.physics.lora import lora_bytes, lora_of
+from calibrate.physics.precisions import check_sparse_kernels, precision, support
+from calibrate.physics.work import (
+    embedding_bytes,
+    embedding_parameters,
+    kv_bytes_per_sequence,
+    replica_weight_bytes,
+    split,
+)
 from catalogs.engines import version_numbers, version_of
 from catalogs.errors import InputError
 from catalogs.load import gpus, resolve_engine

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from calibrate import work
 from calibrate.kernel_sums import EXPERT_VARIANTS, VARIANTS, KernelSums
+from calibrate.physics import work
 from calibrate.profiles import Profile, shipped_profiles
 from catalogs.schema import Replica
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate import work
-from calibrate.precisions import on_gpu
-from calibrate.roofline import peak_flops
+from calibrate.physics import work
+from calibrate.physics.precisions import on_gpu
+from calibrate.physics.roofline import peak_flops
 from catalogs.schema import Gpu, Model, Replica
 
 FloatArray = NDArray[np.float64]

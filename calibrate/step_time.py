@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate import kernel_tables
-from calibrate.backends import demand_own_backend
-from calibrate.cuda_graphs import padded_tokens
-from calibrate.expert_layout import ranks_sharing_experts
 from calibrate.kernel_sums import KernelSums
-from calibrate.precisions import precision
+from calibrate.physics.backends import demand_own_backend
+from calibrate.physics.cuda_graphs import padded_tokens
+from calibrate.physics.expert_layout import ranks_sharing_experts
+from calibrate.physics.precisions import precision
 from calibrate.profiles import Profile
 from calibrate.step import StepShape, StepTable, StepTimeModel
 from calibrate.techniques import with_adapters, with_recomputation

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibrate.backends import backend_of
-from calibrate.lora import lora_of, lora_step_s
 from calibrate.options import number_option, recomputation_of
-from calibrate.precisions import on_gpu, precision
+from calibrate.physics.backends import backend_of
+from calibrate.physics.lora import lora_of, lora_step_s
+from calibrate.physics.precisions import on_gpu, precision
 from calibrate.step import StepTable
 from catalogs.errors import InputError
 from catalogs.schema import Replica

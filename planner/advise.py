@@ -16,19 +16,19 @@ import numpy as np
 from catalogs.errors import GateError, InputError, MissingError, PlanError
 from catalogs.load import find_instance, find_model
 from planner.answer import Line, line_document, summary
-from planner.candidates import Candidate, enumerate_candidates
-from planner.capacity import Capacities
-from planner.confidence import slo_document
-from planner.demand import Demand, demand_of
+from planner.capacity.confidence import slo_document
+from planner.capacity.store import CapacityStore, default_store
+from planner.capacity.sustained import Capacities
+from planner.capacity.verify import Group, Verdict, simulate_fleet
 from planner.explain import explain_line
 from planner.explore import against_today
-from planner.fleet_model import Option
 from planner.from_simulation import Found, find_plan, workload_requests
-from planner.horizon import horizon_of
-from planner.problem import Holding, Problem, problem_from
-from planner.store import CapacityStore, default_store
-from planner.verify import Group, Verdict, simulate_fleet
-from simulator.replicas import build_line
+from planner.inputs.candidates import Candidate, enumerate_candidates
+from planner.inputs.demand import Demand, demand_of
+from planner.inputs.horizon import horizon_of
+from planner.inputs.problem import Holding, Problem, problem_from
+from planner.optimizer.fleet_model import Option
+from simulator.scenario.replicas import build_line
 
 Progress = Callable[[str, float], None]
 Settings = dict[str, Any]  # of ``candidates:``

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from planner.answer import purchase_lines, summary
-from planner.candidates import Candidate
-from planner.fleet_model import FleetModel, Option
-from planner.milp import Solution
+from planner.inputs.candidates import Candidate
+from planner.optimizer.fleet_model import FleetModel, Option
+from planner.optimizer.milp import Solution
+from planner.optimizer.solve import solve
 from planner.search import ROUGH_GAP, Search
-from planner.solve import solve
 
 GAP, LIMIT_S = 1e-3, 20.0
 CENT = 0.01  # USD an hour; smaller differences are not told apart in words

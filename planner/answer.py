@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catalogs.units import SECONDS_PER_HOUR
-from planner import cost
-from planner.candidates import Candidate
-from planner.fleet_model import FleetModel, Option
-from planner.milp import Solution
-from planner.purchase import HOURS_PER_DAY
+from planner.inputs.candidates import Candidate
+from planner.inputs.purchase import HOURS_PER_DAY
+from planner.money import cost
+from planner.optimizer.fleet_model import FleetModel, Option
+from planner.optimizer.milp import Solution
 
 SCHEMA_VERSION = 1
 

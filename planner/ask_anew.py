@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from catalogs.load import instances, prices
-from planner.market import user_prices
-from planner.problem import Problem
-from planner.savings_plans import COLUMNS, rates_of
+from planner.inputs.market import user_prices
+from planner.inputs.problem import Problem
+from planner.inputs.savings_plans import COLUMNS, rates_of
 from planner.what_if import Change
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from planner.horizon import Horizon, zone_availability
-from planner.market import TERM_YEARS
-from planner.problem import Problem
+from planner.inputs.horizon import Horizon, zone_availability
+from planner.inputs.market import TERM_YEARS
+from planner.inputs.problem import Problem
 
 
 def assumptions_of(problem: Problem, horizon: Horizon) -> list[str]:

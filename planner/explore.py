@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 
 from catalogs.units import HOURS_PER_MONTH, HOURS_PER_YEAR
-from planner import cost
 from planner.answer import purchase_lines, summary
-from planner.candidates import Candidate
-from planner.capacity import Capacities
-from planner.confidence import step_error
-from planner.fleet_model import FleetModel, SavingsPlan
-from planner.market import TERM_YEARS, Offer, offers_of
-from planner.milp import Solution
-from planner.problem import Problem
+from planner.capacity.confidence import step_error
+from planner.capacity.sustained import Capacities
+from planner.inputs.candidates import Candidate
+from planner.inputs.market import TERM_YEARS, Offer, offers_of
+from planner.inputs.problem import Problem
+from planner.money import cost
+from planner.optimizer.fleet_model import FleetModel, SavingsPlan
+from planner.optimizer.milp import Solution
+from planner.optimizer.solve import solve
 from planner.search import ROUGH_GAP, Key, Search
-from planner.solve import solve
 from planner.what_if import handed_on
 
 SLO_FACTORS = (0.75, 1.5)  # of every limit; each asks for new capacities, so they are few

@@ -13,33 +13,34 @@ from catalogs.engines import version_of
 from catalogs.errors import GateError, InputError, MissingError
 from catalogs.load import find_model
 from catalogs.schema import Model
-from planner import alternatives, confidence
+from planner import alternatives
 from planner.answer import SCHEMA_VERSION, Line, ended_by, plan_document, promised_documents, purchase_lines
 from planner.assumptions import assumptions_of
-from planner.candidates import Candidate, enumerate_candidates
-from planner.capacity import Capacities
-from planner.demand import demand_of
-from planner.disaggregated import pool_line
+from planner.capacity import confidence
+from planner.capacity.floors import below_the_floor
+from planner.capacity.pressed import pressed
+from planner.capacity.step_tables import StepTables
+from planner.capacity.store import CapacityStore, default_store
+from planner.capacity.sustained import Capacities
+from planner.capacity.verify import Verdict
 from planner.explore import against_today, break_even, explore
-from planner.fleet_model import FleetModel
-from planner.floors import below_the_floor
-from planner.horizon import base_model, horizon_of
+from planner.inputs.candidates import Candidate, enumerate_candidates
+from planner.inputs.demand import demand_of
+from planner.inputs.disaggregated import pool_line
+from planner.inputs.horizon import base_model, horizon_of
+from planner.inputs.market import region_of
+from planner.inputs.problem import Problem
+from planner.inputs.purchase import check_holdings, extra_of
 from planner.live import in_words, play
-from planner.market import region_of
-from planner.milp import Solution
-from planner.pressed import pressed
-from planner.problem import Problem
-from planner.purchase import check_holdings, extra_of
-from planner.relax import explain_infeasible
+from planner.optimizer.fleet_model import FleetModel
+from planner.optimizer.milp import Solution
+from planner.optimizer.relax import explain_infeasible
 from planner.search import Search
-from planner.step_tables import StepTables
-from planner.store import CapacityStore, default_store
-from planner.verify import Verdict
 from planner.what_if import handed_on
-from simulator.replicas import Line as Served
-from simulator.replicas import build_line
-from simulator.roles import DisaggregationSpec
-from simulator.workload import Requests
+from simulator.scenario.replicas import Line as Served
+from simulator.scenario.replicas import build_line
+from simulator.scenario.sections import DisaggregationSpec
+from simulator.workload.requests import Requests
 
 Progress = Callable[[str, float], None]
 FRESH_DRAWS = 5
@@ -75,7 +76,7 @@ def recommend_by_simulation(
         progress("fresh draws of the workload", 0.85)
         answer = describe(found, live, progress)
         if prove:
-            from planner.certificate import certificate_of
+            from planner.optimizer.certificate import certificate_of
 
             answer["_certificate"] = certificate_of(found.model, found.solution, problem.solver.gap)
     finally:
@@ -157,7 +158,7 @@ def workload_requests(problem: Problem) -> Requests:
     Raises:
         InputError: it cannot be read, or the slo names a class that it does not have.
     """
-    from simulator.workload_spec import load_workload
+    from simulator.workload.load import load_workload
 
     requests = load_workload(problem.workload, problem.seed)
     names = {s.request_class for s in problem.slos if s.request_class is not None}

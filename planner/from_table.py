@@ -11,13 +11,13 @@ import numpy as np
 from catalogs.errors import GateError, InputError, MissingError
 from planner import alternatives
 from planner.answer import SCHEMA_VERSION, ended_by, plan_document, purchase_lines
-from planner.candidates import Candidate
-from planner.capacity_table import Buckets, TableEntry, buckets_of, loads, read_capacity_table, read_demand
-from planner.fleet_model import FleetModel, Limits, Option, Quota, State
-from planner.horizon import limits_of, spot_states
-from planner.market import Offer
-from planner.problem import Problem
-from planner.solve import solve
+from planner.inputs.candidates import Candidate
+from planner.inputs.capacity_table import Buckets, TableEntry, buckets_of, loads, read_capacity_table, read_demand
+from planner.inputs.horizon import limits_of, spot_states
+from planner.inputs.market import Offer
+from planner.inputs.problem import Problem
+from planner.optimizer.fleet_model import FleetModel, Limits, Option, Quota, State
+from planner.optimizer.solve import solve
 
 ASSUMED_LINEAR = (
     "capacities add up linearly over request sizes: a replica that sustains a requests a second of one size or b of "
@@ -45,7 +45,7 @@ def recommend_from_table(
     progress("solving", 0.3)
     best = solve(model, problem.solver.gap, problem.solver.time_limit_s)
     if best is None:
-        from planner.relax import explain_infeasible
+        from planner.optimizer.relax import explain_infeasible
 
         raise explain_infeasible(model)
     lines = purchase_lines(model, best, candidates)
@@ -55,7 +55,7 @@ def recommend_from_table(
     rates = (float(demand.rate_rps.sum()), demand.output_tokens_per_s)
     proof = {}
     if prove:
-        from planner.certificate import certificate_of
+        from planner.optimizer.certificate import certificate_of
 
         proof = {"_certificate": certificate_of(model, best, problem.solver.gap)}
     return proof | {
@@ -84,7 +84,7 @@ def _demand(problem: Problem, entries: list[TableEntry]) -> Buckets:
     workload = problem.workload
     if workload.buckets is not None:
         return read_demand(workload.buckets, workload.scale)
-    from simulator.workload_spec import load_workload
+    from simulator.workload.load import load_workload
 
     requests = load_workload(workload, problem.seed)
     return buckets_of(requests, entries, float(requests.arrival_s[-1] - requests.arrival_s[0]) or 1.0)
@@ -116,7 +116,7 @@ def _candidates(problem: Problem, entries: list[TableEntry]) -> list[Candidate]:
 
 def _from_catalogue(problem: Problem, entry: TableEntry) -> list[Candidate]:
     from catalogs.load import find_gpu
-    from planner.market import instances_with, offers_of
+    from planner.inputs.market import instances_with, offers_of
 
     try:
         gpu = find_gpu(entry.gpu)

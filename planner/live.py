@@ -1,8 +1,8 @@
 """The plan as a fleet that lives: machines boot and leave by its timetable, spot zones come and go, and who notices.
 
-``planner.verify`` simulates each period's fleet as if it had always been there. Here the stretch of time in which the
+``capacity.verify`` simulates each period's fleet as if it had always been there. Here the stretch of time in which the
 fleet changes most is played with its changes: new machines start a boot ahead of the hour that needs them, boots take a
-random time, machines drain, spot machines are lost with their zones (correlated, as in ``simulator.spot``) and replaced
+random time, machines drain, spot machines are lost with their zones (correlated, as in ``fleet.spot``) and replaced
 on demand. One router sends every size to the least loaded replica. Each draw has its own sizes, boots and outages; how
 many draws keep the promise gives its probability.
 """
@@ -20,21 +20,21 @@ from numpy.typing import NDArray
 
 from catalogs.units import SECONDS_PER_HOUR
 from planner.answer import Line
-from planner.confidence import name_of, percentile_of
-from planner.demand import Demand
-from planner.horizon import Horizon, scaled, zone_availability
-from planner.problem import Problem
+from planner.capacity.confidence import name_of, percentile_of
+from planner.capacity.verify import fresh_draw
+from planner.inputs.demand import Demand
+from planner.inputs.horizon import Horizon, scaled, zone_availability
+from planner.inputs.problem import Problem
 from planner.search import Search
-from planner.verify import fresh_draw
-from simulator.autoscaling.planned import Scheduled, ScheduleEntry
-from simulator.cold_start import ColdStart, LogNormal
-from simulator.fleet import Fleet
-from simulator.fleet_config import FleetConfig, Group
-from simulator.fleet_plane import EnginePlane
-from simulator.metrics import Latencies
-from simulator.spot import SpotPolicy, Zone, synthesise
-from simulator.traces import take
-from simulator.workload import Requests
+from simulator.engine.metrics import Latencies
+from simulator.fleet.autoscaling.planned import Scheduled, ScheduleEntry
+from simulator.fleet.cold_start import ColdStart, LogNormal
+from simulator.fleet.config import FleetConfig, Group
+from simulator.fleet.engine_plane import EnginePlane
+from simulator.fleet.simulate import Fleet
+from simulator.fleet.spot import SpotPolicy, Zone, synthesise
+from simulator.workload.requests import Requests
+from simulator.workload.traces import take
 
 DRAWS, FEWEST_DRAWS = 20, 6
 LIVE_SHARE = 0.9  # of the draws that a plan must keep its promise in

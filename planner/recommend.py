@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from planner.problem import Problem
+from planner.inputs.problem import Problem
 
 Progress = Callable[[str, float], None]
 
@@ -19,7 +19,7 @@ def recommend(
     """Answer a problem in the contract's form.
 
     Args:
-        problem: see ``planner.problem``.
+        problem: see ``planner.inputs.problem``.
         progress: told what is being done and which share of the work is done.
         prove: add a certificate of the optimum, under ``_certificate``.
         workers: simulations at a time; None: one a core. The answer does not depend on it.

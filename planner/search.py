@@ -13,18 +13,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.candidates import Candidate
-from planner.capacity import Capacities
-from planner.demand import Demand, Pattern
-from planner.fleet_model import FleetModel, Kind, Option, State
-from planner.horizon import Horizon, scaled
-from planner.milp import Solution
-from planner.pressed import pressed, used_options
-from planner.purchase import Extra
-from planner.solve import solve
-from planner.verify import Group, Verdict, group_requests, simulate_fleet
-from simulator.replicas import Line as Served
-from simulator.scaling import scale_requests
+from planner.capacity.pressed import pressed, used_options
+from planner.capacity.sustained import Capacities
+from planner.capacity.verify import Group, Verdict, group_requests, simulate_fleet
+from planner.inputs.candidates import Candidate
+from planner.inputs.demand import Demand, Pattern
+from planner.inputs.horizon import Horizon, scaled
+from planner.inputs.purchase import Extra
+from planner.optimizer.fleet_model import FleetModel, Kind, Option, State
+from planner.optimizer.milp import Solution
+from planner.optimizer.solve import solve
+from simulator.scenario.replicas import Line as Served
+from simulator.workload.scaling import scale_requests
 
 Progress = Callable[[str, float], None]
 Key = tuple[str, Pattern]  # configuration, buckets
@@ -277,7 +277,7 @@ class Search:
         return float((weight / mean * demand.rate_rps * group.share).sum() / (self.rps[key] * group.num_replicas))
 
     def _holds(self, group: Group, part: object, share: float) -> bool:
-        from simulator.workload import Requests
+        from simulator.workload.requests import Requests
 
         assert isinstance(part, Requests)
         return self.capacities.holds(group.served, scale_requests(part, share), group.num_replicas)

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from catalogs.errors import InputError, MissingError
 from catalogs.names import nearest
 from planner.answer import plan_document, promised_documents, purchase_lines
-from planner.candidates import Candidate
-from planner.fleet_model import FleetModel, Limits, Option, Quota, SavingsPlan, State
-from planner.relax import explain_infeasible
+from planner.inputs.candidates import Candidate
+from planner.optimizer.fleet_model import FleetModel, Limits, Option, Quota, SavingsPlan, State
+from planner.optimizer.relax import explain_infeasible
+from planner.optimizer.solve import solve
 from planner.search import Key, Search
-from planner.solve import solve
 
 VERSION = 1  # of the form in which a model is handed on
 MAX_OPTIONS = 2000  # of a model that is handed on

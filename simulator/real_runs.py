@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.fitting.validate import Comparison
 from calibrate.profiles import Profile
-from calibrate.validate import Comparison
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
-from simulator.engine import simulate_replicas
-from simulator.replicas import build_line
-from simulator.workload import Requests
+from simulator.engine.simulate import simulate_replicas
+from simulator.scenario.replicas import build_line
+from simulator.workload.requests import Requests
 
 PERCENTILES = (50, 90, 95, 99)
 _ENGINE_KEYS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len")

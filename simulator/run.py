@@ -14,20 +14,20 @@ from calibrate.techniques import technique_notes
 from catalogs.errors import InputError
 from catalogs.files import replacing
 from catalogs.units import SECONDS_PER_HOUR
-from simulator import metrics
-from simulator.line_report import fleet_documents
-from simulator.metrics import Latencies
-from simulator.over_time import over_time
-from simulator.records import COMPLETED, STATUS_NAMES, Records
-from simulator.roles import build_pools, by_role, has_roles, transfer_document
-from simulator.technique_spec import describe_techniques
-from simulator.workload import Requests
-from simulator.workload_spec import load_workload
+from simulator.engine import metrics
+from simulator.engine.metrics import Latencies
+from simulator.engine.records import COMPLETED, STATUS_NAMES, Records
+from simulator.scenario.line_report import fleet_documents
+from simulator.scenario.over_time import over_time
+from simulator.scenario.roles import build_pools, by_role, has_roles, transfer_document
+from simulator.scenario.technique_spec import describe_techniques
+from simulator.workload.load import load_workload
+from simulator.workload.requests import Requests
 
 if TYPE_CHECKING:
-    from simulator.fleet_state import FleetResult
-    from simulator.replicas import Line
-    from simulator.scenario import Scenario
+    from simulator.fleet.state import FleetResult
+    from simulator.scenario.replicas import Line
+    from simulator.scenario.spec import Scenario
 
 SCHEMA_VERSION = 1
 
@@ -71,8 +71,8 @@ def simulate(
         InputError: a bad trace, an unknown name, a model that does not fit, settings that the engine refuses.
         MissingError: a profile that is not there. BrokenInvariantError: a fault of ours, with ``check``.
     """
-    from simulator.engine import simulate_replicas
-    from simulator.replicas import build_fleet, in_closed_loop
+    from simulator.engine.simulate import simulate_replicas
+    from simulator.scenario.replicas import build_fleet, in_closed_loop
 
     lines = tuple(build_fleet(scenario))
     if requests is None:
@@ -96,7 +96,7 @@ def simulate(
 def _simulate_roles(
     scenario: Scenario, lines: tuple[Line, ...], requests: Requests, series_interval_s: float | None, check: bool
 ) -> Result:
-    from simulator.disaggregation import simulate_disaggregated
+    from simulator.engine.disaggregation import simulate_disaggregated
 
     pools = build_pools(scenario, lines)
     records = simulate_disaggregated(
@@ -109,7 +109,7 @@ def _simulate_roles(
 
 
 def _simulate_live(scenario: Scenario, lines: tuple[Line, ...], requests: Requests, check: bool) -> Result:
-    from simulator.fleet_run import fleet_document, run_fleet, run_windows, token_seconds
+    from simulator.scenario.live_run import fleet_document, run_fleet, run_windows, token_seconds
 
     windows: list[tuple[float, float]] = []
     if scenario.control is not None and scenario.control.windows is not None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.endpoint_client import Reply
-from calibrate.serving_points import ServingPoint
+from calibrate.server.endpoint_client import Reply
+from calibrate.server.serving_points import ServingPoint
 from simulator.run import simulate
-from simulator.scenario import Scenario
-from simulator.workload import Requests
+from simulator.scenario.spec import Scenario
+from simulator.workload.requests import Requests
 
 METRICS = ("ttft_s", "tpot_s", "output_tokens_per_s")
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from calibrate.fitting.serving import ServingPoint
+from calibrate.fitting.validate import Comparison
 from calibrate.profiles import Profile
-from calibrate.serving import ServingPoint
-from calibrate.validate import Comparison
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
-from simulator.engine import simulate_replicas
-from simulator.records import COMPLETED
-from simulator.replicas import Line, build_line, in_closed_loop
-from simulator.workload import Requests
+from simulator.engine.records import COMPLETED
+from simulator.engine.simulate import simulate_replicas
+from simulator.scenario.replicas import Line, build_line, in_closed_loop
+from simulator.workload.requests import Requests
 
 
 @dataclass

@@ -26,7 +26,7 @@ from catalogs.errors import InputError
 from catalogs.files import replacing
 from catalogs.yaml_source import Strict, check, parse_yaml, read_model
 from simulator.pool import run_tasks
-from simulator.scenario import Scenario, set_at
+from simulator.scenario.spec import Scenario, set_at
 from simulator.tasks import Failure
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ def play_point(point: Point) -> dict[str, Any]:
 def _workload(spec: str, seed: int, stamps: tuple[tuple[int, int], ...]) -> Any:
     """A worker's last workloads, since most points of a sweep share one."""
     del stamps  # only there for the cache
-    from simulator.workload_spec import WorkloadSpec, load_workload
+    from simulator.workload.load import load_workload
+    from simulator.workload.spec import WorkloadSpec
 
     return load_workload(WorkloadSpec.model_validate_json(spec), seed)
 
@@ -220,7 +221,7 @@ def row_of(point: Point, result: Any) -> dict[str, Any]:
 
 
 def _slo_ok(verdicts: Mapping[str, Any]) -> bool:
-    from simulator.metrics import all_ok
+    from simulator.engine.metrics import all_ok
 
     return all_ok(verdicts)
 

@@ -7,8 +7,8 @@ import time
 import numpy as np
 
 from calibrate.step import StepTable
-from simulator.engine import ReplicaSpec, simulate_replicas
-from simulator.workload import Requests
+from simulator.engine.simulate import ReplicaSpec, simulate_replicas
+from simulator.workload.requests import Requests
 
 
 def warm() -> float:

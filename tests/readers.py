@@ -15,29 +15,29 @@ from typing import Any
 import pandas as pd
 
 from app.report.schedule import Schedule
-from calibrate.benchmark_results import read_results
-from calibrate.dcgm import read_counters
-from calibrate.importers.aiconfigurator import read_frames
-from calibrate.importers.llmservingsim import import_profile
-from calibrate.measurements import read_measurements
-from calibrate.profilers import read_trace as read_profiler_trace
+from calibrate.device.dcgm import read_counters
+from calibrate.device.measurements import read_measurements
+from calibrate.device.profilers import read_trace as read_profiler_trace
+from calibrate.fitting.importers.aiconfigurator import read_frames
+from calibrate.fitting.importers.llmservingsim import import_profile
 from calibrate.profiles import load_profile
-from calibrate.prometheus_text import parse, scrape
+from calibrate.server.benchmark_results import read_results
+from calibrate.server.prometheus_text import parse, scrape
 from catalogs.files import parse_json
 from catalogs.hf_config import read_config
 from catalogs.load import find_gpu
 from catalogs.yaml_source import read_model
-from planner.bill_readers import read_bill
-from planner.capacity_table import read_capacity_table, read_demand
-from planner.certificate import VERSION, _digest, verify_certificate
-from planner.fleet_cost import read_price_paths
-from planner.market import user_prices
-from planner.problem import read_problem
-from simulator.scenario import read_scenario
-from simulator.spot_trace import read_availability
+from planner.inputs.capacity_table import read_capacity_table, read_demand
+from planner.inputs.market import user_prices
+from planner.inputs.problem import read_problem
+from planner.money.fleet_cost import read_price_paths
+from planner.optimizer.certificate import VERSION, _digest, verify_certificate
+from planner.spend.bill_readers import read_bill
+from simulator.fleet.spot_trace import read_availability
+from simulator.scenario.spec import read_scenario
 from simulator.sweep import read_sweep
-from simulator.trace_stats import describe_file
-from simulator.traces import read_lengths, read_trace
+from simulator.workload.trace_stats import describe_file
+from simulator.workload.traces import read_lengths, read_trace
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from calibrate.profilers import read_trace as read_profiler_trace
+from calibrate.device.profilers import read_trace as read_profiler_trace
 from catalogs.errors import PlanError
 from tests.readers import READERS
 

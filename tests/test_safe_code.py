@@ -18,9 +18,9 @@ WRITES = {"write_text", "write_bytes"}
 WRITERS = {
     "catalogs/files.py", "app/cli/runs.py", "app/web/reports.py", "app/web/workload_state.py",
     "app/report/schedule.py",
-    "calibrate/server_process.py", "app/cli/main.py",
+    "calibrate/server/server_process.py", "app/cli/main.py",
     "app/web/work.py",  # an upload, into a temporary folder of its own
-    "calibrate/measurements.py",  # a record a line; its reader forgives a last line that is cut off
+    "calibrate/device/measurements.py",  # a record a line; its reader forgives a last line that is cut off
 }  # fmt: skip
 
 

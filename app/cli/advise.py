@@ -25,7 +25,7 @@ def advise(config: Path, form: str) -> None:
       plan advise -c plan.yaml     # with, say: today: [{instance_type: g6e.xlarge, count: 4, purchase: on_demand}]
     """
     from planner.advise import advise as walk
-    from planner.problem import read_problem
+    from planner.inputs.problem import read_problem
 
     problem = read_problem(config)
     with progress_bar("advising") as progress:

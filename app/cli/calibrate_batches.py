@@ -21,8 +21,8 @@ def batches(measurements: str, profile: str, max_error: float | None, form: str)
       plan calibrate fit measured.jsonl -o mine.json
       plan calibrate batches measured.jsonl mine.json
     """
-    from calibrate.batch_check import check_steps, summarise_errors
-    from calibrate.measurements import read_measurements
+    from calibrate.device.batch_check import check_steps, summarise_errors
+    from calibrate.device.measurements import read_measurements
     from calibrate.profiles import load_profile
     from catalogs.errors import GateError
 

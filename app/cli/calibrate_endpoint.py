@@ -15,10 +15,10 @@ from app.cli.output import Table, emit, format_option, progress_bar
 from catalogs.errors import InputError
 
 if TYPE_CHECKING:
-    from calibrate.endpoint import Measured
-    from calibrate.endpoint_client import Server
-    from calibrate.endpoint_fit import Fitted
-    from calibrate.serving_points import ServingPoint
+    from calibrate.server.endpoint import Measured
+    from calibrate.server.endpoint_client import Server
+    from calibrate.server.endpoint_fit import Fitted
+    from calibrate.server.serving_points import ServingPoint
 
 COLUMNS = ["concurrency", "rate", "input", "output", "requests", "failed", "TTFT mean s", "TTFT p95 s", "TPOT mean s"]
 COLUMNS += ["tokens/s"]
@@ -76,15 +76,15 @@ def endpoint(url: str | None, results: tuple[str, ...], form: str, output: str |
         raise InputError("give either --url or --results", remedy="--url http://127.0.0.1:8000")
     about = {name: options[name] for name in ("gpu", "model", "precision", "framework")}
     if url:
-        from calibrate.endpoint import fit_measured
+        from calibrate.server.endpoint import fit_measured
 
         measured, server = _measure(url, options)
         about |= {"source": f"{server.url}, measured", "model": about["model"] or server.model}
         fitted = fit_measured(measured, options["max_num_batched_tokens"])
         _answer(form, output, measured.points, fitted, about, measured.notes, measured.seat_limit)
     else:
-        from calibrate.benchmark_results import read_results
-        from calibrate.endpoint import fit_points
+        from calibrate.server.benchmark_results import read_results
+        from calibrate.server.endpoint import fit_points
 
         points = [point for path in results for point in read_results(path)]
         about["source"] = ", ".join(dict.fromkeys(p.source for p in points))
@@ -93,8 +93,8 @@ def endpoint(url: str | None, results: tuple[str, ...], form: str, output: str |
 
 
 def _measure(url: str, options: dict[str, Any]) -> tuple[Measured, Server]:
-    from calibrate.endpoint import connect, design, measure
-    from calibrate.endpoint_client import Server, check_url
+    from calibrate.server.endpoint import connect, design, measure
+    from calibrate.server.endpoint_client import Server, check_url
 
     check_url(url)
     api: Literal["completions", "chat"] = "chat" if options["api"] == "chat" else "completions"
@@ -125,10 +125,10 @@ def _answer(
     notes: Sequence[str],
     seat_limit: int | None,
 ) -> None:
-    from calibrate.endpoint import endpoint_profile
     from calibrate.endpoint_step import fit_parameters
     from calibrate.profiles import profile_to_dict
-    from calibrate.serving_points import point_to_dict
+    from calibrate.server.endpoint import endpoint_profile
+    from calibrate.server.serving_points import point_to_dict
     from catalogs.files import write_text
 
     errors = {kind: fitted.error_of(kind) for kind in ("ttft", "decode")}

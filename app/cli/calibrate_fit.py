@@ -23,8 +23,8 @@ def fit(measurements: Path, output: Path, name: str | None, form: str) -> None:
       plan calibrate fit measurements.jsonl -o my-gpu.json
     """
     from app.cli.calibrate_show import profile_tables
-    from calibrate.assembly import fit_measurements
-    from calibrate.measurements import read_measurements
+    from calibrate.device.measurements import read_measurements
+    from calibrate.fitting.assembly import fit_measurements
     from calibrate.profile_text import dump
     from calibrate.profiles import profile_from_dict
     from catalogs.files import write_text

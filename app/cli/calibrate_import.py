@@ -33,7 +33,7 @@ def import_(folder: Path, forms: tuple[str, ...], output: Path, gpu: str | None,
       plan calibrate import --format aiconfigurator h100_sxm/vllm-0.24.0 -o h100.json
     """
     from app.cli.calibrate_show import profile_tables
-    from calibrate.importers import import_tables
+    from calibrate.fitting.importers import import_tables
     from calibrate.profile_text import dump
     from calibrate.profiles import profile_from_dict
     from catalogs.files import write_text

@@ -18,8 +18,8 @@ from app.cli.output import Table, emit, format_option, progress_bar
 from catalogs.errors import InputError, PlanError
 
 if TYPE_CHECKING:
-    from calibrate.endpoint import Load, Measured
-    from calibrate.endpoint_client import Server
+    from calibrate.server.endpoint import Load, Measured
+    from calibrate.server.endpoint_client import Server
 
 MEASURED_SEED, CHECKED_SEED = 0, 1
 
@@ -68,7 +68,7 @@ def loop(output: str, form: str, **options: Any) -> None:
     if options["serve"] == "auto":
         options["serve"] = "vllm" if (Path(options["python"]).parent / "vllm").exists() else "transformers"
     with _server(options) as (url, config):
-        from calibrate.endpoint_client import Server, check_url
+        from calibrate.server.endpoint_client import Server, check_url
 
         check_url(url)
         learned, checked, profile = _measure(Server(url, "" if options["url"] else str(config.parent)), options, output)
@@ -78,8 +78,8 @@ def loop(output: str, form: str, **options: Any) -> None:
 
 
 def _this_gpu(device: str) -> str:
-    from calibrate.dcgm import sheet_of
-    from calibrate.device import nvidia_smi_query
+    from calibrate.device.dcgm import sheet_of
+    from calibrate.device.probe import nvidia_smi_query
 
     row = nvidia_smi_query(["name"]) if device == "cuda" else None
     sheet = sheet_of(row[0]) if row else None
@@ -94,7 +94,7 @@ def _server(options: dict[str, Any]) -> Iterator[tuple[str, Path]]:
             raise InputError("--url needs the model's config.json", where="--model-config", remedy="config.json of it")
         yield options["url"], config
         return
-    from calibrate.server_process import Serving, running_server, write_random_model
+    from calibrate.server.server_process import Serving, running_server, write_random_model
 
     serving = Serving(
         engine=options["serve"],
@@ -113,8 +113,8 @@ def _server(options: dict[str, Any]) -> Iterator[tuple[str, Path]]:
 
 
 def _measure(server: Server, options: dict[str, Any], output: str) -> tuple[Measured, Measured, Path]:
-    from calibrate.endpoint import design, endpoint_profile, fit_measured
     from calibrate.profiles import profile_to_dict
+    from calibrate.server.endpoint import design, endpoint_profile, fit_measured
     from catalogs.files import write_text
 
     num, tokens = options["num_requests"], options["output_tokens"]
@@ -130,7 +130,7 @@ def _measure(server: Server, options: dict[str, Any], output: str) -> tuple[Meas
 
 
 def _unseen(options: dict[str, Any], learned: Measured) -> list[Load]:
-    from calibrate.endpoint import Load
+    from calibrate.server.endpoint import Load
 
     num, tokens, length = options["num_requests"], options["output_tokens"], options["check_input_tokens"]
     loads = [Load(c, length, tokens, max(num, 3 * c)) for c in options["check_concurrency"]]
@@ -142,7 +142,7 @@ def _unseen(options: dict[str, Any], learned: Measured) -> list[Load]:
 
 
 async def _run(server: Server, loads: Sequence[Load], seed: int) -> Measured:
-    from calibrate.endpoint import connect, measure
+    from calibrate.server.endpoint import connect, measure
 
     session = await connect(server)
     await measure(session, loads[:1], lambda _text, _share: None, seed + 100)  # compiles, allocates, fills caches

@@ -39,7 +39,7 @@ def profiler(trace: str | None, dcgm: str | None, gpu: str | None, dtype: str, f
 
 
 def _families(path: str, form: str) -> None:
-    from calibrate.profilers import families, read_trace
+    from calibrate.device.profilers import families, read_trace
 
     trace = read_trace(path)
     rows = families(trace)
@@ -59,8 +59,8 @@ def _families(path: str, form: str) -> None:
 
 
 def _counters(source: str, gpu: str | None, dtype: str, form: str) -> None:
-    from calibrate.dcgm import against_roofline, read_counters, sheet_of
-    from calibrate.prometheus_text import parse
+    from calibrate.device.dcgm import against_roofline, read_counters, sheet_of
+    from calibrate.server.prometheus_text import parse
     from catalogs.load import find_gpu
 
     counters = read_counters(parse(_text(source), source), source)
@@ -80,7 +80,7 @@ def _text(source: str) -> str:
         return path.read_text()
     from urllib.parse import urlsplit
 
-    from calibrate.endpoint_client import Server, ServerError, check_url, fetch
+    from calibrate.server.endpoint_client import Server, ServerError, check_url, fetch
 
     check_url(source)
     found: Any = urlsplit(source).path or "/metrics"

@@ -13,9 +13,9 @@ from app.cli.output import Table, emit, format_option, progress_bar
 from catalogs.errors import InputError, MissingError
 
 if TYPE_CHECKING:
-    from calibrate.device_run import Plan
-    from calibrate.measurements import MeasurementFile
-    from calibrate.sweep import Scale
+    from calibrate.device.device_run import Plan
+    from calibrate.device.measurements import MeasurementFile
+    from calibrate.device.sweep import Scale
 
 MICRO = 1e6
 
@@ -66,8 +66,8 @@ def run(
         )
     import torch
 
-    from calibrate import device_run
-    from calibrate.collective_kernels import measure_collectives
+    from calibrate.device import device_run
+    from calibrate.device.collective_kernels import measure_collectives
 
     chosen, scale = _target(device, quick, budget_s)
     if chosen.type == "cpu":
@@ -94,8 +94,8 @@ def _target(device: str, quick: bool, budget_s: float | None) -> tuple[Any, Scal
 
     import torch
 
-    from calibrate import sweep
-    from calibrate.batches import torch_devices
+    from calibrate.device import sweep
+    from calibrate.device.batches import torch_devices
 
     kinds = list(torch_devices())
     if device == "cuda" and "cuda" not in kinds:
@@ -139,8 +139,8 @@ def _plan_answer(plan: Plan) -> tuple[dict[str, Any], list[Table]]:
 def _run_answer(held: MeasurementFile, scale: Scale, document: dict[str, Any]) -> tuple[dict[str, Any], list[Table]]:
     import numpy as np
 
-    from calibrate.compose import KernelTimes
-    from calibrate.device_run import check_batches
+    from calibrate.device.compose import KernelTimes
+    from calibrate.device.device_run import check_batches
 
     whole = ("step", "encoder_batch", "vision_batch")
     kernels = [p for p in held.points if p.family not in whole]

@@ -11,8 +11,8 @@ from app.cli.output import Table, emit, format_option
 from catalogs.errors import InputError
 
 if TYPE_CHECKING:
+    from calibrate.fitting.validate import Comparison
     from calibrate.profiles import Profile
-    from calibrate.validate import Comparison
 
 CLOSED_LOOP_COLUMN = "silicon_ttft_ms"
 
@@ -43,8 +43,8 @@ def validate(profile: str, measured: Path, plot: Path | None, limits: tuple[str,
     Example:
       plan calibrate validate best serving.csv --limit ttft_s=20 --limit tpot_s=6 --plot errors.svg
     """
+    from calibrate.fitting.validate import gate, summarise
     from calibrate.profiles import load_profile
-    from calibrate.validate import gate, summarise
     from catalogs.files import write_text
 
     bounds = _limits(limits)
@@ -103,7 +103,7 @@ def compare(profile: Profile | None, measured: Path) -> tuple[list[Comparison], 
         raise InputError("no such file", where=str(measured), remedy="a .csv of serving points or a .jsonl of kernels")
     if measured.suffix == ".jsonl":
         return _compare_kernels(profile, measured)
-    from calibrate.serving import read_closed_loop, read_tidy
+    from calibrate.fitting.serving import read_closed_loop, read_tidy
     from simulator.serving_points import Predictor, compare_points
 
     try:
@@ -116,8 +116,8 @@ def compare(profile: Profile | None, measured: Path) -> tuple[list[Comparison], 
 
 
 def _compare_kernels(profile: Profile | None, measured: Path) -> tuple[list[Comparison], list[str]]:
-    from calibrate.kernel_comparisons import compare_kernels
-    from calibrate.measurements import read_measurements
+    from calibrate.device.measurements import read_measurements
+    from calibrate.fitting.kernel_comparisons import compare_kernels
     from calibrate.profiles import best_profile
     from catalogs.load import find_gpu, find_model
     from catalogs.schema import Replica

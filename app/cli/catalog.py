@@ -119,7 +119,7 @@ def precisions(names: tuple[str, ...], form: str) -> None:
     Example:
       plan catalog precisions --gpu T4 --gpu H100-SXM
     """
-    from calibrate.precisions import PRECISIONS, support_words
+    from calibrate.physics.precisions import PRECISIONS, support_words
     from catalogs import load
 
     chosen = [load.find_gpu(n, "--gpu") for n in names] or list(load.gpus().values())

@@ -29,10 +29,10 @@ def commitment(
     Example:
       plan prices commitment --trace requests.csv --instance g6e.xlarge --peak 12
     """
-    from planner.commitment import WINDOWS, machines_of, priced
-    from planner.commitment import commitment as weigh
-    from simulator.trace_stats import arrivals_per_window
-    from simulator.traces import read_trace
+    from planner.money.commitment import WINDOWS, machines_of, priced
+    from planner.money.commitment import commitment as weigh
+    from simulator.workload.trace_stats import arrivals_per_window
+    from simulator.workload.traces import read_trace
 
     on_demand, committed = priced(instance, region, purchase, "--")
     _, rate = arrivals_per_window(read_trace(trace, sort=True), num_windows=WINDOWS)

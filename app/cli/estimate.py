@@ -97,8 +97,8 @@ def estimate(**flags: Any) -> None:
 
 
 def _replica(flags: dict[str, Any]) -> Replica:
-    from calibrate.compression import compressed, parse_compression
-    from calibrate.precisions import on_gpu
+    from calibrate.physics.compression import compressed, parse_compression
+    from calibrate.physics.precisions import on_gpu
     from catalogs.load import find_gpu, find_model, resolve_engine
     from catalogs.schema import Engine, Replica
 

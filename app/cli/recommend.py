@@ -42,7 +42,7 @@ def recommend(config: Path | None, certificate: Path | None, workers: int | None
       plan recommend --model llama-3.1-8b --trace requests.csv --slo ttft_p95_s=1 --slo tpot_p95_s=0.05
     """
     from app.runs import kept_or_warned
-    from planner.problem import problem_from, read_problem
+    from planner.inputs.problem import problem_from, read_problem
     from planner.recommend import recommend as answer_problem
 
     settings = _settings(flags)
@@ -51,7 +51,7 @@ def recommend(config: Path | None, certificate: Path | None, workers: int | None
         answer = answer_problem(problem, progress, certificate is not None, workers)
     proof = answer.pop("_certificate", None)
     if certificate is not None:
-        from planner.certificate import write_certificate
+        from planner.optimizer.certificate import write_certificate
 
         write_certificate(proof, certificate)
     answer["run"] = None

@@ -9,8 +9,8 @@ import click
 
 # form: (module, pydantic model, what it is)
 FORMS: dict[str, tuple[str, str, str]] = {
-    "plan": ("planner.problem", "Problem", "the input of `plan recommend`"),
-    "scenario": ("simulator.scenario", "Scenario", "the input of `plan simulate`"),
+    "plan": ("planner.inputs.problem", "Problem", "the input of `plan recommend`"),
+    "scenario": ("simulator.scenario.spec", "Scenario", "the input of `plan simulate`"),
     "profile": ("calibrate.profiles", "Profile", "what `plan calibrate` writes and `profile:` reads"),
     "report": ("app.report.schema", "Report", "the JSON of `plan report build`"),
 }

@@ -12,7 +12,7 @@ from app.cli.output import Table, emit, format_option, progress_bar
 from app.cli.simulate_fleet import fleet_notes, fleet_tables
 
 if TYPE_CHECKING:
-    from simulator.scenario import Scenario
+    from simulator.scenario.spec import Scenario
 
 BARS = "▁▂▃▄▅▆▇█"
 KEPT_FILE_BYTES = 4 * 1024 * 1024  # larger traces are known by their hash, not copied into the run database
@@ -49,11 +49,11 @@ def simulate(
     Example:
       plan simulate examples/chat.yaml --requests-out requests.csv
     """
-    from planner.fleet_cost import with_fleet_dollars
-    from planner.fleet_price import fleet_usd_per_hour, with_dollars
+    from planner.money.fleet_cost import with_fleet_dollars
+    from planner.money.fleet_price import fleet_usd_per_hour, with_dollars
     from simulator.run import simulate as run
     from simulator.run import write_requests, write_series
-    from simulator.scenario import read_scenario
+    from simulator.scenario.spec import read_scenario
 
     chosen = parse_overrides(overrides) | ({} if seed is None else {"seed": seed})
     read = read_scenario(scenario, chosen)

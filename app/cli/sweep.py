@@ -53,7 +53,7 @@ def sweep(
     import sys
     from pathlib import Path
 
-    from planner.fleet_price import play_priced_point
+    from planner.money.fleet_price import play_priced_point
     from simulator.sweep import read_sweep, run_sweep
 
     points = read_sweep(sweep)

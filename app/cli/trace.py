@@ -39,12 +39,12 @@ def import_(trace: str, output: str, sort: bool, scale: float, limit: int | None
     Example:
       plan trace import mooncake_trace.jsonl -o requests.csv
     """
-    from simulator.trace_stats import describe
-    from simulator.traces import read_trace, write_trace
+    from simulator.workload.trace_stats import describe
+    from simulator.workload.traces import read_trace, write_trace
 
     requests = read_trace(trace, sort=sort, limit=limit)
     if scale != 1.0:
-        from simulator.scaling import scale_requests
+        from simulator.workload.scaling import scale_requests
 
         requests = scale_requests(requests, scale)
     write_trace(requests, output)
@@ -65,7 +65,7 @@ def stats(trace: str, sort: bool, form: str) -> None:
     Example:
       plan trace stats azure_llm_2023_conv.csv --format json
     """
-    from simulator.trace_stats import describe_file
+    from simulator.workload.trace_stats import describe_file
 
     emit_description(describe_file(trace, sort=sort), form)
 
@@ -135,9 +135,9 @@ def synth(
       plan trace synth --arrivals gamma,rate_rps=20,cv=2,num_requests=5000 \\
         --input-tokens lognormal,mean=1000,cv=0.9 --output-tokens uniform,low=50,high=400 -o requests.csv
     """
-    from simulator.trace_stats import describe
-    from simulator.traces import write_trace
-    from simulator.workload_spec import load_workload
+    from simulator.workload.load import load_workload
+    from simulator.workload.trace_stats import describe
+    from simulator.workload.traces import write_trace
 
     flags = {
         "arrivals": _section(arrivals, "--arrivals", "process"),
@@ -178,7 +178,7 @@ def _workload(spec: str | None, flags: dict[str, Any]) -> Any:
 
     from catalogs.errors import InputError
     from catalogs.yaml_source import Located, check, read_yaml
-    from simulator.workload_spec import WorkloadSpec
+    from simulator.workload.spec import WorkloadSpec
 
     if spec is None:
         if not flags:
@@ -214,9 +214,9 @@ def forecast(trace: str, sort: bool, bin_s: float, season_s: float, horizon_s: f
     Example:
       plan trace forecast requests.csv --season 86400 --horizon 86400
     """
-    from simulator.forecast import forecast as look_ahead
-    from simulator.forecast import forecast_document
-    from simulator.traces import read_trace
+    from simulator.workload.forecast import forecast as look_ahead
+    from simulator.workload.forecast import forecast_document
+    from simulator.workload.traces import read_trace
 
     found = look_ahead(read_trace(trace, sort=sort).arrival_s, bin_s, season_s, horizon_s, method)
     document = {"trace": trace, **forecast_document(found)}

@@ -19,7 +19,7 @@ def verify(certificate: Path, form: str) -> None:
     Example:
       plan recommend -c plan.yaml --certificate proof.json && plan verify proof.json
     """
-    from planner.certificate import verify_certificate
+    from planner.optimizer.certificate import verify_certificate
 
     found = verify_certificate(certificate)
     rows = [[found["usd_per_hour"], found["proven_usd_per_hour"], found["gap"], found["leaves"]]]

@@ -52,7 +52,7 @@ def question(run: Run, change: Change, prices_at: Path) -> dict[str, Any]:
     """The changed question as settings of a plan file; changed prices are written to ``prices_at``."""
     from catalogs.files import write_text
     from planner.ask_anew import asked_anew, changed_prices, changed_rates
-    from planner.problem import problem_from
+    from planner.inputs.problem import problem_from
 
     settings = asked_anew(run.inputs, change)
     for key, place in (("trace", settings["workload"]), ("prices", settings), ("savings_plans", settings),

@@ -12,8 +12,8 @@ from app.report.metrics import gather
 from app.report.schema import Report
 from app.report.sources import COST_EXPLORER, Sources
 from catalogs.errors import InputError
-from planner.bill import Bill
-from planner.cost_report import Evidence, figures, month_of, within
+from planner.spend.bill import Bill
+from planner.spend.cost_report import Evidence, figures, month_of, within
 
 FORMS = ("html", "md", "json", "csv")
 
@@ -59,11 +59,11 @@ def build(sources: Sources, moment: datetime) -> Report:
 def _bill(sources: Sources, start: datetime, end: datetime) -> Bill:
     """The bill from its file, or from Cost Explorer for whole days up to ``end``."""
     if str(sources.bill) == COST_EXPLORER:
-        from planner.bill_cost_explorer import read_cost_explorer
+        from planner.spend.bill_cost_explorer import read_cost_explorer
 
         until = max(end, start + timedelta(days=1)).date()
         return read_cost_explorer(start.date(), until, tag_key=sources.tag, currency=sources.currency)
-    from planner.bill_readers import read_bill
+    from planner.spend.bill_readers import read_bill
 
     return read_bill(sources.bill, currency=sources.currency)
 

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from catalogs.errors import MissingError
-from planner.bill import Bill
-from planner.spend_findings import Finding
+from planner.spend.bill import Bill
+from planner.spend.spend_findings import Finding
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,7 @@ def gather(
         InputError: an address or selector that is no such thing.
     """
     from catalogs.freshness import is_stale
-    from planner.drift import cheaper_plan, drift, repriced, spot_share
+    from planner.spend.drift import cheaper_plan, drift, repriced, spot_share
 
     found: list[Finding] = []
     notes: list[str] = []
@@ -76,8 +76,8 @@ def gather(
 
 
 def _observe(sources: Sources, period: tuple[datetime, datetime], moment: datetime) -> Any:
-    from planner.observed import observe
-    from planner.prometheus import Prometheus
+    from planner.spend.observed import observe
+    from planner.spend.prometheus import Prometheus
 
     start, end = period
     until = min(end, moment)

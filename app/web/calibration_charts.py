@@ -15,7 +15,7 @@ from app.web.style import NEUTRAL, THEME, TOP, lay_out, look
 
 if TYPE_CHECKING:
     from calibrate.bottleneck import StepCost
-    from calibrate.validate import Comparison
+    from calibrate.fitting.validate import Comparison
 
 RESOURCE_COLOURS = {"compute": PALETTE[0], "memory bandwidth": PALETTE[1], "interconnect": PALETTE[3],
                     "launch overhead": NEUTRAL}  # fmt: skip

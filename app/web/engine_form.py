@@ -9,7 +9,7 @@ import streamlit as st
 
 from app.web.fields import choice, keep, number, whole
 from catalogs.load import models
-from simulator.technique_spec import BACKENDS, METHODS
+from simulator.scenario.technique_spec import BACKENDS, METHODS
 
 DEFAULT, NONE = "default", "none"
 SWITCH: Mapping[str, bool] = {"on": True, "off": False}

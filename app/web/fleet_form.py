@@ -11,7 +11,7 @@ from app.web.fields import choice, keep, number, several, whole
 from app.web.workload_state import seed, workload_section
 from catalogs.load import gpus, instances, models
 from catalogs.units import SECONDS_PER_HOUR
-from simulator.spot import catalogue_zones
+from simulator.fleet.spot import catalogue_zones
 
 PRECISIONS = ("bf16", "fp16", "fp8", "int8", "int4-awq", "int4-gptq")
 FRAMEWORKS = ("vllm", "sglang", "tensorrt-llm", "tgi")

@@ -45,7 +45,7 @@ class Built:
 def recommend(progress: Progress, settings: dict[str, Any]) -> dict[str, Any]:
     """Plan, keep the run, and return the answer; one that cannot be kept is shown all the same."""
     from app.cli.recommend import save
-    from planner.problem import problem_from
+    from planner.inputs.problem import problem_from
     from planner.recommend import recommend as answer_problem
 
     problem = problem_from(settings)
@@ -59,11 +59,11 @@ def recommend(progress: Progress, settings: dict[str, Any]) -> dict[str, Any]:
 
 def simulate(progress: Progress, scenario: dict[str, Any]) -> Shown:
     """Play the scenario and price it, as `plan simulate` does."""
-    from planner.fleet_cost import with_fleet_dollars
-    from planner.fleet_price import fleet_usd_per_hour, with_dollars
+    from planner.money.fleet_cost import with_fleet_dollars
+    from planner.money.fleet_price import fleet_usd_per_hour, with_dollars
     from simulator.run import simulate as play
-    from simulator.scenario import Scenario
-    from simulator.workload_spec import load_workload
+    from simulator.scenario.spec import Scenario
+    from simulator.workload.load import load_workload
 
     progress("reading the workload", 0.05)
     read = check(Located(Path("the form"), scenario, {}), Scenario)
@@ -88,7 +88,7 @@ def simulate(progress: Progress, scenario: dict[str, Any]) -> Shown:
 def advise(progress: Progress, settings: dict[str, Any]) -> dict[str, Any]:
     """Walk the steps from today's fleet."""
     from planner.advise import advise as walk
-    from planner.problem import problem_from
+    from planner.inputs.problem import problem_from
 
     return dict(plain(walk(problem_from(settings), progress)))
 

@@ -28,7 +28,7 @@ from catalogs.errors import InputError, PlanError
 from catalogs.files import write_text
 
 if TYPE_CHECKING:
-    from simulator.workload import Requests
+    from simulator.workload.requests import Requests
 
 SUFFIXES = (".csv", ".jsonl", ".parquet", ".gz")
 MAX_UPLOAD_BYTES = 200 * 1024 * 1024
@@ -257,7 +257,7 @@ def requests_of(path: str, _mtime_ns: int) -> Requests:
     Raises:
         InputError: what is wrong with the file, and on which line.
     """
-    from simulator.traces import read_trace
+    from simulator.workload.traces import read_trace
 
     return read_trace(path, sort=True, limit=MAX_REQUESTS)
 
@@ -270,7 +270,8 @@ def synthetic(spec: str, seed: int) -> Requests:
         InputError: what is wrong with the section.
     """
     from catalogs.yaml_source import Located, check
-    from simulator.workload_spec import WorkloadSpec, load_workload
+    from simulator.workload.load import load_workload
+    from simulator.workload.spec import WorkloadSpec
 
     return load_workload(check(Located(Path("the form"), json.loads(spec), {}), WorkloadSpec), seed)
 

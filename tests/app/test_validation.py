@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.validation import Section, accuracy_rows, main, memory, render, static_batches
-from calibrate.validate import Comparison
+from calibrate.fitting.validate import Comparison
 from catalogs.errors import MissingError
 from tests.shared_data import shared_data
 

@@ -15,14 +15,14 @@ CASE = """
 import json, resource, sys, time
 import numpy as np
 from calibrate.step import StepTable
-from simulator.autoscaling import Hpa, HpaConfig, HpaMetric
-from simulator.cold_start import ColdStart
-from simulator.fleet import Fleet
-from simulator.fleet_config import FleetConfig, Group
-from simulator.fleet_plane import EnginePlane
-from simulator.plane import ReplicaSpec
-from simulator.spot import SpotPolicy, catalogue_zones, synthesise
-from simulator.workload import Requests
+from simulator.fleet.autoscaling import Hpa, HpaConfig, HpaMetric
+from simulator.fleet.cold_start import ColdStart
+from simulator.fleet.simulate import Fleet
+from simulator.fleet.config import FleetConfig, Group
+from simulator.fleet.engine_plane import EnginePlane
+from simulator.engine.plane import ReplicaSpec
+from simulator.fleet.spot import SpotPolicy, catalogue_zones, synthesise
+from simulator.workload.requests import Requests
 
 replicas, hours, n, seed = {replicas}, {hours}, {requests}, 0
 rng = np.random.default_rng(seed)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from calibrate.step import StepTable
-from simulator.disaggregation import simulate_disaggregated
-from simulator.engine import ReplicaSpec, simulate_replicas
-from simulator.pools import Pools
-from simulator.techniques import Adapters, Speculation
-from simulator.workload import Requests
+from simulator.engine.disaggregation import simulate_disaggregated
+from simulator.engine.pools import Pools
+from simulator.engine.simulate import ReplicaSpec, simulate_replicas
+from simulator.engine.techniques import Adapters, Speculation
+from simulator.workload.requests import Requests
 
 pytestmark = pytest.mark.bench
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator import metrics
+from simulator.engine import metrics
 from simulator.run import simulate, write_requests
-from simulator.scenario import read_scenario
-from simulator.trace_stats import describe_file
-from simulator.traces import read_trace, write_trace
-from simulator.workload import Requests
+from simulator.scenario.spec import read_scenario
+from simulator.workload.requests import Requests
+from simulator.workload.trace_stats import describe_file
+from simulator.workload.traces import read_trace, write_trace
 
 pytestmark = pytest.mark.bench
 NUM = 1_000_000
@@ -69,7 +69,7 @@ def test_memory_of_describing_does_not_grow_with_the_file(million: Path, tmp_pat
             rows = body[1].splitlines()
             file.writelines(f"{float(a) + copy * 2e5:.6f},{rest}\n" for a, _, rest in (r.partition(",") for r in rows))
     program = (
-        "import resource, sys\nfrom simulator.trace_stats import describe_file\ndescribe_file(sys.argv[1])\n"
+        "import resource, sys\nfrom simulator.workload.trace_stats import describe_file\ndescribe_file(sys.argv[1])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
     peaks = [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from calibrate.activations import activation_peak, kept_bytes, layer_activation_bytes
-from calibrate.backends import BACKENDS, attention_workspace_bytes
-from calibrate.case import decoder_model
+from calibrate.device.case import decoder_model
 from calibrate.memory import memory_plan
+from calibrate.physics.activations import activation_peak, kept_bytes, layer_activation_bytes
+from calibrate.physics.backends import BACKENDS, attention_workspace_bytes
 from calibrate.profiles import best_profile
 from calibrate.step import StepShape
 from calibrate.step_time import step_model

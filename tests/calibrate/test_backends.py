@@ -7,18 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibrate.backend_fit import fit_backends
-from calibrate.backends import BACKENDS, attention_workspace_bytes, backend_of, eager_decode_extra_s
+from calibrate.fitting.backend_fit import fit_backends
 from calibrate.kernel_sums import KernelSums
 from calibrate.memory import MemoryPlan, memory_plan
+from calibrate.physics.backends import BACKENDS, attention_workspace_bytes, backend_of, eager_decode_extra_s
 from calibrate.profiles import best_profile
 from calibrate.step import StepShape
 from calibrate.step_time import step_model
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
-from simulator.replicas import build_line
-from simulator.scenario import EngineSpec
+from simulator.scenario.replicas import build_line
+from simulator.scenario.spec import EngineSpec
 from tests.shared_data import shared_data
 
 LLAMA = find_model("llama-3.1-8b")

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from app.cli.main import cli
-from calibrate.benchmark_results import read_results
 from calibrate.profiles import load_profile
+from calibrate.server.benchmark_results import read_results
 from catalogs.errors import InputError
 
 

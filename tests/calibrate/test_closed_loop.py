@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from app.cli.main import cli
-from calibrate.server_process import Serving, command_line, running_server, write_random_model
+from calibrate.server.server_process import Serving, command_line, running_server, write_random_model
 from catalogs.errors import InputError, MissingError
 
 GROSS = 1.0  # twice or nothing of what was measured

@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from calibrate.compression import Compression, compressed, parse_compression
 from calibrate.memory import memory_plan
-from calibrate.precisions import on_gpu, precision, support
+from calibrate.physics.compression import Compression, compressed, parse_compression
+from calibrate.physics.precisions import on_gpu, precision, support
+from calibrate.physics.work import num_parameters, weight_bytes
 from calibrate.profiles import best_profile
 from calibrate.step import StepShape
 from calibrate.step_time import step_model
-from calibrate.work import num_parameters, weight_bytes
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Replica
-from simulator.scenario import FleetLine
+from simulator.scenario.spec import FleetLine
 
 LLAMA, H100 = find_model("llama-3.1-8b"), find_gpu("H100-SXM")
 DECODE, PREFILL = StepShape(0, 0, 8, 500, 8), StepShape(8192, 4096, 0, 0, 1)

@@ -12,12 +12,12 @@ torch = pytest.importorskip("torch")
 
 from app.cli.calibrate import calibrate  # noqa: E402
 from app.cli.main import cli  # noqa: E402
-from calibrate import device_run, sweep  # noqa: E402
-from calibrate.case import make_case, step_chunks  # noqa: E402
-from calibrate.compose import KernelTimes, batch_parts  # noqa: E402
-from calibrate.device import DeviceState, measured_gpu, slowdown_reasons, throttling  # noqa: E402
-from calibrate.measurements import SHAPES, Measurement, read_measurements  # noqa: E402
-from calibrate.paged_decoder import PagedDecoder, Step, make_step  # noqa: E402
+from calibrate.device import device_run, sweep  # noqa: E402
+from calibrate.device.case import make_case, step_chunks  # noqa: E402
+from calibrate.device.compose import KernelTimes, batch_parts  # noqa: E402
+from calibrate.device.measurements import SHAPES, Measurement, read_measurements  # noqa: E402
+from calibrate.device.paged_decoder import PagedDecoder, Step, make_step  # noqa: E402
+from calibrate.device.probe import DeviceState, measured_gpu, slowdown_reasons, throttling  # noqa: E402
 from catalogs.errors import GateError, InputError, MissingError  # noqa: E402
 
 CPU = torch.device("cpu")

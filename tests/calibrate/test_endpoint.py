@@ -12,13 +12,13 @@ from click.testing import CliRunner
 from scipy.interpolate import interpn
 
 from app.cli.main import cli
-from calibrate import endpoint
-from calibrate.endpoint_client import Reply, Server, ask, check_url
-from calibrate.endpoint_fit import Fitted, fit_step, observations_of, prompt_steps
 from calibrate.endpoint_step import StepFit, step_fit, step_table
-from calibrate.engine_steps import engine_steps
 from calibrate.profiles import load_profile
-from calibrate.serving_points import summarise
+from calibrate.server import endpoint
+from calibrate.server.endpoint_client import Reply, Server, ask, check_url
+from calibrate.server.endpoint_fit import Fitted, fit_step, observations_of, prompt_steps
+from calibrate.server.engine_steps import engine_steps
+from calibrate.server.serving_points import summarise
 from calibrate.step import StepShape
 from catalogs.errors import InputError, MissingError
 from catalogs.schema import Gpu, Model, Replica

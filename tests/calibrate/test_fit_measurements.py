@@ -6,8 +6,8 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from app.cli.main import cli
-from calibrate.device import cpu_header
-from calibrate.measurements import Measurement, header_line, point_line
+from calibrate.device.measurements import Measurement, header_line, point_line
+from calibrate.device.probe import cpu_header
 from calibrate.profiles import load_profile
 from calibrate.step_time import step_table
 from catalogs.load import find_gpu, find_model

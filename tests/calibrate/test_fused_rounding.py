@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from calibrate.kernel_sums import KernelSums
+from calibrate.physics.work import attention_gemms
 from calibrate.profiles import best_profile
-from calibrate.work import attention_gemms
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
 

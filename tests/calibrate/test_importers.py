@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from app.cli.main import cli
-from calibrate.importers import import_tables
+from calibrate.fitting.importers import import_tables
 from calibrate.profiles import load_profile
 from calibrate.step import StepShape
 from calibrate.step_time import step_model, step_table

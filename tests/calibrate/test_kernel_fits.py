@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrate import gemm, moe, residual
-from calibrate.attention import Heads, decode_time_s, prefill_time_s
-from calibrate.families import FAMILIES, column, prefill_work
-from calibrate.fit import accuracy, fit_family, form_of, held_out, predict
-from calibrate.importers.aiconfigurator import expert_matrices, read_frames
-from calibrate.precisions import on_gpu, support
+from calibrate.fitting.families import FAMILIES, column, prefill_work
+from calibrate.fitting.fit import accuracy, fit_family, form_of, held_out, predict
+from calibrate.fitting.importers.aiconfigurator import expert_matrices, read_frames
+from calibrate.fitting.shipping import CARRIED, FITTED
+from calibrate.physics import gemm, moe, residual
+from calibrate.physics.attention import Heads, decode_time_s, prefill_time_s
+from calibrate.physics.precisions import on_gpu, support
+from calibrate.physics.roofline import clock_hz, peak_flops
 from calibrate.profile_error import error_at, kernel_accuracy, replica_error
 from calibrate.profiles import SHIPPED, best_profile, shipped_profiles
-from calibrate.roofline import clock_hz, peak_flops
-from calibrate.shipping import CARRIED, FITTED
 from catalogs.load import find_gpu, find_model, gpus
 from catalogs.schema import Engine, Replica
 from tests.shared_data import shared_data

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibrate.collectives import all_gather_time_s, all_reduce_time_s
-from calibrate.links import MEASURED
+from calibrate.fitting.links import MEASURED
+from calibrate.physics.collectives import all_gather_time_s, all_reduce_time_s
 from calibrate.profiles import shipped_profiles
 from catalogs.load import find_gpu
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrate.importers.llmservingsim import import_profile
+from calibrate.fitting.importers.llmservingsim import import_profile
 from calibrate.kernel_tables import _between_edges, _surplus
 from calibrate.profiles import profile_from_dict, profile_to_dict
 from calibrate.step_time import step_table

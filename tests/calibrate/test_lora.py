@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibrate.lora import copy_s, lora_bytes, lora_step_s, slot_bytes
 from calibrate.memory import memory_plan
+from calibrate.physics.lora import copy_s, lora_bytes, lora_step_s, slot_bytes
 from calibrate.profiles import best_profile
 from calibrate.step import StepShape
 from calibrate.step_time import step_model
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
-from simulator.replicas import build_line
-from simulator.scenario import EngineSpec
-from simulator.techniques import Adapters
+from simulator.engine.techniques import Adapters
+from simulator.scenario.replicas import build_line
+from simulator.scenario.spec import EngineSpec
 
 
 def replica(tp: int = 1, **lora: object) -> Replica:

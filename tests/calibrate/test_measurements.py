@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.measurements import (
+from calibrate.device.measurements import (
     Measurement,
     append_lines,
     header_line,

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from calibrate.activations import activation_peak, layer_activation_bytes
 from calibrate.memory import fits, memory_plan
+from calibrate.physics.activations import activation_peak, layer_activation_bytes
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica

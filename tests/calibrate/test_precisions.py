@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calibrate.precisions import PRECISIONS, on_gpu, precision, support, support_words
+from calibrate.physics.precisions import PRECISIONS, on_gpu, precision, support, support_words
 from calibrate.profiles import best_profile
 from calibrate.step import StepShape
 from calibrate.step_time import step_model

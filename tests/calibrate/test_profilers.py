@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from app.cli.main import cli
-from calibrate.dcgm import against_roofline, read_counters, sheet_of
-from calibrate.profilers import families, family_of, read_trace
-from calibrate.prometheus_text import parse
+from calibrate.device.dcgm import against_roofline, read_counters, sheet_of
+from calibrate.device.profilers import families, family_of, read_trace
+from calibrate.server.prometheus_text import parse
 from catalogs.errors import InputError, MissingError
 from catalogs.load import find_gpu
 from tests.calibrate.openai_server import Behaviour, openai_server

@@ -1,6 +1,6 @@
 import pytest
 
-from calibrate.prometheus_text import parse, scrape, total_of
+from calibrate.server.prometheus_text import parse, scrape, total_of
 from catalogs.errors import InputError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.serving import (
+from calibrate.fitting.serving import (
     ServingPoint,
     fit_overheads,
     framework_of,

@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibrate.mlperf import BatchPoint, fit_constants, left_out_errors, predicted_s, read_points
-from calibrate.roofline import peak_flops
+from calibrate.fitting.mlperf import BatchPoint, fit_constants, left_out_errors, predicted_s, read_points
+from calibrate.physics.roofline import peak_flops
+from calibrate.physics.work import flops_per_token
 from calibrate.static_batches import batch_time_s, fitted_constants
-from calibrate.work import flops_per_token
 from catalogs.load import find_gpu, find_model, gpus
 from catalogs.schema import Engine, Replica
-from simulator.engine import simulate_replicas
-from simulator.replicas import build_line
-from simulator.workload import Requests
+from simulator.engine.simulate import simulate_replicas
+from simulator.scenario.replicas import build_line
+from simulator.workload.requests import Requests
 from tests.shared_data import shared_data
 
 

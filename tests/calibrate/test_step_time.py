@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibrate.gemm import gemm_time_s
-from calibrate.precisions import on_gpu
+from calibrate.physics.gemm import gemm_time_s
+from calibrate.physics.precisions import on_gpu
 from calibrate.profiles import best_profile, load_profile
 from calibrate.step import StepShape
 from calibrate.step_time import step_model, step_table

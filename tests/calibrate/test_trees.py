@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from calibrate import trees
+from calibrate.physics import trees
 
 
 def shapes(num: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calibrate.validate import Comparison, gate, summarise
+from calibrate.fitting.validate import Comparison, gate, summarise
 from catalogs.errors import GateError
 
 POINTS = [

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from calibrate import work
-from calibrate.precisions import on_gpu, precision, support
+from calibrate.physics import work
+from calibrate.physics.precisions import on_gpu, precision, support
 from catalogs.errors import InputError
 from catalogs.schema import Gpu, Mla, Model, Moe
 

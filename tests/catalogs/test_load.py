@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calibrate.work import num_parameters
+from calibrate.physics.work import num_parameters
 from catalogs import load
 from catalogs.errors import InputError
 from catalogs.schema import Engine

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.traces import write_trace
-from simulator.workload import Requests
+from simulator.workload.requests import Requests
+from simulator.workload.traces import write_trace
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from planner.fleet_model import FleetModel, Option
-from planner.milp import Solution
-from simulator.spot import PLACERS, Availability, Placer, SpotPolicy
+from planner.optimizer.fleet_model import FleetModel, Option
+from planner.optimizer.milp import Solution
+from simulator.fleet.spot import PLACERS, Availability, Placer, SpotPolicy
 
 TICK_S = 60.0
 Wanted = tuple[list[int], int]  # spot machines of each option, on-demand machines

@@ -7,7 +7,7 @@ import pytest
 from app.cli.advise import _title
 from catalogs.errors import InputError
 from planner import advise
-from planner.problem import problem_from
+from planner.inputs.problem import problem_from
 
 
 def problem(trace, **more):

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from catalogs.errors import InputError
-from planner.bill import commitments, planned_by_tag, spend, total
-from planner.bill_readers import read_bill
+from planner.spend.bill import commitments, planned_by_tag, spend, total
+from planner.spend.bill_readers import read_bill
 
 DAY, NEXT = "2026-10-01T00:00:00Z", "2026-10-02T00:00:00Z"
 

@@ -12,8 +12,8 @@ import pytest
 from catalogs.aws_bill import RECORD_TYPES, commitment_figures
 from catalogs.aws_session import Access
 from catalogs.errors import InputError, MissingError
-from planner.bill import commitments, planned_by_tag, total
-from planner.bill_cost_explorer import read_cost_explorer
+from planner.spend.bill import commitments, planned_by_tag, total
+from planner.spend.bill_cost_explorer import read_cost_explorer
 from tests.catalogs.fake_aws import FakeAws
 from tests.loopback import loopback_only
 

@@ -9,16 +9,16 @@ import pytest
 
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
-from planner.capacity import Capacities
-from planner.demand import demand_of
-from planner.problem import problem_from
+from planner.capacity.step_tables import StepTables, unpacked
+from planner.capacity.store import CapacityStore
+from planner.capacity.sustained import Capacities
+from planner.capacity.verify import Group, simulate_fleet
+from planner.inputs.demand import demand_of
+from planner.inputs.problem import problem_from
 from planner.recommend import recommend
-from planner.step_tables import StepTables, unpacked
-from planner.store import CapacityStore
-from planner.verify import Group, simulate_fleet
-from simulator.replicas import build_line
-from simulator.scenario import parse_slos
-from simulator.traces import read_trace
+from simulator.scenario.replicas import build_line
+from simulator.scenario.spec import parse_slos
+from simulator.workload.traces import read_trace
 
 SLO = {"ttft_p95_s": 1.0, "tpot_p95_s": 0.05}
 

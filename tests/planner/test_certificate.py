@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from catalogs.errors import GateError, InputError
-from planner import certificate as proof
-from planner.fleet_model import FleetModel, Option
-from planner.milp import solve
+from planner.optimizer import certificate as proof
+from planner.optimizer.fleet_model import FleetModel, Option
+from planner.optimizer.milp import solve
 
 
 def model(seed=0, num=3, buckets=3):

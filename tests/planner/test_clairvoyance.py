@@ -1,7 +1,7 @@
 """A study: a week of the Azure chat trace with growth and spot outages, against perfect foresight and simpler rules.
 
 The hour of the trace gives sizes and bursts; its rate is stretched over a week with its rhythms, and grows.
-Perfect foresight knows in which hours each spot zone will be up (drawn from ``simulator.spot``) and buys each zone's
+Perfect foresight knows in which hours each spot zone will be up (from ``simulator.fleet.spot``) and buys each zone's
 machines in those hours only; the bound of that model is what no rule can beat on the same capacities.
 """
 
@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.decompose import solve_decomposed
-from planner.fleet_model import FleetModel, Option, State
+from planner.capacity.store import default_store
 from planner.from_simulation import find_plan
-from planner.horizon import zone_availability
-from planner.milp import Solution
-from planner.problem import Problem, problem_from
-from planner.solve import solve
-from planner.store import default_store
-from simulator.spot import Availability, SpotPolicy, Zone, synthesise
+from planner.inputs.horizon import zone_availability
+from planner.inputs.problem import Problem, problem_from
+from planner.optimizer.decompose import solve_decomposed
+from planner.optimizer.fleet_model import FleetModel, Option, State
+from planner.optimizer.milp import Solution
+from planner.optimizer.solve import solve
+from simulator.fleet.spot import Availability, SpotPolicy, Zone, synthesise
 from tests.planner.outage_week import operate_plan, operate_spothedge
 from tests.shared_data import shared_data
 

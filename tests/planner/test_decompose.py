@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner.decompose import separable, solve_decomposed
-from planner.fleet_model import FleetModel, Limits, Option, Quota, State, undominated
-from planner.milp import build, solve
-from planner.program import Program
-from planner.relaxation import relax
-from planner.solve import boot_usd_per_hour, solve_tied
-from planner.solve import solve as solve_any
+from planner.optimizer.decompose import separable, solve_decomposed
+from planner.optimizer.fleet_model import FleetModel, Limits, Option, Quota, State, undominated
+from planner.optimizer.milp import build, solve
+from planner.optimizer.program import Program
+from planner.optimizer.relaxation import relax
+from planner.optimizer.solve import boot_usd_per_hour, solve_tied
+from planner.optimizer.solve import solve as solve_any
 
 
 def week(num_types, scale, hours, seed=0, configs=1):

@@ -9,13 +9,13 @@ import pytest
 from click.testing import CliRunner
 
 from catalogs.errors import GateError, InputError
-from planner.disaggregated import MOST_REPLICAS, ratios
 from planner.export.deployment import deployment_of
-from planner.problem import problem_from
+from planner.inputs.disaggregated import MOST_REPLICAS, ratios
+from planner.inputs.problem import problem_from
 from planner.recommend import recommend
 from planner.what_if import Change, solve_again
 from simulator.run import simulate
-from simulator.scenario import Scenario
+from simulator.scenario.spec import Scenario
 
 WORKLOAD = {
     "arrivals": {"process": "poisson", "rate_rps": 16, "num_requests": 500},

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from catalogs.errors import InputError, MissingError
-from planner.fleet_cost import PricePath, cents, fleet_cost, lease_usd, read_price_paths, saved_usd
-from simulator.accounting import Ledger
+from planner.money.fleet_cost import PricePath, cents, fleet_cost, lease_usd, read_price_paths, saved_usd
+from simulator.fleet.accounting import Ledger
 
 
 def ledger(purchase: str = "spot", boots_at: float = 10.0, ends_at: float = 3610.0) -> Ledger:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from catalogs.errors import GateError, InputError, MissingError
-from planner.problem import problem_from, read_problem
+from planner.inputs.problem import problem_from, read_problem
 from planner.recommend import recommend
 
 SIZES = [(100, 100), (100, 500), (1000, 100), (1000, 500)]

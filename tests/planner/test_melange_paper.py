@@ -14,8 +14,8 @@ from collections import defaultdict
 
 import numpy as np
 
-from planner.fleet_model import FleetModel, Option
-from planner.milp import solve
+from planner.optimizer.fleet_model import FleetModel, Option
+from planner.optimizer.milp import solve
 from tests.shared_data import shared_data
 
 GPUS = ("L4", "A10G", "A100_80G", "H100")

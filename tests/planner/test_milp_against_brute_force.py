@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from planner.cost import committed_usd_per_year, conditional_value_at_risk, newsvendor_commitment
-from planner.fleet_model import FleetModel, Limits, Option, Quota, State, undominated
-from planner.milp import solve
+from planner.money.cost import committed_usd_per_year, conditional_value_at_risk, newsvendor_commitment
+from planner.optimizer.fleet_model import FleetModel, Limits, Option, Quota, State, undominated
+from planner.optimizer.milp import solve
 
 
 def on_demand(name, usd, load, **more):

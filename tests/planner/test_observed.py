@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from catalogs.errors import InputError, MissingError
-from planner.bill import COLUMNS, Bill
-from planner.drift import (
+from planner.explain import replica_of
+from planner.spend.bill import COLUMNS, Bill
+from planner.spend.drift import (
     cheaper_plan,
     drift,
     load_drift,
@@ -27,9 +28,8 @@ from planner.drift import (
     spot_share,
     step_time_drift,
 )  # fmt: skip
-from planner.explain import replica_of
-from planner.observed import METRICS, Observed, observe
-from planner.prometheus import Prometheus, quantile, share_above
+from planner.spend.observed import METRICS, Observed, observe
+from planner.spend.prometheus import Prometheus, quantile, share_above
 from tests.planner.prometheus_server import needs_prometheus, prometheus
 
 START = datetime(2026, 11, 2, tzinfo=UTC)
@@ -333,7 +333,7 @@ def test_a_steady_load_has_no_trend_and_a_growing_one_says_when_it_passes_the_pl
 
 
 def test_step_times_off_the_profile_ask_for_recalibration() -> None:
-    from planner.observed import Histogram
+    from planner.spend.observed import Histogram
 
     counts = {"requests": 3600 * 2.0, "input_tokens": 3600 * 2.0 * 500, "output_tokens": 3600 * 2.0 * 200}
     base = observed(counts=counts, means={"running": 16.0})
@@ -346,7 +346,7 @@ def test_step_times_off_the_profile_ask_for_recalibration() -> None:
 
 
 def test_a_promise_kept_is_no_finding() -> None:
-    from planner.observed import Histogram
+    from planner.spend.observed import Histogram
 
     kept = Histogram({0.5: 96.0, 1.0: 100.0, float("inf"): 100.0}, 0.3, "x")
     assert slo_burn(observed(latency={"ttft_s": kept}), PLAN) == []

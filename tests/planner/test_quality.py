@@ -8,8 +8,8 @@ import pytest
 
 from catalogs.errors import InputError
 from catalogs.load import find_model
-from planner.problem import problem_from
-from planner.quality import CATALOGUE, score_of, source_of
+from planner.inputs.problem import problem_from
+from planner.inputs.quality import CATALOGUE, score_of, source_of
 
 
 def problem(**quality):

@@ -10,11 +10,11 @@ from click.testing import CliRunner
 
 from catalogs.errors import GateError, InputError, MissingError
 from catalogs.load import find_model
-from planner.candidates import enumerate_candidates
-from planner.fleet_model import FleetModel, Option
-from planner.market import offers_of, user_prices
-from planner.problem import problem_from
-from planner.purchase import Extra
+from planner.inputs.candidates import enumerate_candidates
+from planner.inputs.market import offers_of, user_prices
+from planner.inputs.problem import problem_from
+from planner.inputs.purchase import Extra
+from planner.optimizer.fleet_model import FleetModel, Option
 from planner.recommend import recommend
 
 

@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from catalogs.errors import InputError, MissingError
-from planner import certificate, solve
 from planner.answer import promised_documents
-from planner.fleet_model import FleetModel, Limits, Option, SavingsPlan, State
-from planner.milp import build
-from planner.problem import problem_from, read_problem
-from planner.relaxation import relax
-from planner.savings_plans import plans_of, user_rates
+from planner.inputs.problem import problem_from, read_problem
+from planner.inputs.savings_plans import plans_of, user_rates
+from planner.optimizer import certificate, solve
+from planner.optimizer.fleet_model import FleetModel, Limits, Option, SavingsPlan, State
+from planner.optimizer.milp import build
+from planner.optimizer.relaxation import relax
 
 
 def on_demand(name, usd, rps):

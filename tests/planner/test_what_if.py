@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.cli.main import cli
 from catalogs.errors import InputError, MissingError
-from planner.problem import problem_from, read_problem
+from planner.inputs.problem import problem_from, read_problem
 from planner.recommend import recommend
 from planner.what_if import Change, _periods, _runs, model_of, price_names, solve_again
 

@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from calibrate.step import SkewTable, StepTable
-from simulator.engine import ROUTERS, ReplicaSpec, RouterOptions
-from simulator.replica_spec import LONGEST_ANSWER
-from simulator.techniques import Adapters, KvOffload, Speculation, SwapSpace
-from simulator.workload import Requests
+from simulator.engine.replica_spec import LONGEST_ANSWER
+from simulator.engine.simulate import ROUTERS, ReplicaSpec, RouterOptions
+from simulator.engine.techniques import Adapters, KvOffload, Speculation, SwapSpace
+from simulator.workload.requests import Requests
 
 
 def step_table(rng: np.random.Generator, skew: bool = False, most_tokens: int = 64, most_seqs: int = 16) -> StepTable:

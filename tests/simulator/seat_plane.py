@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.data_plane import Load, Outcome
-from simulator.records import COMPLETED, REJECTED
-from simulator.workload import Requests
+from simulator.engine.records import COMPLETED, REJECTED
+from simulator.fleet.data_plane import Load, Outcome
+from simulator.workload.requests import Requests
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simulator.accounting import Ledger
+from simulator.fleet.accounting import Ledger
 
 
 def test_states_add_up_and_pending_time_is_free() -> None:

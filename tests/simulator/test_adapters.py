@@ -9,13 +9,13 @@ import pytest
 
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
-from simulator.engine import ReplicaSpec, simulate_replicas
-from simulator.plain_adapters import AdapterSlots
-from simulator.replicas import build_line
+from simulator.engine.plain.adapters import AdapterSlots
+from simulator.engine.simulate import ReplicaSpec, simulate_replicas
+from simulator.engine.techniques import Adapters
 from simulator.run import simulate
-from simulator.scenario import Scenario
-from simulator.techniques import Adapters
-from simulator.workload import Requests
+from simulator.scenario.replicas import build_line
+from simulator.scenario.spec import Scenario
+from simulator.workload.requests import Requests
 from tests.simulator.test_engine_against_theory import constant_steps
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from catalogs.errors import InputError
-from simulator.admission import AdmissionPolicy, CentralQueue, RetryPolicy, TokenBucket
+from simulator.fleet.admission import AdmissionPolicy, CentralQueue, RetryPolicy, TokenBucket
 
 
 def drain(queue: CentralQueue) -> list[int]:

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from simulator.autoscaling import (
+from simulator.fleet.autoscaling import (
     FleetSnapshot,
     Hpa,
     HpaConfig,
@@ -25,8 +25,13 @@ from simulator.autoscaling import (
     TargetTracking,
     TargetTrackingConfig,
 )
-from simulator.autoscaling.aws_target_tracking import proportional_capacity
-from simulator.autoscaling.hpa import SCALE_DOWN_DEFAULT, SCALE_UP_DEFAULT, replicas_from_pods, replicas_from_total
+from simulator.fleet.autoscaling.aws_target_tracking import proportional_capacity
+from simulator.fleet.autoscaling.hpa import (
+    SCALE_DOWN_DEFAULT,
+    SCALE_UP_DEFAULT,
+    replicas_from_pods,
+    replicas_from_total,
+)
 
 METRIC = (HpaMetric("running_requests", 100.0),)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.autoscaling import (
+from simulator.fleet.autoscaling import (
     FleetSnapshot,
     Oracle,
     Predictive,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from catalogs.errors import InputError
-from simulator.caches import Caches, ResultCache, ResultCacheConfig, SemanticCacheConfig, prompt_keys
-from simulator.workload import Requests
+from simulator.fleet.caches import Caches, ResultCache, ResultCacheConfig, SemanticCacheConfig, prompt_keys
+from simulator.workload.requests import Requests
 
 
 def requests(n: int, **more: object) -> Requests:

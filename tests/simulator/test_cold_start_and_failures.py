@@ -7,8 +7,8 @@ import pytest
 
 from catalogs.errors import InputError
 from catalogs.units import GB
-from simulator.cold_start import MACHINE_PARTS, PARTS, ColdStart, LogNormal, check_fits_run, measured
-from simulator.failures import FailureRates
+from simulator.fleet.cold_start import MACHINE_PARTS, PARTS, ColdStart, LogNormal, check_fits_run, measured
+from simulator.fleet.failures import FailureRates
 
 
 def test_a_part_has_the_median_and_spread_of_its_measurements() -> None:

@@ -7,20 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibrate.cuda_graphs import largest_graph
-from calibrate.expert_exchange import dispatched_bytes, exchange_family
-from calibrate.expert_layout import expert_slices, splits_tokens
 from calibrate.kernel_sums import KernelSums
+from calibrate.physics.cuda_graphs import largest_graph
+from calibrate.physics.expert_exchange import dispatched_bytes, exchange_family
+from calibrate.physics.expert_layout import expert_slices, splits_tokens
+from calibrate.physics.work import replica_weight_bytes
 from calibrate.profiles import best_profile
 from calibrate.step import StepShape
 from calibrate.step_time import step_model
-from calibrate.work import replica_weight_bytes
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
-from simulator.engine import ReplicaSpec, simulate_replicas
-from simulator.replicas import build_line
-from simulator.workload import Requests
+from simulator.engine.simulate import ReplicaSpec, simulate_replicas
+from simulator.scenario.replicas import build_line
+from simulator.workload.requests import Requests
 from tests.simulator.test_engine_against_theory import constant_steps
 
 

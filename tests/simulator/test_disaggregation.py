@@ -13,15 +13,15 @@ from pydantic import ValidationError
 
 from calibrate.step import StepTable
 from catalogs.errors import InputError
-from simulator.disaggregation import simulate_disaggregated
-from simulator.engine import ROUTERS, ReplicaSpec, simulate_replicas
-from simulator.plain_adapters import AdapterSlots
-from simulator.pools import Pools
-from simulator.records import COMPLETED, Records
+from simulator.engine.disaggregation import simulate_disaggregated
+from simulator.engine.plain.adapters import AdapterSlots
+from simulator.engine.pools import Pools
+from simulator.engine.records import COMPLETED, Records
+from simulator.engine.simulate import ROUTERS, ReplicaSpec, simulate_replicas
+from simulator.engine.techniques import Adapters, KvOffload
 from simulator.run import simulate
-from simulator.scenario import Scenario
-from simulator.techniques import Adapters, KvOffload
-from simulator.workload import Requests
+from simulator.scenario.spec import Scenario
+from simulator.workload.requests import Requests
 from tests.simulator.engine_cases import ADAPTERS, requests, speculations, step_table
 from tests.simulator.test_engine_against_theory import constant_steps
 from tests.simulator.test_engine_equals_reference import assert_equal

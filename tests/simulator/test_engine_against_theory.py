@@ -9,9 +9,9 @@ import pytest
 
 from calibrate.step import StepTable
 from catalogs.errors import InputError
-from simulator.engine import ReplicaSpec, simulate_replicas
-from simulator.records import Records
-from simulator.workload import Requests
+from simulator.engine.records import Records
+from simulator.engine.simulate import ReplicaSpec, simulate_replicas
+from simulator.workload.requests import Requests
 
 STEP_S = 1.0
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 
-from simulator.engine import simulate_replicas
-from simulator.records import Records
-from simulator.reference import simulate_plainly
+from simulator.engine.plain.reference import simulate_plainly
+from simulator.engine.records import Records
+from simulator.engine.simulate import simulate_replicas
 from tests.simulator.engine_cases import Case, cases
 
 INSTANTS = ("arrival_s", "scheduled_s", "first_token_s", "finish_s", "busy_s", "copied_s")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from simulator.engine import Plane, ReplicaSpec, simulate_replicas
-from simulator.invariants import BrokenInvariantError, check_records
+from simulator.engine.invariants import BrokenInvariantError, check_records
+from simulator.engine.simulate import Plane, ReplicaSpec, simulate_replicas
 from tests.simulator.engine_cases import Case, cases, requests, step_table
 
 

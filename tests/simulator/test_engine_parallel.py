@@ -10,12 +10,12 @@ import pytest
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
-from simulator.engine import Plane, ReplicaSpec, simulate_replicas
-from simulator.records import Records
-from simulator.replicas import Line, build_line
+from simulator.engine.records import Records
+from simulator.engine.simulate import Plane, ReplicaSpec, simulate_replicas
 from simulator.run import simulate
-from simulator.scenario import Scenario
-from simulator.workload import Requests
+from simulator.scenario.replicas import Line, build_line
+from simulator.scenario.spec import Scenario
+from simulator.workload.requests import Requests
 from tests.simulator.test_engine_against_theory import constant_steps
 
 REQUESTS = Requests(np.zeros(256), np.full(256, 500, np.int64), np.full(256, 100, np.int64))

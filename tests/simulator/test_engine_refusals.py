@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from catalogs.errors import InputError
-from simulator.engine import Plane, ReplicaSpec, RouterOptions, simulate_replicas
-from simulator.records import COMPLETED, REJECTED
-from simulator.workload import Requests
+from simulator.engine.records import COMPLETED, REJECTED
+from simulator.engine.simulate import Plane, ReplicaSpec, RouterOptions, simulate_replicas
+from simulator.workload.requests import Requests
 from tests.simulator.test_engine_against_theory import constant_steps
 
 

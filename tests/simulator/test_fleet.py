@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from simulator.accounting import Usage
-from simulator.admission import AdmissionPolicy, ClassPolicy, RetryPolicy
-from simulator.autoscaling import (
+from simulator.engine.records import COMPLETED, FAILED, REJECTED
+from simulator.fleet.accounting import Usage
+from simulator.fleet.admission import AdmissionPolicy, ClassPolicy, RetryPolicy
+from simulator.fleet.autoscaling import (
     Hpa,
     HpaConfig,
     HpaMetric,
@@ -21,15 +22,14 @@ from simulator.autoscaling import (
     SkyServe,
     SkyServeConfig,
 )
-from simulator.caches import Caches, ResultCacheConfig
-from simulator.cold_start import ColdStart, LogNormal
-from simulator.failures import FailureRates
-from simulator.fleet import Fleet
-from simulator.fleet_config import CapacityRules, FleetConfig, Group
-from simulator.fleet_state import FleetResult
-from simulator.records import COMPLETED, FAILED, REJECTED
-from simulator.spot import Availability, SpotPolicy, Zone, find_zones, synthesise
-from simulator.workload import Requests
+from simulator.fleet.caches import Caches, ResultCacheConfig
+from simulator.fleet.cold_start import ColdStart, LogNormal
+from simulator.fleet.config import CapacityRules, FleetConfig, Group
+from simulator.fleet.failures import FailureRates
+from simulator.fleet.simulate import Fleet
+from simulator.fleet.spot import Availability, SpotPolicy, Zone, find_zones, synthesise
+from simulator.fleet.state import FleetResult
+from simulator.workload.requests import Requests
 from tests.simulator.seat_plane import SeatPlane, SeatSpec
 
 SPEC = SeatSpec(prefill_tokens_per_s=20000.0, step_s=0.02, step_per_seq_s=0.0002, max_num_seqs=32)

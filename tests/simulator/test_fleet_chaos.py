@@ -7,18 +7,18 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from planner.fleet_cost import cents, fleet_cost, lease_usd
-from simulator.admission import AdmissionPolicy, ClassPolicy, RetryPolicy
-from simulator.cold_start import ColdStart, LogNormal
-from simulator.data_plane import DataPlane
-from simulator.failures import FailureRates
-from simulator.fleet import Fleet
-from simulator.fleet_config import CapacityRules, FleetConfig, Group
-from simulator.fleet_plane import EnginePlane
-from simulator.fleet_state import FleetResult
-from simulator.records import COMPLETED, FAILED, REJECTED
-from simulator.spot import SpotPolicy, Zone, synthesise
-from simulator.workload import Requests
+from planner.money.fleet_cost import cents, fleet_cost, lease_usd
+from simulator.engine.records import COMPLETED, FAILED, REJECTED
+from simulator.fleet.admission import AdmissionPolicy, ClassPolicy, RetryPolicy
+from simulator.fleet.cold_start import ColdStart, LogNormal
+from simulator.fleet.config import CapacityRules, FleetConfig, Group
+from simulator.fleet.data_plane import DataPlane
+from simulator.fleet.engine_plane import EnginePlane
+from simulator.fleet.failures import FailureRates
+from simulator.fleet.simulate import Fleet
+from simulator.fleet.spot import SpotPolicy, Zone, synthesise
+from simulator.fleet.state import FleetResult
+from simulator.workload.requests import Requests
 from tests.simulator.seat_plane import SeatPlane, SeatSpec
 from tests.simulator.test_fleet import check_conserved, hpa, load
 from tests.simulator.test_fleet_plane import SPEC

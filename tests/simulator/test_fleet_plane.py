@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from calibrate.step import StepTable
-from simulator.data_plane import DataPlane
-from simulator.fleet_plane import EnginePlane
-from simulator.plane import ReplicaSpec
-from simulator.records import COMPLETED
-from simulator.workload import Requests
+from simulator.engine.plane import ReplicaSpec
+from simulator.engine.records import COMPLETED
+from simulator.fleet.data_plane import DataPlane
+from simulator.fleet.engine_plane import EnginePlane
+from simulator.workload.requests import Requests
 from tests.simulator.seat_plane import SeatPlane, SeatSpec
 
 

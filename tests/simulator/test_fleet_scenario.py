@@ -11,11 +11,11 @@ import pytest
 from app.cli.simulate_fleet import fleet_notes, fleet_tables
 from app.fleet_picture import fleet_picture
 from catalogs.errors import InputError
-from planner.fleet_cost import with_fleet_dollars
-from simulator.records import COMPLETED
+from planner.money.fleet_cost import with_fleet_dollars
+from simulator.engine.records import COMPLETED
 from simulator.run import Result, simulate
-from simulator.scenario import Scenario, read_scenario
-from simulator.workload import Requests
+from simulator.scenario.spec import Scenario, read_scenario
+from simulator.workload.requests import Requests
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = """
@@ -98,7 +98,7 @@ def test_every_controller_runs_from_a_scenario_and_loses_nothing(tmp_path: Path,
 
 
 def test_a_forecast_from_history_says_how_wrong_it_was(tmp_path: Path) -> None:
-    from simulator.traces import write_trace
+    from simulator.workload.traces import write_trace
 
     rng = np.random.default_rng(0)
     arrival = np.cumsum(rng.exponential(0.25, 4 * 3600))

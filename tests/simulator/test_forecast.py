@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from app.cli.main import cli
 from catalogs.errors import InputError
-from simulator.forecast import demand_series, forecast, forecast_holt_winters, forecast_seasonal_naive
+from simulator.workload.forecast import demand_series, forecast, forecast_holt_winters, forecast_seasonal_naive
 
 DAY = 24
 

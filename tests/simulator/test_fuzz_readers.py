@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from catalogs.errors import PlanError
-from simulator.scenario import read_scenario
+from simulator.scenario.spec import read_scenario
 from simulator.sweep import read_sweep
-from simulator.trace_stats import describe_file
-from simulator.traces import read_lengths, read_trace, write_trace
-from simulator.workload import Requests
+from simulator.workload.requests import Requests
+from simulator.workload.trace_stats import describe_file
+from simulator.workload.traces import read_lengths, read_trace, write_trace
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CELLS = st.one_of(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.autoscaling import Hpa, HpaConfig, HpaMetric
-from simulator.cold_start import ColdStart, LogNormal
-from simulator.fleet import Fleet
-from simulator.fleet_config import FleetConfig, Group
-from simulator.fleet_plane import EnginePlane
-from simulator.fluid_plane import probe
-from simulator.long_horizon import Windows, run_long
-from simulator.workload import Requests
+from simulator.fleet.autoscaling import Hpa, HpaConfig, HpaMetric
+from simulator.fleet.cold_start import ColdStart, LogNormal
+from simulator.fleet.config import FleetConfig, Group
+from simulator.fleet.engine_plane import EnginePlane
+from simulator.fleet.fluid_plane import probe
+from simulator.fleet.long_horizon import Windows, run_long
+from simulator.fleet.simulate import Fleet
+from simulator.workload.requests import Requests
 from tests.simulator.test_fleet_plane import SPEC
 
 HOURS = 8

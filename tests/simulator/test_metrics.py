@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from simulator import metrics
-from simulator.metrics import Latencies
-from simulator.records import COMPLETED, FAILED, REJECTED, Records
-from simulator.workload import Requests, Slo
+from simulator.engine import metrics
+from simulator.engine.metrics import Latencies
+from simulator.engine.records import COMPLETED, FAILED, REJECTED, Records
+from simulator.workload.requests import Requests, Slo
 
 RNG = np.random.default_rng(0)
 

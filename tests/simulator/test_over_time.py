@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simulator.run import Result, simulate
-from simulator.scenario import read_scenario
+from simulator.scenario.spec import read_scenario
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

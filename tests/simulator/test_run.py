@@ -13,10 +13,10 @@ from click.testing import CliRunner, Result
 
 from app.cli.main import cli
 from catalogs.errors import GateError, InputError, MissingError
-from simulator import preemption
-from simulator.invariants import BrokenInvariantError
+from simulator.engine import preemption
+from simulator.engine.invariants import BrokenInvariantError
 from simulator.run import simulate
-from simulator.scenario import Scenario, read_scenario
+from simulator.scenario.spec import Scenario, read_scenario
 
 EXAMPLES = [Path(__file__).resolve().parents[2] / "examples" / f"{n}.yaml" for n in ("chat", "closed_loop", "agents")]
 CONTRACT_KEYS = {

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from catalogs.errors import InputError
-from simulator.scaling import BLOCK_REQUESTS, repeat_requests, scale_requests
-from simulator.trace_stats import Arrivals, describe
-from simulator.traces import read_trace
-from simulator.workload import Requests
+from simulator.workload.requests import Requests
+from simulator.workload.scaling import BLOCK_REQUESTS, repeat_requests, scale_requests
+from simulator.workload.trace_stats import Arrivals, describe
+from simulator.workload.traces import read_trace
 from tests.shared_data import shared_data
 
 

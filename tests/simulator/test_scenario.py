@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from catalogs.errors import InputError
-from simulator.scenario import read_scenario
-from simulator.workload_spec import load_workload, read_buckets
+from simulator.scenario.spec import read_scenario
+from simulator.workload.load import load_workload, read_buckets
 
 CONTRACT = """\
 model: llama-3.1-8b
@@ -151,7 +151,7 @@ def test_a_lines_instance_says_over_which_links_its_gpus_exchange() -> None:
     from calibrate.kernel_sums import KernelSums
     from calibrate.profiles import best_profile
     from catalogs.load import find_gpu, find_model
-    from simulator.scenario import FleetLine
+    from simulator.scenario.spec import FleetLine
 
     model = find_model("llama-3.1-8b")
 

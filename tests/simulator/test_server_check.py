@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.endpoint import endpoint_profile, fit_points
 from calibrate.profiles import profile_to_dict
-from calibrate.serving_points import summarise
+from calibrate.server.endpoint import endpoint_profile, fit_points
+from calibrate.server.serving_points import summarise
 from simulator.server_check import check, requests_of, scenario_of, summary
 from tests.calibrate.test_endpoint import served
 

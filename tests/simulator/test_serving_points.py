@@ -7,18 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibrate.importers.llmservingsim import import_profile
+from calibrate.fitting.importers.llmservingsim import import_profile
+from calibrate.fitting.serving import ServingPoint
 from calibrate.memory import memory_plan
-from calibrate.serving import ServingPoint
 from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
-from simulator.engine import simulate_replicas
+from simulator.engine.records import Records
+from simulator.engine.simulate import simulate_replicas
 from simulator.real_runs import compare_run, read_run
-from simulator.records import Records
-from simulator.replicas import build_line
+from simulator.scenario.replicas import build_line
 from simulator.serving_points import Predictor, compare_points, requests_of
-from simulator.workload import Requests
+from simulator.workload.requests import Requests
 from tests.shared_data import shared_data
 
 POINT = ServingPoint("llama-3.1-8b", "H100-SXM", "bf16", "vllm", 1, 512, 64, 4, 64, {"ttft_s": 0.03, "tpot_s": 0.007})

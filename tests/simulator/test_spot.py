@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from catalogs.errors import InputError, MissingError
-from simulator.spot import (
+from simulator.fleet.spot import (
     Availability,
     Cheapest,
     DynamicFallback,
@@ -22,7 +22,7 @@ from simulator.spot import (
     replay,
     synthesise,
 )
-from simulator.spot_trace import read_availability
+from simulator.fleet.spot_trace import read_availability
 
 DAY = 86400.0
 DAYS = 45.5

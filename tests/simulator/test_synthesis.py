@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from catalogs.errors import InputError
-from simulator.synthesis import arrivals, merge_classes, synthesize
-from simulator.trace_stats import describe
-from simulator.traces import read_trace, write_trace
-from simulator.workload_spec import ArrivalSpec, SyntheticSpec, WorkloadSpec, load_workload
+from simulator.workload.load import load_workload
+from simulator.workload.spec import ArrivalSpec, SyntheticSpec, WorkloadSpec
+from simulator.workload.synthesis import arrivals, merge_classes, synthesize
+from simulator.workload.trace_stats import describe
+from simulator.workload.traces import read_trace, write_trace
 
 FIXED: dict[str, Any] = {
     "input_tokens": {"distribution": "fixed", "value": 100},

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from catalogs.errors import InputError
-from simulator.engine import ReplicaSpec, simulate_replicas
-from simulator.replicas import build_fleet
+from simulator.engine.simulate import ReplicaSpec, simulate_replicas
+from simulator.engine.techniques import KvOffload, Speculation, SwapSpace
 from simulator.run import simulate
-from simulator.scenario import read_scenario
-from simulator.techniques import KvOffload, Speculation, SwapSpace
-from simulator.traces import read_trace
-from simulator.workload import Requests
+from simulator.scenario.replicas import build_fleet
+from simulator.scenario.spec import read_scenario
+from simulator.workload.requests import Requests
+from simulator.workload.traces import read_trace
 from tests.shared_data import shared_data
 from tests.simulator.test_engine_against_theory import constant_steps
 

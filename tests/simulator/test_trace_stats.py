@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import simulator.trace_stats as trace_stats
+import simulator.workload.trace_stats as trace_stats
 from app.cli.main import cli
-from simulator.trace_stats import Arrivals, Lengths, PrefixSharing, describe, describe_file
-from simulator.traces import TraceReader, read_trace, write_trace
-from simulator.workload import Requests
+from simulator.workload.requests import Requests
+from simulator.workload.trace_stats import Arrivals, Lengths, PrefixSharing, describe, describe_file
+from simulator.workload.traces import TraceReader, read_trace, write_trace
 from tests.shared_data import shared_data
 
 RNG = np.random.default_rng(0)

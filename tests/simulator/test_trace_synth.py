@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from app.cli.main import cli
 from catalogs.errors import InputError
-from simulator.trace_stats import describe_file
-from simulator.traces import read_trace
+from simulator.workload.trace_stats import describe_file
+from simulator.workload.traces import read_trace
 
 DEMO = Path(__file__).resolve().parents[2] / "app" / "demo"
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from catalogs.errors import InputError
-from simulator.traces import TraceReader, read_lengths, read_trace, take, write_trace
-from simulator.workload import Requests
+from simulator.workload.requests import Requests
+from simulator.workload.traces import TraceReader, read_lengths, read_trace, take, write_trace
 from tests.shared_data import shared_data
 
 HEADER = "arrival_s,input_tokens,output_tokens\n"

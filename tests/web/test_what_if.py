@@ -9,7 +9,7 @@ import pytest
 
 from app.runs import load_run, save_run
 from app.web import parts
-from planner.problem import problem_from
+from planner.inputs.problem import problem_from
 from planner.recommend import recommend
 from tests.web.test_pages import ANSWER
 from tests.web.test_views import metrics

@@ -45,7 +45,7 @@ def look() -> None:
     from calibrate.memory import memory_plan
     from calibrate.profile_error import replica_error
     from calibrate.profiles import best_profile
-    from planner.confidence import step_error
+    from planner.capacity.confidence import step_error
 
     replica, batch, context = replica_of()
     profile = best_profile(replica)
@@ -134,7 +134,7 @@ def accuracy() -> None:
 
 def show_compared(compared: list[Any], notes: list[str]) -> None:
     """A scatter a metric, and the errors."""
-    from calibrate.validate import summarise
+    from calibrate.fitting.validate import summarise
 
     if not compared:
         raise InputError("no point that can be predicted", where="upload", why="; ".join(notes[:3]))

@@ -16,7 +16,7 @@ from app.web.reports import ask, downloads
 from app.web.style import LABELS, NEUTRAL, THEME, ink, lay_out, look
 from app.web.workload_state import current, trace_name, with_trace
 from catalogs.load import instances, prices
-from simulator.trace_stats import arrivals_per_window
+from simulator.workload.trace_stats import arrivals_per_window
 
 heading("Spend and commitments", "How much of the demand is always there, and what committing to it would save.")
 
@@ -48,7 +48,7 @@ def chosen_offer() -> tuple[str, str, str, int]:
 
 def commitments() -> None:
     """The load-duration curve with the committed band, what a commitment costs, and when it pays."""
-    from planner.commitment import WINDOWS, commitment, machines_of
+    from planner.money.commitment import WINDOWS, commitment, machines_of
 
     before = dict(st.query_params)
     region, name, form, peak = chosen_offer()
@@ -123,7 +123,7 @@ def duration_figure(ordered: Any, held: int, best: int, form: str) -> go.Figure:
 
 def break_even(forms: dict[str, float]) -> list[Series]:
     """One machine's cost an hour on demand and under each commitment, and the points where they are equal."""
-    from planner.cost import break_even_utilisation
+    from planner.money.cost import break_even_utilisation
 
     found = [Series("on_demand", [0.0, 1.0], [0.0, forms["on_demand"]])]
     for form in (f for f in forms if f.startswith("reserved")):

@@ -13,7 +13,7 @@ from app.web.answer_rows import roads
 from app.web.parts import as_csv, command, download, error, heading, picture, points_of
 from app.web.workload_state import current, demo_answer, is_demo, trace_name, upload_field, with_trace
 from catalogs.errors import PlanError
-from simulator.trace_stats import arrivals_per_window
+from simulator.workload.trace_stats import arrivals_per_window
 
 if TYPE_CHECKING:
     from pandas import DataFrame

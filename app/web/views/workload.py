@@ -23,7 +23,7 @@ from app.web.workload_state import (
     upload_field,
     with_trace,
 )
-from simulator.trace_stats import arrivals_per_window, describe, prefix_hits_per_window
+from simulator.workload.trace_stats import arrivals_per_window, describe, prefix_hits_per_window
 
 BINS = {"1 s": 1.0, "10 s": 10.0, "1 min": 60.0, "10 min": 600.0, "1 h": 3600.0}
 SEASONS = {"1 min": 60.0, "10 min": 600.0, "1 h": 3600.0, "a day": 86_400.0, "a week": 604_800.0}
@@ -87,8 +87,8 @@ def make() -> None:
 
 def forecast() -> None:
     """Demand after the trace with its band, and what the same method said of the trace's own end."""
-    from simulator.forecast import METHODS, forecast_document
-    from simulator.forecast import forecast as look_ahead
+    from simulator.workload.forecast import METHODS, forecast_document
+    from simulator.workload.forecast import forecast as look_ahead
 
     arrival_s = current().arrival_s
     span_s = float(arrival_s[-1] - arrival_s[0])
@@ -128,7 +128,7 @@ def forecast() -> None:
 def held_out(arrival_s: Any, history_s: list[float], settings: tuple[float, float, float, str]) -> list[Series]:
     """The last quarter of the trace as the first three quarters foretell it; nothing where they are too short."""
     from catalogs.errors import InputError
-    from simulator.forecast import forecast as look_ahead
+    from simulator.workload.forecast import forecast as look_ahead
 
     cut = history_s[3 * len(history_s) // 4]
     try:

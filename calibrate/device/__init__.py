@@ -1,0 +1,1 @@
+"""Measuring a device with torch: kernels, whole batches, exchanges."""

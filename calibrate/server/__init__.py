@@ -1,0 +1,1 @@
+"""Measuring a server from outside: load, streamed tokens, metrics, other benchmarks' results."""

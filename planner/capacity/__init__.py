@@ -1,0 +1,1 @@
+"""What one replica sustains within the promise, by simulation; and whether a fleet keeps it."""

@@ -1,0 +1,1 @@
+"""The question as the optimizer sees it: demand, candidates, market, quality, limits."""

@@ -1,0 +1,1 @@
+"""Prices, times and counts to dollars."""

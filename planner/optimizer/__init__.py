@@ -1,0 +1,1 @@
+"""The model of the purchase, its solution, its bound and its proof."""

@@ -1,0 +1,181 @@
+"""One way to solve a model: whole when it is small or its periods are tied together, decomposed when it is large."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from planner.optimizer import decompose, milp
+from planner.optimizer.cells import without_ties
+from planner.optimizer.fleet_model import FleetModel, Option
+from planner.optimizer.milp import Solution
+from planner.optimizer.program import relative_gap
+from planner.optimizer.relaxation import cheapest_by_bucket, relax
+
+LARGE = 600  # whole-number variables; beyond this a model is decomposed
+ONE_SIZE_LARGE = 4000  # the same where requests are of one size: first tried whole, for a few nodes
+FIRST_NODES, FIRST_SHARE = 200, 0.5  # of nodes, and of the time, that this try may take
+UNTIED_SHARE, PART_SHARE = 0.4, 0.7  # of the time: for the bound; of the rest, for the plan over few options
+
+
+def solve(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> Solution | None:
+    """The cheapest plan with its bound and gap; None where the limits contradict each other."""
+    scenarios, periods = model.demand.shape[:2]
+    if len(model.options) * scenarios * periods <= LARGE:
+        return milp.solve(model, gap, time_limit_s)
+    if model.savings_plans:
+        return solve_with_savings_plans(model, gap, time_limit_s)
+    end = time.monotonic() + time_limit_s
+    without = model.with_options([replace(o, start_hours=0.0) for o in model.options])
+    if not decompose.separable(without):
+        return solve_tied(model, gap, time_limit_s)
+    found = _whole_or_in_parts(without, gap, time_limit_s)
+    if found is None:
+        return None
+    found = _with_boots(model, found, gap)
+    left_s = end - time.monotonic()
+    if not found.optimal and any(o.start_hours > 0 for o in model.options) and _one_size(model) and left_s > 0:
+        whole = milp.solve(model, gap, left_s, FIRST_NODES)  # boots in the bound too
+        found = found if whole is None else _better(found, whole, gap)
+    if model.limits.budget_usd_per_hour is not None and found.usd_per_hour > model.limits.budget_usd_per_hour + 1e-9:
+        return None
+    return found
+
+
+def solve_with_savings_plans(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> Solution | None:
+    """A large model with Savings Plans, whose promises tie all periods together.
+
+    The bound is the linear relaxation's. The plan comes from the whole program over the options of a looser question
+    that decomposes: there every machine on demand may also be committed to at its rate under each plan.
+    """
+    end = time.monotonic() + time_limit_s
+    if _one_size(model):
+        whole = milp.solve(model, gap, time_limit_s * FIRST_SHARE, FIRST_NODES)
+        if whole is not None and whole.optimal:
+            return whole
+    loose = replace(
+        model, options=tuple(replace(o, start_hours=0.0) for o in model.options), limits=without_ties(model.limits)
+    )
+    relaxed = relax(loose)
+    if relaxed is None:
+        return None
+    standing = _standing_for_plans(loose)
+    alone = replace(loose, options=tuple(o for _, o in standing), savings_plans=())
+    guess = decompose.solve_decomposed(alone, gap, max(end - time.monotonic(), 1.0) * UNTIED_SHARE)
+    if guess is None:
+        return None
+    used = guess.committed + guess.held.sum((1, 2)) + guess.fallback.sum((1, 2, 3)) > 1e-6
+    wanted = {j for (j, _), yes in zip(standing, used, strict=True) if yes}
+    ids = np.array(sorted(wanted | {*cheapest_by_bucket(model), *relaxed.basis}), dtype=np.int64)
+    part = milp.solve(model.with_options([model.options[j] for j in ids]), gap, max(end - time.monotonic(), 1.0))
+    if part is None:
+        return None
+    bound = part.bound if len(ids) == len(model.options) else relaxed.usd_per_hour
+    return _spread(part, ids, len(model.options), max(bound, relaxed.usd_per_hour), gap)
+
+
+def _standing_for_plans(model: FleetModel) -> list[tuple[int, Option]]:
+    """The index of an option, and it or, if it is on demand, a commitment at its rate under each Savings Plan."""
+    found = list(enumerate(model.options))
+    for plan, rates in zip(model.savings_plans, model.plan_rates, strict=True):
+        for j in np.flatnonzero(np.isfinite(rates)):
+            option, usd = model.options[j], float(rates[j]) * plan.usd_per_hour
+            name = f"{option.name} under {plan.name}"
+            found.append((int(j), replace(option, name=name, kind="committed", usd_per_hour=usd)))
+    return found
+
+
+def _one_size(model: FleetModel) -> bool:
+    """Whether all requests are of one size, and the model not too large to be tried whole."""
+    scenarios, periods, buckets = model.demand.shape
+    return bool(buckets == 1 and len(model.options) * scenarios * periods <= ONE_SIZE_LARGE)
+
+
+def _with_boots(model: FleetModel, plan: Solution, gap: float) -> Solution:
+    usd = plan.usd_per_hour + boot_usd_per_hour(model, plan, np.array([o.start_hours for o in model.options]))
+    return _bounded(replace(plan, usd_per_hour=usd, objective=usd), plan.bound, gap)
+
+
+def _better(one: Solution, other: Solution, gap: float) -> Solution:
+    """The cheaper of two plans of one model, under the higher of their bounds."""
+    best = min((one, other), key=lambda s: s.objective)
+    found = _bounded(best, max(one.bound, other.bound), gap)
+    return replace(found, hurried=not found.optimal and (one.hurried or other.hurried))
+
+
+def _whole_or_in_parts(model: FleetModel, gap: float, time_limit_s: float) -> Solution | None:
+    """A separable model. Fleets of a few machines an hour leave a wide gap to their relaxation, and HiGHS's cuts close
+    it where all requests are of one size; where they do not, the better of both plans and of both bounds is kept."""
+    end = time.monotonic() + time_limit_s
+    whole = None
+    if _one_size(model):
+        whole = milp.solve(model, gap, time_limit_s * FIRST_SHARE, FIRST_NODES)
+        if whole is not None and whole.optimal:
+            return whole
+    parts = decompose.solve_decomposed(model, gap, max(end - time.monotonic(), 1.0))
+    if whole is None or parts is None:
+        return parts
+    return _better(parts, whole, gap)
+
+
+def solve_tied(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> Solution | None:
+    """A large model whose periods are tied together, by scaling limits, minimum runs or the dear tail's weight.
+
+    Without the ties it decomposes, and no plan that keeps them is cheaper than its bound. The plan then comes from the
+    whole program over the options that the looser plan uses; where that leaves a gap, over all, while time lasts.
+    """
+    end = time.monotonic() + time_limit_s
+    options = [replace(o, start_hours=0.0) for o in model.options]
+    loose = replace(model, options=tuple(options), limits=without_ties(model.limits))
+    untied = decompose.solve_decomposed(loose, gap, time_limit_s * UNTIED_SHARE)
+    if untied is None:
+        return None
+    used = untied.committed + untied.held.sum((1, 2)) + untied.fallback.sum((1, 2, 3)) > 1e-6
+    used[cheapest_by_bucket(model)] = True
+    ids = np.flatnonzero(used)
+    part = milp.solve(model.with_options([model.options[j] for j in ids]), gap, (end - time.monotonic()) * PART_SHARE)
+    found = None if part is None else _spread(part, ids, len(model.options), untied.bound, gap)
+    if found is None or (not found.optimal and time.monotonic() < end):
+        whole = milp.solve(model, gap, max(end - time.monotonic(), 1.0))
+        if whole is not None:
+            bound = max(whole.bound, untied.bound)
+            best = whole if found is None or whole.objective < found.objective else found
+            return _bounded(best, bound, gap)
+    return found
+
+
+def _spread(part: Solution, ids: np.ndarray, num: int, bound: float, gap: float) -> Solution:
+    """A plan of some options as a plan of all."""
+
+    def all_of(values: np.ndarray) -> np.ndarray:
+        full = np.zeros((num, *values.shape[1:]))
+        full[ids] = values
+        return full
+
+    whole = replace(
+        part, committed=all_of(part.committed), held=all_of(part.held), fallback=all_of(part.fallback),
+        routed=all_of(part.routed), covered=np.array([all_of(c) for c in part.covered]),
+    )  # fmt: skip
+    return _bounded(whole, bound, gap)
+
+
+def _bounded(plan: Solution, bound: float, gap: float) -> Solution:
+    lower = min(bound, plan.objective)
+    achieved = relative_gap(plan.objective, lower)
+    return replace(plan, bound=lower, gap=achieved, optimal=achieved <= gap + 1e-9)
+
+
+def boot_usd_per_hour(model: FleetModel, solution: Solution, start_hours: np.ndarray) -> float:
+    """What machines cost between their start and their first request, on average over the horizon.
+
+    A large model is solved without it and it is added to the plan's cost, not to its bound; so it is part of the gap.
+    """
+    before = np.roll(solution.held, 1, axis=2)
+    if not model.cyclic:
+        before[:, :, 0] = solution.held[:, :, 0]
+    started = np.maximum(solution.held - before, 0.0)
+    per_start = model.usd_per_hour * start_hours
+    weight = model.probability[:, None] * model.weight / model.hours
+    return float((started * per_start[:, None, None] * weight).sum())

@@ -1,0 +1,1 @@
+"""What was really spent and what really ran: bills, metrics, drift, findings."""

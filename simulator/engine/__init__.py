@@ -1,0 +1,1 @@
+"""What a replica does to each request: scheduling, KV cache, preemption, routing; compiled."""

@@ -1,0 +1,1 @@
+"""What a scenario file asks for, and the replicas, roles and fleets that it becomes."""

@@ -1,0 +1,1 @@
+"""What comes in: requests as columns, traces, synthetic loads, forecasts."""
