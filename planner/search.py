@@ -181,7 +181,8 @@ class Search:
             unknown = self._unknown(model, solution)
             if not unknown:
                 return model, solution
-            progress(f"simulating {len(self.rps) + len(unknown)} configurations", self._share())
+            num = len(self.rps) + len(unknown)
+            progress(f"simulating {num} configuration{'s' if num > 1 else ''}", self._share())
             self._simulate(unknown)
 
     @property

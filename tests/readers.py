@@ -30,6 +30,8 @@ from catalogs.yaml_source import read_model
 from planner.inputs.capacity_table import read_capacity_table, read_demand
 from planner.inputs.market import user_prices
 from planner.inputs.problem import read_problem
+from planner.inputs.quality import own_results
+from planner.inputs.savings_plans import COLUMNS, user_rates
 from planner.money.fleet_cost import read_price_paths
 from planner.optimizer.certificate import VERSION, _digest, verify_certificate
 from planner.spend.bill_readers import read_bill
@@ -105,6 +107,7 @@ CERTIFICATE = {  # two machines at 3 USD that must serve 1.5 of one each
     "proof": {"split": 0, "at": 1, "below": {"leaf": [[0, "9"]], "empty": True}, "above": {"leaf": []}},
 }  # fmt: skip
 DENSE = b"layer,tokens,time_us\nqkv_proj,1,3\nqkv_proj,64,99\n"
+QUALITY = b"model,precision,task,score,baseline_score\nllama-3.1-8b,fp8,mmlu,0.66,0.67\nllama-3.1-8b,fp8\n"
 MEASURED = (
     b'{"kind": "header", "schema_version": 1, "device": "cpu", "gpu": "cpu"}\n{"kind": "gemm", "m": 1, "time_s": 1}\n'
 )
@@ -190,6 +193,11 @@ READERS: dict[str, Reader] = {
     "demand": Reader("d.csv", (b"input_tokens,output_tokens,rate_rps\n100,100,3\n",), read_demand),
     "price paths": Reader("p.csv", (b"start_s,zone,usd_per_hour\n0,a,1\n9,a,2\n",), read_price_paths),
     "own prices": Reader("p.csv", (b"instance_type,region,purchase,usd_per_hour\ng6.xlarge,,spot,1\n",), user_prices),
+    "savings plan rates": Reader(
+        "r.csv", (f"{','.join(COLUMNS)}\ncompute,1,no_upfront,g6.xlarge,0.5\n".encode(),),
+        lambda p: user_rates(p, "us-east-1"),
+    ),
+    "quality results": Reader("q.csv", (QUALITY,), own_results),
     "certificate": Reader("c.json", (_dump(CERTIFICATE),), _verify_rehashed),
     "availability": Reader(
         "a.json", (_dump({"metadata": {"gap_seconds": 60}, "data": [1, 0, 1]}),), lambda p: read_availability(p, 100.0)

@@ -40,7 +40,8 @@ def import_(trace: str, output: str, sort: bool, scale: float, limit: int | None
       plan trace import mooncake_trace.jsonl -o requests.csv
     """
     from simulator.workload.trace_stats import describe
-    from simulator.workload.traces import read_trace, write_trace
+    from simulator.workload.trace_writing import write_trace
+    from simulator.workload.traces import read_trace
 
     requests = read_trace(trace, sort=sort, limit=limit)
     if scale != 1.0:
@@ -137,7 +138,7 @@ def synth(
     """
     from simulator.workload.load import load_workload
     from simulator.workload.trace_stats import describe
-    from simulator.workload.traces import write_trace
+    from simulator.workload.trace_writing import write_trace
 
     flags = {
         "arrivals": _section(arrivals, "--arrivals", "process"),

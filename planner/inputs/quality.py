@@ -80,7 +80,7 @@ def own_results(path: Path) -> tuple[Evaluation, ...]:
     found = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as source:
-            reader = csv.DictReader(source)
+            reader = csv.DictReader(source, restval="")
             for column in ("model", "precision", "task", "score", "baseline_score"):
                 if column not in (reader.fieldnames or ()):
                     raise InputError(

@@ -16,7 +16,8 @@ from simulator.run import simulate, write_requests
 from simulator.scenario.spec import read_scenario
 from simulator.workload.requests import Requests
 from simulator.workload.trace_stats import describe_file
-from simulator.workload.traces import read_trace, write_trace
+from simulator.workload.trace_writing import write_trace
+from simulator.workload.traces import read_trace
 
 pytestmark = pytest.mark.bench
 NUM = 1_000_000

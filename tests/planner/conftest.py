@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from simulator.workload.requests import Requests
-from simulator.workload.traces import write_trace
+from simulator.workload.trace_writing import write_trace
 
 
 @pytest.fixture(autouse=True)

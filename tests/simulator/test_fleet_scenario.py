@@ -98,7 +98,7 @@ def test_every_controller_runs_from_a_scenario_and_loses_nothing(tmp_path: Path,
 
 
 def test_a_forecast_from_history_says_how_wrong_it_was(tmp_path: Path) -> None:
-    from simulator.workload.traces import write_trace
+    from simulator.workload.trace_writing import write_trace
 
     rng = np.random.default_rng(0)
     arrival = np.cumsum(rng.exponential(0.25, 4 * 3600))

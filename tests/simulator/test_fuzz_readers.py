@@ -17,7 +17,8 @@ from simulator.scenario.spec import read_scenario
 from simulator.sweep import read_sweep
 from simulator.workload.requests import Requests
 from simulator.workload.trace_stats import describe_file
-from simulator.workload.traces import read_lengths, read_trace, write_trace
+from simulator.workload.trace_writing import write_trace
+from simulator.workload.traces import read_lengths, read_trace
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CELLS = st.one_of(

@@ -14,7 +14,8 @@ from simulator.workload.load import load_workload
 from simulator.workload.spec import ArrivalSpec, SyntheticSpec, WorkloadSpec
 from simulator.workload.synthesis import arrivals, merge_classes, synthesize
 from simulator.workload.trace_stats import describe
-from simulator.workload.traces import read_trace, write_trace
+from simulator.workload.trace_writing import write_trace
+from simulator.workload.traces import read_trace
 
 FIXED: dict[str, Any] = {
     "input_tokens": {"distribution": "fixed", "value": 100},

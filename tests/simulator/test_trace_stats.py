@@ -13,7 +13,8 @@ import simulator.workload.trace_stats as trace_stats
 from app.cli.main import cli
 from simulator.workload.requests import Requests
 from simulator.workload.trace_stats import Arrivals, Lengths, PrefixSharing, describe, describe_file
-from simulator.workload.traces import TraceReader, read_trace, write_trace
+from simulator.workload.trace_writing import write_trace
+from simulator.workload.traces import TraceReader, read_trace
 from tests.shared_data import shared_data
 
 RNG = np.random.default_rng(0)

@@ -11,7 +11,8 @@ import pytest
 
 from catalogs.errors import InputError
 from simulator.workload.requests import Requests
-from simulator.workload.traces import TraceReader, read_lengths, read_trace, take, write_trace
+from simulator.workload.trace_writing import write_trace
+from simulator.workload.traces import TraceReader, read_lengths, read_trace, take
 from tests.shared_data import shared_data
 
 HEADER = "arrival_s,input_tokens,output_tokens\n"

@@ -18,6 +18,7 @@ import pytest
 from tests.web.examine import complaints
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ONE_KIND = "recommend?gpus=L40S&precision=fp8&scale=0.1"  # the question that is answered soonest
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-quic", "--force-color-profile=srgb",
@@ -103,6 +104,16 @@ class Visit:
     def _request(self, request: Any) -> None:
         if not request.url.startswith((self.server, self.server.replace("http", "ws"), "data:", "blob:")):
             self.problems.append(f"outside request: {request.url}")
+
+    def ask(self, address: str) -> str:
+        """Ask for a plan and wait for it; the run that the export link names."""
+        page = self.open(address)
+        page.get_by_role("button", name="Find the cheapest fleet").click()
+        page.get_by_text("Verified:").wait_for(timeout=240_000)
+        self.settle()
+        page.get_by_text("What it rests on").click()
+        text = page.get_by_text("plan explain").inner_text(timeout=30_000)
+        return str(text.split()[-1])
 
     def open(self, path: str = "") -> Any:
         """Open a page and wait until Streamlit has run its script."""

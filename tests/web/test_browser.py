@@ -15,14 +15,13 @@ import pytest
 from app.runs import remove_run, save_run
 from tests.report.test_month import month
 from tests.shared_data import shared_data
-from tests.web.conftest import Visit
+from tests.web.conftest import ONE_KIND, Visit
 from tests.web.test_pages import ANSWER
 
 pytestmark = [pytest.mark.browser]
 FIRST_PICTURE = (
     "() => [...document.querySelectorAll('[data-testid=stMarkdownContainer] img')].some(i => i.naturalWidth > 0)"
 )
-ONE_KIND = "recommend?gpus=L40S&precision=fp8&scale=0.1"  # the question that is answered soonest
 
 
 # the cost that the sliders under a plan come to
@@ -31,28 +30,8 @@ CHANGED = """() => [...document.querySelectorAll('[data-testid=stMetric]')]
     .querySelector('[data-testid=stMetricValue]').innerText"""
 
 
-def ask(visit: Visit, address: str) -> str:
-    """Ask for a plan and wait for it; the run that the export link names."""
-    page = visit.open(address)
-    page.get_by_role("button", name="Find the cheapest fleet").click()
-    page.get_by_text("Verified:").wait_for(timeout=240_000)
-    visit.settle()
-    page.get_by_text("What it rests on").click()
-    text = page.get_by_text("plan explain").inner_text(timeout=30_000)
-    return str(text.split()[-1])
-
-
-def test_first_visit_to_first_plan_and_its_deployment(visit: Visit) -> None:
-    run = ask(visit, f"{ONE_KIND}&ttft=0.5")
-    assert visit.page.get_by_label("TTFT p95 (s)").input_value() == "0.50"
-    visit.examine("recommend-answer")
-    page = visit.open(f"export?run={run}&target=vllm")
-    page.get_by_text("vllm serve").first.wait_for(timeout=30_000)
-    visit.examine("export-answer")
-
-
 def test_sliders_answer_and_what_they_say_is_verified_when_asked(visit: Visit) -> None:
-    ask(visit, f"{ONE_KIND}&ttft=0.5")
+    visit.ask(f"{ONE_KIND}&ttft=0.5")
     page = visit.page
     handle = page.get_by_role("slider", name="Load, times this plan's")
     handle.focus()
@@ -312,7 +291,7 @@ def test_time_to_the_first_chart_and_to_a_sliders_answer(browser: Any, server: s
     visitor.open("spend")
     cost = "() => document.querySelector('[data-testid=stMetricValue]').innerText"
     commit = answers(visitor, "Machines to commit", cost, ["Home", "End"] * 6)
-    run = ask(visitor, ONE_KIND.replace("scale=0.1", "scale=1"))
+    run = visitor.ask(ONE_KIND.replace("scale=0.1", "scale=1"))
     visitor.open(f"recommend?run={run}&if_load=0.5")
     what_if = answers(visitor, "Load, times this plan's", CHANGED, ["End", "Home"] * 6)
     visitor.close()
