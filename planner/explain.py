@@ -7,10 +7,10 @@ from dataclasses import fields
 from typing import Any
 
 from calibrate.bottleneck import decode_shape, explain_bottleneck, step_cost
-from calibrate.memory import memory_plan
 from calibrate.profiles import best_profile
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
+from simulator.scenario.replicas import build_line
 
 ENGINE_FIELDS = {f.name for f in fields(Engine)} - {"options"}
 
@@ -55,7 +55,6 @@ def explain_line(line: Mapping[str, Any], answer: Mapping[str, Any], model: str)
     """As ``explain_lines``, for one line."""
     replica = replica_of(line, model)
     profile = best_profile(replica)
-    memory = memory_plan(replica, profile)
     inputs, outputs = _mean_tokens(answer.get("buckets") or [], line.get("share_by_size") or [])
     rates: Sequence[float] = line.get("requests_per_s") or [0.0]
     busiest = max(range(len(rates)), key=lambda i: rates[i])
@@ -63,14 +62,14 @@ def explain_line(line: Mapping[str, Any], answer: Mapping[str, Any], model: str)
     replicas = max(1, counts[min(busiest, len(counts) - 1)] * int(line.get("replicas_per_instance") or 1))
     if line.get("roles"):  # those that decode
         replicas = line["roles"]["decode"][min(busiest, len(counts) - 1)]
-    engines = replicas * replica.data_parallel_size * replica.pipeline_parallel_size  # that step side by side
-    tokens_per_s = rates[busiest] / engines * outputs
+    built = build_line(replica, profile, replicas)
+    tokens_per_s = rates[busiest] / built.num_engines * outputs  # of each that steps beside the others
     context = inputs + outputs / 2.0
     batch = 1.0
     for _ in range(50):
         batch = max(1.0, tokens_per_s * step_cost(replica, profile, decode_shape(round(batch), context)).seconds)
     cost = step_cost(replica, profile, decode_shape(round(batch), context))
-    name, why = explain_bottleneck(cost, memory, replica, round(batch), context)
+    name, why = explain_bottleneck(cost, built.memory, replica, round(batch), context)
     return {
         "line": f"{line['instance_type']} ({line['gpu']}, TP {replica.tensor_parallel_size}, {replica.precision}"
         + (", decode replicas)" if line.get("roles") else ")"),
