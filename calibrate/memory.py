@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from calibrate.memory_remedies import changes, length_is_asked
 from calibrate.options import number_option, recomputation_of
 from calibrate.physics.activations import Activations, activation_peak, experts_bytes
 from calibrate.physics.backends import attention_workspace_bytes, backend_of
 from calibrate.physics.expert_layout import check_experts, expert_slices, ranks_sharing_experts
 from calibrate.physics.lora import lora_bytes, lora_of
-from calibrate.physics.precisions import check_sparse_kernels, precision, support
+from calibrate.physics.precisions import check_sparse_kernels, precision
 from calibrate.physics.work import (
     embedding_bytes,
     embedding_parameters,
@@ -27,7 +28,7 @@ from calibrate.physics.work import (
 )
 from catalogs.engines import version_numbers, version_of
 from catalogs.errors import InputError
-from catalogs.load import gpus, resolve_engine
+from catalogs.load import resolve_engine
 from catalogs.schema import Engine, Model, Replica
 from catalogs.units import GIB
 
@@ -146,7 +147,7 @@ def _with_room_for_scores(replica: Replica, reserves: Mapping[str, float]) -> tu
 
     Both the scores of a step and one sequence's KV grow with ``max_model_len``: bisection finds the largest that fits.
     """
-    if not backend_of(replica.engine, replica.gpu).score_bytes or _length_is_asked(replica):
+    if not backend_of(replica.engine, replica.gpu).score_bytes or length_is_asked(replica):
         return replica, ""
     low, high = 0, _max_len(replica)
     while low < high:
@@ -253,7 +254,7 @@ def _with_kv(replica: Replica, parts: tuple[MemoryPart, ...], room: float) -> Me
     kv = max(0, blocks) * token * block_size
     notes = [] if engine.num_gpu_blocks is None else ["num_gpu_blocks as given, not derived"]
     max_len = _max_len(replica)
-    if not _length_is_asked(replica) and 0 < blocks * block_size < max_len:
+    if not length_is_asked(replica) and 0 < blocks * block_size < max_len:
         notes.append(
             f"max_model_len reduced from {max_len:,} to {blocks * block_size:,}: "
             "the KV cache holds no longer sequence, and vLLM refuses to start otherwise"
@@ -316,12 +317,6 @@ def _max_len(replica: Replica) -> int:
     return replica.engine.max_model_len or replica.model.max_position_embeddings
 
 
-def _length_is_asked(replica: Replica) -> bool:
-    """Whether max_model_len was chosen, rather than being the model's own (resolved engines hold that)."""
-    asked = replica.engine.max_model_len
-    return asked is not None and asked < replica.model.max_position_embeddings
-
-
 def _kv_bytes_per_token(replica: Replica) -> float:
     """KV bytes of a token on this GPU; sliding-window layers count by the window's share of an ordinary context."""
     context = min(SLIDING_REFERENCE_TOKENS, _max_len(replica))
@@ -342,7 +337,7 @@ def _shortage(replica: Replica, plan: MemoryPlan) -> str:
         if plan.max_batch_size >= 1:
             return ""
         return f"weights take {plan.weight_bytes * gib:.1f} GiB of {plan.device_bytes * gib:.1f}"
-    asked = _length_is_asked(replica)
+    asked = length_is_asked(replica)
     needed = min(_max_len(replica) if asked else MIN_KV_TOKENS, replica.model.max_position_embeddings)
     if plan.num_kv_tokens >= needed and plan.num_gpu_blocks > 0:
         return ""
@@ -361,7 +356,7 @@ def _where(replica: Replica) -> str:
 
 def _smallest_change(replica: Replica, reserves: Mapping[str, float]) -> str:
     """The first change, from the least to the most invasive, with which the replica fits."""
-    for text, candidate in _changes(replica):
+    for text, candidate in changes(replica):
         try:
             changed = _resolved(candidate)
             _check_split(changed)
@@ -371,33 +366,3 @@ def _smallest_change(replica: Replica, reserves: Mapping[str, float]) -> str:
         if not _shortage(changed, plan):
             return text.format(max_len=plan.num_kv_tokens)
     return "no change to one replica of up to 8 such GPUs makes it fit; split it over nodes (pipeline_parallel_size)"
-
-
-def _changes(replica: Replica) -> list[tuple[str, Replica]]:
-    """Changes to try, least first: a shorter context, an FP8 KV cache, more GPUs, lower precision, a bigger GPU."""
-    gpu, tp = replica.gpu, replica.tensor_parallel_size
-    changes: list[tuple[str, Replica]] = []
-    if _length_is_asked(replica):
-        changes.append(("max_model_len {max_len}", replica.with_engine(max_model_len=None)))
-    if replica.kv_cache_dtype.lower() in ("auto", "bf16", "fp16") and "fp8" in gpu.peak_flops:
-        changes.append(("kv_cache_dtype fp8", replace(replica, kv_cache_dtype="fp8")))
-    higher = [n for n in (2, 4, 8) if n > tp]
-    changes += [(f"tensor_parallel_size {n}", replace(replica, tensor_parallel_size=n)) for n in higher]
-    lower = _lower_precisions(replica)
-    changes += [(f"precision {p}", replace(replica, precision=p)) for p in lower]
-    changes += [
-        (f"precision {p} with tensor_parallel_size {n}", replace(replica, precision=p, tensor_parallel_size=n))
-        for n in higher
-        for p in lower
-    ]
-    bigger = sorted((g for g in gpus().values() if g.memory_bytes > gpu.memory_bytes), key=lambda g: g.memory_bytes)
-    changes += [(f"a bigger GPU: {g.name}", replace(replica, gpu=g)) for g in bigger]
-    return changes
-
-
-def _lower_precisions(replica: Replica) -> list[str]:
-    now = precision(replica.precision).weight_bytes
-    offered = ("fp8", "int8", "int4-awq")
-    return [
-        p for p in offered if precision(p).weight_bytes < now and support(p, replica.gpu) in ("native", "weight_only")
-    ]
