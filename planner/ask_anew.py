@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -31,8 +30,7 @@ def changed_rates(problem: Problem, change: Change) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow((*COLUMNS, "region"))
     for rate in rates_of(problem):
-        names = {"savings_plan", rate.instance, instances()[rate.instance].gpu}
-        factor = math.prod(v for n, v in change.prices.items() if n in names)
+        factor = change.price_factor("savings_plan", rate.instance, instances()[rate.instance].gpu)
         writer.writerow((*rate.key, rate.instance, f"{rate.usd_per_hour * factor:.8g}", problem.region))
     return out.getvalue()
 
@@ -59,9 +57,8 @@ def changed_prices(inputs: Mapping[str, Any], change: Change) -> str:
     writer.writerow(("instance_type", "region", "purchase", "usd_per_hour", "upfront_usd"))
     for (name, form), price in sorted((known | own).items()):
         names = {form, name, instances()[name].gpu} if name in instances() else {form, name}
-        factors = [v for n, v in change.prices.items() if n in names]
-        factor = math.prod(factors)
-        if factors or (name, form) in own:
+        factor = change.price_factor(*names)
+        if names & change.prices.keys() or (name, form) in own:
             paid_before = f"{upfront[name, form] * factor:.8g}" if (name, form) in upfront else ""
             writer.writerow((name, region, form, f"{price * factor:.6g}", paid_before))
     return out.getvalue()

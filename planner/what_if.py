@@ -48,6 +48,10 @@ class Change:
     slo: float = 1.0
     prices: Mapping[str, float] = field(default_factory=dict)
 
+    def price_factor(self, *names: str) -> float:
+        """On the price of what goes by these names."""
+        return math.prod(factor for name, factor in self.prices.items() if name in names)
+
 
 def handed_on(
     search: Search, rps_at: Mapping[float, Mapping[Key, float]], usd_per_hour: float
@@ -237,8 +241,7 @@ def _model(what_if: Mapping[str, Any], candidates: CandidateMap, change: Change)
         rps = _rps_at(capacity["rps"], change.slo)
         if rps is None:
             continue
-        names = {one["purchase"], candidate.gpu, candidate.instance_type}
-        price = math.prod(v for n, v in change.prices.items() if n in names)
+        price = change.price_factor(one["purchase"], candidate.gpu, candidate.instance_type)
         load = np.array([np.inf if x is None else x for x in capacity["load"]], dtype=float)
         load = load / candidate.served_at_once * (capacity["rps"]["1"] / rps)
         active = None if one["active"] is None else _periods(one["active"], periods)
@@ -249,20 +252,17 @@ def _model(what_if: Mapping[str, Any], candidates: CandidateMap, change: Change)
         (), change.load * np.array(what_if["demand"], dtype=float),
         np.array(what_if["hours"], dtype=float), np.array(what_if["probability"], dtype=float),
         tuple(State(**s) for s in what_if["states"]), Limits(**{**what_if["limits"], "quotas": quotas}),
-        bool(what_if["cyclic"]), _plans(what_if, candidates, change.prices),
+        bool(what_if["cyclic"]), _plans(what_if, candidates, change),
     )  # fmt: skip
     return model.with_options(model.undominated(options))
 
 
-def _plans(
-    what_if: Mapping[str, Any], candidates: CandidateMap, prices: Mapping[str, float]
-) -> tuple[SavingsPlan, ...]:
+def _plans(what_if: Mapping[str, Any], candidates: CandidateMap, change: Change) -> tuple[SavingsPlan, ...]:
     """Savings Plans, whose rates follow the prices of their machines and of ``savings_plan``."""
     gpus = {c.instance_type: c.gpu for c in candidates.values()}
     found = []
     for one in what_if.get("savings_plans", []):
-        rates = {i: usd * math.prod(v for n, v in prices.items() if n in ("savings_plan", i, gpus.get(i)))
-                 for i, usd in one["rates"].items()}  # fmt: skip
+        rates = {i: usd * change.price_factor("savings_plan", i, gpus.get(i, "")) for i, usd in one["rates"].items()}
         found.append(SavingsPlan(**{**one, "rates": rates}))
     return tuple(found)
 

@@ -117,6 +117,8 @@ def rate_bound_rps(
     """
     from scipy.optimize import linprog
 
+    if not computes_prompts and mean_output <= 1:
+        return math.inf
     kv_tokens = max(1.0, (spec.num_gpu_blocks - 1) * spec.block_size)
     context = mean_input + mean_output / 2
     seats = max(1.0, min(float(spec.max_num_seqs), kv_tokens / max(1.0, context)))
@@ -137,7 +139,5 @@ def rate_bound_rps(
         most.append(np.append(d * (time_s - tpot_limit_s), 0.0))
         limit.append(0.0)
     equal = [np.append(p, -mean_input if computes_prompts else 0.0), np.append(d, -decodes)]
-    if not computes_prompts and decodes == 0:
-        return math.inf
     found = linprog(cost, np.array(most), limit, np.array(equal), [0.0, 0.0], bounds=(0, None), method="highs")
     return -float(found.fun or 0.0) if found.status == 0 else 0.0

@@ -35,5 +35,4 @@ def pressed(model: FleetModel, solution: Solution, most: int = MAX_CHECKS) -> li
 
 def used_options(model: FleetModel, solution: Solution) -> list[Option]:
     """Options of which at least one machine is bought."""
-    counts = solution.committed + solution.held.sum((1, 2)) + solution.fallback.sum((1, 2, 3))
-    return [o for o, n in zip(model.options, counts, strict=True) if n > 0.5]
+    return [o for o, n in zip(model.options, solution.machines, strict=True) if n > 0.5]

@@ -67,6 +67,11 @@ class Solution:
     promised: FloatArray = field(default_factory=lambda: np.zeros(0))
     covered: FloatArray = field(default_factory=lambda: np.zeros((0, 0, 0, 0, 0)))
 
+    @property
+    def machines(self) -> FloatArray:
+        """(J,) of each option: committed, and held or started anywhere, summed; 0: it is not used."""
+        return np.asarray(self.committed + self.held.sum((1, 2)) + self.fallback.sum((1, 2, 3)))
+
 
 def build(model: FleetModel) -> tuple[Program, Columns]:
     """The model as a program: variables, then constraints, then objective."""

@@ -66,7 +66,7 @@ def solve_with_savings_plans(model: FleetModel, gap: float = 1e-3, time_limit_s:
     guess = decompose.solve_decomposed(alone, gap, max(end - time.monotonic(), 1.0) * UNTIED_SHARE)
     if guess is None:
         return None
-    used = guess.committed + guess.held.sum((1, 2)) + guess.fallback.sum((1, 2, 3)) > 1e-6
+    used = guess.machines > 1e-6
     wanted = {j for (j, _), yes in zip(standing, used, strict=True) if yes}
     ids = np.array(sorted(wanted | {*cheapest_by_bucket(model), *relaxed.basis}), dtype=np.int64)
     part = milp.solve(model.with_options([model.options[j] for j in ids]), gap, max(end - time.monotonic(), 1.0))
@@ -132,7 +132,7 @@ def solve_tied(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0)
     untied = decompose.solve_decomposed(loose, gap, time_limit_s * UNTIED_SHARE)
     if untied is None:
         return None
-    used = untied.committed + untied.held.sum((1, 2)) + untied.fallback.sum((1, 2, 3)) > 1e-6
+    used = untied.machines > 1e-6
     used[cheapest_by_bucket(model)] = True
     ids = np.flatnonzero(used)
     part = milp.solve(model.with_options([model.options[j] for j in ids]), gap, (end - time.monotonic()) * PART_SHARE)

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine import feed, handover, invariants, loop, routing, step_eval
+from simulator.engine import feed, handover, loop, routing, step_eval
 from simulator.engine.compiled import entry, inner
 from simulator.engine.engine_state import DONE
 from simulator.engine.event_heap import pop, push
-from simulator.engine.plane import Plane, router_keys
+from simulator.engine.plane import Plane, check_run, router_keys
 from simulator.engine.pools import Pools, doubled
 from simulator.engine.records import COMPLETED, REJECTED, Handover, Records
 from simulator.engine.transfers import new_transfers
@@ -128,20 +128,14 @@ def simulate_disaggregated(
         series = {} if series_interval_s is None else _sample(plane, len(pools.prefill), series_interval_s)
         records = replace(plane.finish(), series=series)
     if check:
-        invariants.check_records(requests, records)
-        plane = DisaggregatedPlane(requests, pools, router, seed, options)
-        for at_s in np.linspace(0.0, records.end_s, invariants.CHECKS):
-            plane.advance(float(at_s))
-            plane.check()
+        check_run(requests, records, DisaggregatedPlane(requests, pools, router, seed, options))
     return records
 
 
 def _sample(plane: DisaggregatedPlane, num_prefill: int, interval_s: float) -> dict[str, NDArray[np.float64]]:
     """Both pools at every multiple of an interval until nothing is left to do."""
     rows: list[list[float]] = []
-    while not rows or not plane.idle:
-        plane.advance(interval_s * (len(rows) + 1))
-        at = plane.snapshot()
+    for at in plane.snapshots(interval_s):
         row = [at.at_s]
         for pool in (slice(0, num_prefill), slice(num_prefill, None)):
             row += [at.num_running[pool].sum(), at.num_waiting[pool].sum(), at.kv_share[pool].mean()]

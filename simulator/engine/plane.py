@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -232,6 +233,14 @@ class Plane:
             raise InputError(f"speed factor {factor}", where="set_speed", remedy="a factor above 0, or kill")
         self._world.replicas["speed"][replica] = 1.0 / factor
 
+    def snapshots(self, interval_s: float) -> Iterator[Snapshot]:
+        """At every multiple of an interval, until nothing is left to do."""
+        for number in itertools.count(1):
+            self.advance(interval_s * number)
+            yield self.snapshot()
+            if self.idle:
+                return
+
     def snapshot(self) -> Snapshot:
         """The replicas as they are at the instant of the last ``advance``."""
         rows = self._world.replicas
@@ -342,3 +351,15 @@ def router_keys(requests: Requests, router: str) -> NDArray[np.int64]:
         has = requests.hash_offsets[1:] > requests.hash_offsets[:-1]
         keys[has] = requests.hash_ids[requests.hash_offsets[:-1][has]]
     return keys
+
+
+def check_run(requests: Requests, records: Records, fresh: Plane) -> None:
+    """Look for broken invariants in a run's records, and at instants of its repetition on a fresh plane.
+
+    Raises:
+        BrokenInvariantError: one does not hold.
+    """
+    invariants.check_records(requests, records)
+    for at_s in np.linspace(0.0, records.end_s, invariants.CHECKS):
+        fresh.advance(float(at_s))
+        fresh.check()

@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine import invariants
-from simulator.engine.plane import Plane, Snapshot
+from simulator.engine.plane import Plane, Snapshot, check_run
 from simulator.engine.records import Records
 from simulator.engine.replica_spec import ReplicaSpec
 from simulator.engine.routing import ROUTERS, RouterOptions
@@ -53,20 +52,13 @@ def simulate_replicas(
         series = {} if series_interval_s is None else _sample(plane, series_interval_s)
         records = replace(plane.finish(), series=series)
     if check:
-        invariants.check_records(requests, records)
-        plane = Plane(requests, replicas, router, seed, options)
-        for at_s in np.linspace(0.0, records.end_s, invariants.CHECKS):
-            plane.advance(float(at_s))
-            plane.check()
+        check_run(requests, records, Plane(requests, replicas, router, seed, options))
     return records
 
 
 def _sample(plane: Plane, interval_s: float) -> dict[str, NDArray[np.float64]]:
     """Snapshots at every multiple of an interval until nothing is left to do."""
-    samples: list[Snapshot] = []
-    while not samples or not plane.idle:
-        plane.advance(interval_s * (len(samples) + 1))
-        samples.append(plane.snapshot())
+    samples = list(plane.snapshots(interval_s))
     return {
         "t_s": np.array([s.at_s for s in samples]),
         "num_running": np.array([s.num_running.sum() for s in samples], float),
