@@ -110,9 +110,8 @@ def _kernel_table(replica: Replica, profile: Profile, max_tokens: int, max_seqs:
     reach = float(max(replica.engine.max_model_len or replica.model.max_position_embeddings, 4096))
     c, n = _axis(max_tokens, 1.0), _axis(max_seqs, 1.0)
     p, k = _axis(reach, 16.0), _axis(reach, 16.0)
-    ways = (
-        2.0 if replica.model.kind == "encoder" else 1.0
-    )  # a prompt's keys are counted up to each token; these see all
+    # the engine counts a prompt's keys up to each token; an encoder's tokens see the later ones too
+    ways = 2.0 if replica.model.kind == "encoder" else 1.0
     prefill = _rising(kernels.prefill_s(*np.meshgrid(c, ways * p, indexing="ij")))
     decode = _rising(kernels.decode_s(*np.meshgrid(n, k, indexing="ij")))
     overheads = _overheads(kernels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -51,10 +52,9 @@ def solve_with_savings_plans(model: FleetModel, gap: float = 1e-3, time_limit_s:
     that decomposes: there every machine on demand may also be committed to at its rate under each plan.
     """
     end = time.monotonic() + time_limit_s
-    if _one_size(model):
-        whole = milp.solve(model, gap, time_limit_s * FIRST_SHARE, FIRST_NODES)
-        if whole is not None and whole.optimal:
-            return whole
+    whole = _tried_whole(model, gap, time_limit_s)
+    if whole is not None and whole.optimal:
+        return whole
     loose = replace(
         model, options=tuple(replace(o, start_hours=0.0) for o in model.options), limits=without_ties(model.limits)
     )
@@ -68,12 +68,7 @@ def solve_with_savings_plans(model: FleetModel, gap: float = 1e-3, time_limit_s:
         return None
     used = guess.machines > 1e-6
     wanted = {j for (j, _), yes in zip(standing, used, strict=True) if yes}
-    ids = np.array(sorted(wanted | {*cheapest_by_bucket(model), *relaxed.basis}), dtype=np.int64)
-    part = milp.solve(model.with_options([model.options[j] for j in ids]), gap, max(end - time.monotonic(), 1.0))
-    if part is None:
-        return None
-    bound = part.bound if len(ids) == len(model.options) else relaxed.usd_per_hour
-    return _spread(part, ids, len(model.options), max(bound, relaxed.usd_per_hour), gap)
+    return _over_some(model, wanted | {*relaxed.basis}, relaxed.usd_per_hour, gap, end - time.monotonic())
 
 
 def _standing_for_plans(model: FleetModel) -> list[tuple[int, Option]]:
@@ -93,6 +88,11 @@ def _one_size(model: FleetModel) -> bool:
     return bool(buckets == 1 and len(model.options) * scenarios * periods <= ONE_SIZE_LARGE)
 
 
+def _tried_whole(model: FleetModel, gap: float, time_limit_s: float) -> Solution | None:
+    """Where all requests are of one size, the plan of the whole program after a few nodes, if one was found."""
+    return milp.solve(model, gap, time_limit_s * FIRST_SHARE, FIRST_NODES) if _one_size(model) else None
+
+
 def _with_boots(model: FleetModel, plan: Solution, gap: float) -> Solution:
     usd = plan.usd_per_hour + boot_usd_per_hour(model, plan, np.array([o.start_hours for o in model.options]))
     return _bounded(replace(plan, usd_per_hour=usd, objective=usd), plan.bound, gap)
@@ -109,11 +109,9 @@ def _whole_or_in_parts(model: FleetModel, gap: float, time_limit_s: float) -> So
     """A separable model. Fleets of a few machines an hour leave a wide gap to their relaxation, and HiGHS's cuts close
     it where all requests are of one size; where they do not, the better of both plans and of both bounds is kept."""
     end = time.monotonic() + time_limit_s
-    whole = None
-    if _one_size(model):
-        whole = milp.solve(model, gap, time_limit_s * FIRST_SHARE, FIRST_NODES)
-        if whole is not None and whole.optimal:
-            return whole
+    whole = _tried_whole(model, gap, time_limit_s)
+    if whole is not None and whole.optimal:
+        return whole
     parts = decompose.solve_decomposed(model, gap, max(end - time.monotonic(), 1.0))
     if whole is None or parts is None:
         return parts
@@ -132,11 +130,8 @@ def solve_tied(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0)
     untied = decompose.solve_decomposed(loose, gap, time_limit_s * UNTIED_SHARE)
     if untied is None:
         return None
-    used = untied.machines > 1e-6
-    used[cheapest_by_bucket(model)] = True
-    ids = np.flatnonzero(used)
-    part = milp.solve(model.with_options([model.options[j] for j in ids]), gap, (end - time.monotonic()) * PART_SHARE)
-    found = None if part is None else _spread(part, ids, len(model.options), untied.bound, gap)
+    used = {int(j) for j in np.flatnonzero(untied.machines > 1e-6)}
+    found = _over_some(model, used, untied.bound, gap, (end - time.monotonic()) * PART_SHARE)
     if found is None or (not found.optimal and time.monotonic() < end):
         whole = milp.solve(model, gap, max(end - time.monotonic(), 1.0))
         if whole is not None:
@@ -144,6 +139,19 @@ def solve_tied(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0)
             best = whole if found is None or whole.objective < found.objective else found
             return _bounded(best, bound, gap)
     return found
+
+
+def _over_some(
+    model: FleetModel, wanted: Collection[int], bound: float, gap: float, time_limit_s: float
+) -> Solution | None:
+    """The whole program over some options, and the cheapest for each bucket, under a bound that holds for all."""
+    ids = np.array(sorted({*wanted, *cheapest_by_bucket(model)}), dtype=np.int64)
+    part = milp.solve(model.with_options([model.options[j] for j in ids]), gap, max(time_limit_s, 1.0))
+    if part is None:
+        return None
+    if len(ids) == len(model.options):
+        bound = max(bound, part.bound)
+    return _spread(part, ids, len(model.options), bound, gap)
 
 
 def _spread(part: Solution, ids: np.ndarray, num: int, bound: float, gap: float) -> Solution:

@@ -66,7 +66,7 @@ def prefill(w: Any, r: int, now: float, budget: int) -> tuple[int, float, int]:
         if me.lora_slots > 0 and not adapters.fits(w, r, i):
             before, i = i, w.requests[i].next
             continue
-        if me.bucket > 0 and not static_batches.alike(w, r, leader, i):
+        if not static_batches.alike(w, r, leader, i):
             before, i = i, w.requests[i].next
             continue
         length = w.requests[i].input + w.requests[i].generated

@@ -21,8 +21,9 @@ def bucket_end(length: int, bucket: int) -> int:
 def alike(w: Any, r: int, i: int, j: int) -> bool:
     """Whether two requests may share a batch."""
     bucket = w.replicas[r].bucket
-    same = bucket_end(w.requests[i].input, bucket) == bucket_end(w.requests[j].input, bucket)
-    return bucket == 0 or same
+    if bucket == 0:
+        return True
+    return bucket_end(w.requests[i].input, bucket) == bucket_end(w.requests[j].input, bucket)
 
 
 @inner
