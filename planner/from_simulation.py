@@ -17,6 +17,7 @@ from planner import alternatives
 from planner.answer import SCHEMA_VERSION, Line, ended_by, plan_document, promised_documents, purchase_lines
 from planner.assumptions import assumptions_of
 from planner.capacity import confidence
+from planner.capacity.disaggregated import pool_line
 from planner.capacity.floors import below_the_floor
 from planner.capacity.pressed import pressed
 from planner.capacity.step_tables import StepTables
@@ -26,7 +27,6 @@ from planner.capacity.verify import Verdict
 from planner.explore import against_today, break_even, explore
 from planner.inputs.candidates import Candidate, enumerate_candidates
 from planner.inputs.demand import demand_of
-from planner.inputs.disaggregated import pool_line
 from planner.inputs.horizon import base_model, horizon_of
 from planner.inputs.market import region_of
 from planner.inputs.problem import Problem

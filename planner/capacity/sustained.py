@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from planner.capacity import bounds
+from planner.capacity.disaggregated import PoolLine, pool_bound_rps, pool_key, simulate_line
 from planner.capacity.store import CapacityStore
 from planner.inputs.demand import Demand, Pattern
-from planner.inputs.disaggregated import PoolLine, pool_bound_rps, pool_key, simulate_line
 from simulator.engine.metrics import Latencies, class_mask, promised_percentile
 from simulator.engine.simulate import ReplicaSpec
 from simulator.pool import results_of

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.capacity.disaggregated import simulate_line
 from planner.capacity.sustained import Capacities, keeps
 from planner.inputs.demand import Demand
-from planner.inputs.disaggregated import simulate_line
 from simulator.engine.metrics import Latencies
 from simulator.scenario.replicas import Line as Served
 from simulator.workload.requests import Requests

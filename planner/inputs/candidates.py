@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -13,12 +14,12 @@ from calibrate.physics.precisions import precision, support
 from catalogs.errors import InputError
 from catalogs.load import engine_defaults
 from catalogs.schema import Engine, Gpu, Instance, Model, Replica
-from planner.inputs.disaggregated import ratios
 from planner.inputs.market import Offer, offers_of, wanted_instances
 from planner.inputs.problem import Candidates, Problem
 
 ENGINE_CORE = frozenset(f.name for f in fields(Engine)) - {"framework", "options"}
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
+MOST_REPLICAS = 8  # of both roles in a pool whose ratio is tried
 SMALL_BUDGET = 2048  # vLLM's own default on most GPUs
 
 
@@ -129,6 +130,19 @@ def _pools(candidate: Candidate) -> list[Candidate]:
         offers = {form: offer.times(machines) for form, offer in candidate.offers.items()}
         found.append(replace(candidate, offers=offers, num_prefill=num_prefill, num_decode=num_decode))
     return found
+
+
+def ratios(replicas_per_instance: int) -> Iterator[tuple[int, int, int]]:
+    """(prefill replicas, decode replicas, machines) of the pools to try on machines that hold so many replicas.
+
+    Every split of whole machines up to ``MOST_REPLICAS``; one that is a multiple of a smaller pool is left out, since
+    several of those are simulated as one.
+    """
+    for machines in range(1, MOST_REPLICAS // replicas_per_instance + 1):
+        total = machines * replicas_per_instance
+        for num_prefill in range(1, total):
+            if math.gcd(machines, num_prefill, total - num_prefill) == 1:
+                yield num_prefill, total - num_prefill, machines
 
 
 def _replicas(problem: Problem, model: Model, gpu: Gpu, instance: Instance) -> Iterator[tuple[Replica, str]]:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from catalogs.errors import GateError, InputError
 from planner.export.deployment import deployment_of
-from planner.inputs.disaggregated import MOST_REPLICAS, ratios
+from planner.inputs.candidates import MOST_REPLICAS, ratios
 from planner.inputs.problem import problem_from
 from planner.recommend import recommend
 from planner.what_if import Change, solve_again

@@ -1,4 +1,4 @@
-"""Prefill and decode replicas that are bought together: what such a pool is, its ratios, and what it cannot exceed.
+"""Prefill and decode replicas that are bought together: what such a pool is, and what it cannot exceed.
 
 A pool of p prefill and d decode replicas on whole machines counts as one replica elsewhere in the planner: capacity is
 requests a second of one pool, and n pools are simulated as n p prefill and n d decode replicas that share their work.
@@ -6,8 +6,6 @@ requests a second of one pool, and n pools are simulated as n p prefill and n d 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 
 from simulator.engine.disaggregation import simulate_disaggregated
@@ -19,8 +17,6 @@ from simulator.scenario.roles import pools_of
 from simulator.scenario.sections import DisaggregationSpec
 from simulator.scenario.technique_spec import demand_fitting_role
 from simulator.workload.requests import Requests
-
-MOST_REPLICAS = 8  # of both roles in a pool whose ratio is tried
 
 
 @dataclass(frozen=True)
@@ -56,19 +52,6 @@ def pool_line(line: Line, instance: str, num_prefill: int, num_decode: int, spec
     ]
     known = {f.name: getattr(line, f.name) for f in fields(Line)}
     return PoolLine(**known, pools=pools_of(spec, lines, [instance, instance]))
-
-
-def ratios(replicas_per_instance: int) -> Iterator[tuple[int, int, int]]:
-    """(prefill replicas, decode replicas, machines) of the pools to try on machines that hold so many replicas.
-
-    Every split of whole machines up to ``MOST_REPLICAS``; one that is a multiple of a smaller pool is left out, since
-    several of those are simulated as one.
-    """
-    for machines in range(1, MOST_REPLICAS // replicas_per_instance + 1):
-        total = machines * replicas_per_instance
-        for num_prefill in range(1, total):
-            if math.gcd(machines, num_prefill, total - num_prefill) == 1:
-                yield num_prefill, total - num_prefill, machines
 
 
 def simulate_line(line: Line, requests: Requests, num_replicas: int, router: str, seed: int) -> Records:
