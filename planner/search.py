@@ -172,7 +172,8 @@ class Search:
         """As ``settle``; ``coarse`` looks at few periods, without spot losses, to find what to simulate cheaply."""
         while True:
             options = self.options()
-            model = (_sketch(self.model) if coarse else self.model).with_options(options)
+            model = self.model.with_options(options)
+            model = _sketch(model) if coarse else model
             gap, limit = (COARSE_GAP, COARSE_LIMIT_S) if coarse else (self._gap, self.time_limit_s)
             solution = solve(model, gap, limit) if options else None
             if solution is None:
@@ -381,7 +382,9 @@ def _sketch(model: FleetModel) -> FleetModel:
         model.limits, availability=None, budget_usd_per_hour=None, cvar_weight=0.0, max_added_per_period=None,
         max_removed_per_period=None, min_run_periods=1,
     )  # fmt: skip
+    options = [o if o.active is None else replace(o, active=o.active[chosen]) for o in model.options]
     return replace(
-        model, demand=model.demand[:1, chosen], hours=np.ones(len(chosen)), probability=np.ones(1),
-        states=(State(1.0),), limits=limits, cyclic=False,
+        model, options=tuple(o for o in options if o.active is None or o.active.any()),
+        demand=model.demand[:1, chosen], hours=np.ones(len(chosen)), probability=np.ones(1), states=(State(1.0),),
+        limits=limits, cyclic=False,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.optimizer import few_machines
 from planner.optimizer.cells import FEW_OPTIONS, Box, Cell, Plan, cells_of
 from planner.optimizer.fleet_model import FleetModel
 from planner.optimizer.milp import Solution
@@ -32,6 +33,7 @@ from simulator.pool import cpu_count
 
 log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float64]
+FEW_SHARE = 0.5  # of the time that listing what a small fleet can be may take
 SMOOTHING = 0.7  # share of the best prices so far in the next (Wentges 1997)
 SAMPLE = 8  # periods that are solved with every option that could pay
 SHORT_LIST = 12  # options of the sample's plans that the other periods are solved with first
@@ -61,7 +63,9 @@ def solve_decomposed(model: FleetModel, gap: float = 1e-3, time_limit_s: float =
         if relaxed is None:
             return None
         state = _State(model, cells_of(model), relaxed, gap, end, pool)
-        state.round_commitments()
+        state.list_few(time.monotonic() + FEW_SHARE * time_limit_s)
+        if state.chosen is None or state.open():
+            state.round_commitments()
         for _ in range(ROUNDS):
             if not state.open():
                 break
@@ -123,6 +127,15 @@ class _State:
     def open(self) -> bool:
         """Whether there is a gap to close, and time."""
         return relative_gap(self.upper, self.lower) > self.gap and time.monotonic() < self.end
+
+    def list_few(self, end: float) -> None:
+        """Fleets of a few machines by listing what they can be."""
+        found = few_machines.search(self.model, self.cells, self.relaxed, self.gap, end, self.pool)
+        if found is None:
+            return
+        self.lower = max(self.lower, found.bound)
+        if found.committed is not None:
+            self.upper, self.chosen, self.best = found.usd_per_hour, found.committed, found.plans
 
     def round_commitments(self) -> None:
         """Plans for the relaxation's commitments in whole machines."""
