@@ -112,7 +112,5 @@ def _blocks(option: Option, periods: int) -> list[Option]:
             active[first * HOURS_PER_DAY : (last + 1) * HOURS_PER_DAY] = True
             span = f"day {first + 1}" if first == last else f"days {first + 1}-{last + 1}"
             usd = option.usd_per_hour * length * HOURS_PER_DAY / int(active.sum())
-            found.append(
-                replace(option, name=f"{option.name} {span}", active=active, max_count=most, usd_per_hour=usd)
-            )
+            found.append(replace(option, name=f"{option.name} {span}", active=active, max_count=most, usd_per_hour=usd))
     return found

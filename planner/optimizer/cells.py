@@ -107,12 +107,6 @@ class Cell:
         beyond = float(adds[~keep].min(initial=np.inf))
         return min(max(bound, relaxed.usd_per_hour), relaxed.usd_per_hour + beyond)
 
-    def between(
-        self, price: FloatArray, box: Box, tolerance_usd: float, expected_usd: float
-    ) -> tuple[Plan | None, float]:
-        """A plan with commitments in a box at ``price`` each, and a bound of the cheapest; None: there is none."""
-        return self._solve(np.arange(len(self.model.options)), price, box, tolerance_usd, expected_usd)
-
     def _solve(
         self, ids: IntArray, price: FloatArray, box: Box | None, tolerance_usd: float, expected_usd: float
     ) -> tuple[Plan | None, float]:

@@ -116,7 +116,8 @@ def whole_counts(price: FloatArray, most: FloatArray, limit: float, num: int) ->
     found = np.zeros((1, 0))
     for usd, highest in zip(price, most, strict=True):
         left = limit * (1 + 1e-9) - found @ price[: found.shape[1]]
-        more = np.minimum(np.floor(left / usd) if usd > 0 else np.inf, highest).astype(np.int64) + 1
+        paid_for = np.floor(left / usd) if usd > 0 else np.full(len(left), np.inf)
+        more = np.minimum(paid_for, highest).astype(np.int64) + 1
         if more.sum() > num:
             return None
         first = np.repeat(np.cumsum(more) - more, more)
@@ -165,12 +166,12 @@ class _Queue:
         return True
 
     def look_up_to(self, limit: float) -> bool:
-        """Search all commitments that cost at most ``limit``; False: they are too many, or the clock or work ended it."""
+        """Search the commitments that cost at most ``limit``; False: too many, or the clock or the work ended it."""
         listed = whole_counts(self.total, self.most[self.committed], limit, MOST_COMMITMENTS)
         if listed is None:
             return False
         bounds = self.relaxed.usd_per_hour + listed @ self.relaxed.committed_reduced[self.committed]
-        log.debug('%d commitments up to $%.2f, %d counts up to $%.2f', len(listed), limit, len(self.counts), self.limit)
+        log.debug("%d commitments up to $%.2f, %d counts", len(listed), limit, len(self.counts))
         queue = [(float(b), i) for i, b in enumerate(np.maximum(bounds, listed @ self.total))]
         heapq.heapify(queue)
         self.stuck = np.inf
@@ -182,7 +183,6 @@ class _Queue:
                 heapq.heappop(queue)
             else:
                 heapq.heapreplace(queue, (max(after, bound), i))
-        log.debug('%d cuts, %d confirmed, stuck at %.4f; %.4f to %.4f; %d known', len(self.cuts), len(self.confirmed), self.stuck, queue[0][0] if queue else np.inf, self.best.usd_per_hour, len(self.known))
         left = [limit, self.stuck, self.best.usd_per_hour, *(b for b, _ in queue[:1])]
         self.best = replace(self.best, bound=max(self.best.bound, min(left)))
         return not self._ended()
@@ -209,7 +209,8 @@ class _Queue:
         unknown = [i for i, key in enumerate(keys) if key not in self.confirmed]
         if unknown:
             some = unknown[:: max(1, len(unknown) // BATCH)]
-            for i, (plan, cut) in zip(some, self.pool.map(lambda i: self.periods[i].solve(counts[i]), some), strict=True):
+            solved = self.pool.map(lambda i: self.periods[i].solve(counts[i]), some)
+            for i, (plan, cut) in zip(some, solved, strict=True):
                 self.confirmed[keys[i]] = plan
                 self.cuts += [] if cut is None else [cut]
             return bound
@@ -239,7 +240,7 @@ class _Queue:
         return None
 
     def _cheapest(self, committed: FloatArray) -> tuple[FloatArray, IntArray]:
-        """(periods,) a bound of what each costs beside commitments, and which counts have it; -1: none that is listed."""
+        """(periods,) a bound of what each costs beside commitments, and which counts that is; -1: none listed."""
         key = committed.tobytes()
         if key not in self.known and len(self.known) >= KNOWN:
             self.known.clear()
@@ -280,7 +281,7 @@ class _Period:
         self.index = np.where(self.columns.committed >= 0, self.columns.committed, self.columns.held[:, 0, 0])
 
     def solve(self, counts: FloatArray) -> tuple[Plan | None, Cut | None]:
-        """The cheapest plan with these counts (J,), None where they do not serve all; and the cut that its prices are."""
+        """The cheapest plan with these counts (J,), None where they do not serve all; and the cut of its prices."""
         ids = np.arange(len(counts))
         if not self.demand.any():
             return plan_of(ids, len(counts), self.program, self.columns, np.zeros(0)), None
