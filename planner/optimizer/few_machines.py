@@ -20,11 +20,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.optimizer.cells import Cell, Plan, plan_of
+from planner.optimizer.cells import FEW_OPTIONS, Cell, Plan, plan_of
 from planner.optimizer.fleet_model import FleetModel, Quota
 from planner.optimizer.milp import build, paid_share
 from planner.optimizer.relaxation import STOPGAP_FACTOR, Relaxed, stopgap
@@ -69,7 +70,7 @@ def search(
     Args:
         end: on the clock of ``time.monotonic``.
     """
-    if not _can_be_listed(model):
+    if len(model.options) > FEW_OPTIONS or not _can_be_listed(model):
         return None
     queue = _Queue(model, cells, relaxed, gap, end, pool)
     if not queue.list_counts(relaxed.usd_per_hour * FIRST):
@@ -147,7 +148,7 @@ class _Queue:
         self.active = np.array([model.active[self.committed, c.where[1]] for c in cells], dtype=float)
         self.weights = np.array([c.weight for c in cells])
         self.demand = np.array([c.model.demand[0, 0] for c in cells])
-        self.periods = [_Period(model, c) for c in cells]
+        self.cells = cells
         self.cuts = [_quota_cut(model, q) for q in model.limits.quotas]
         self.best = Found(None, [], np.inf, relaxed.usd_per_hour)
         self.confirmed: dict[tuple[int, bytes], Plan | None] = {}  # by period and counts; None: they do not serve
@@ -155,9 +156,14 @@ class _Queue:
         self.relaxed_at: set[tuple[int, bytes]] = set()  # periods and commitments that the floors come from
         self.stuck = np.inf  # bound of the commitments that the list of counts is too short for
 
+    @cached_property
+    def periods(self) -> list[_Period]:
+        """Each scenario and period as a linear program."""
+        return [_Period(self.model, c) for c in self.cells]
+
     def list_counts(self, limit: float) -> bool:
         """What a period can hold beside commitments for at most ``limit``, cheapest first; False: too much."""
-        found = whole_counts(self.price, self.most[self.free], limit, MOST_COUNTS // len(self.periods))
+        found = whole_counts(self.price, self.most[self.free], limit, MOST_COUNTS // len(self.cells))
         if found is None:
             return False
         self.counts = found[np.argsort(found @ self.price, kind="stable")]
@@ -244,7 +250,7 @@ class _Queue:
         key = committed.tobytes()
         if key not in self.known and len(self.known) >= KNOWN:
             self.known.clear()
-        seen, beside = self.known.get(key, (0, np.zeros((len(self.periods), len(self.counts)))))
+        seen, beside = self.known.get(key, (0, np.zeros((len(self.cells), len(self.counts)))))
         for cut in self.cuts[seen:]:
             needs = self._needs(cut, committed)
             np.maximum(beside, needs[:, None] - self.counts @ cut.per_machine[self.free], out=beside)
