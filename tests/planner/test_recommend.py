@@ -15,7 +15,9 @@ from planner.inputs.market import offers_of, user_prices
 from planner.inputs.problem import problem_from
 from planner.inputs.purchase import Extra
 from planner.optimizer.fleet_model import FleetModel, Option
+from planner.optimizer.milp import solve
 from planner.recommend import recommend
+from planner.search import _sketch
 
 
 def problem(trace, **more):
@@ -205,6 +207,20 @@ def test_capacity_blocks_are_days_up_to_two_weeks_and_weeks_beyond():
     found = Extra(0.0, (), 1.0).forms(option, FleetModel((), np.ones((1, 24 * 21, 1))))
     days = {int(o.active.sum()) // 24 for o in found}
     assert days == {*range(1, 15), 21} and all(o.max_count == 64 for o in found)
+
+
+def test_a_capacity_block_is_paid_for_in_whole_days_and_looked_at_in_the_first_sketch():
+    option = Option("block", "p5.48xlarge", "c", "capacity_block", "committed", 30.0, np.ones(1))
+    rates = np.ones((1, 36, 1))
+    found = Extra(0.0, (), 1.0).forms(option, FleetModel((), rates))
+    assert {o.name: o.usd_per_hour for o in found} == pytest.approx(
+        {"block day 1": 30.0, "block days 1-2": 30.0 * 48 / 36, "block day 2": 30.0 * 24 / 12}
+    )
+    rates[0, :24] = 0.0
+    sketch = _sketch(FleetModel(tuple(found), rates, np.ones(36)))
+    assert {o.name for o in sketch.options} == {"block days 1-2", "block day 2"}
+    plan = solve(sketch)
+    assert plan is not None and plan.committed.sum() == 1
 
 
 def test_hours_without_demand_have_no_machines_and_are_played(trace, tmp_path):
