@@ -170,6 +170,7 @@ def describe_run(
         "goodput_rps": metrics.goodput_share(scenario.slos, requests, latencies) * len(requests) / duration_s,
         "steady_state": metrics.steady_state(latencies, records.arrival_s),
         "overload": metrics.overload(requests, records, latencies),
+        "rejections": metrics.rejections(requests, records, [line.spec for line in lines]),
         "by_class": metrics.by_class(requests, records, latencies),
         "over_time": None if scenario.is_live else over_time(lines, requests, records),
         "time_breakdown": time_breakdown(latencies, lines, records, duration_s),
