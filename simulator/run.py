@@ -77,8 +77,8 @@ def simulate(
     lines = tuple(build_fleet(scenario))
     if requests is None:
         requests = load_workload(scenario.workload, scenario.seed)
-    if lines[0].replica.model.kind != "decoder":  # an encoder answers once, whatever the trace says of its output
-        requests = replace(requests, output_tokens=np.ones_like(requests.output_tokens))
+    if lines[0].replica.model.kind != "decoder":
+        requests = requests.answered_once()
     if has_roles(scenario):
         return _simulate_roles(scenario, tuple(by_role(lines)), requests, series_interval_s, check)
     if scenario.is_live:
