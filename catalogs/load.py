@@ -121,12 +121,11 @@ def find_model(name_or_path: str, where: str = "") -> Model:
     Raises:
         InputError: no model has this name (the message gives the nearest), or the config cannot be used.
     """
-    path = Path(name_or_path).expanduser()
-    is_folder = path.is_dir() and (path / "config.json").is_file()
-    if name_or_path.endswith(".json") or is_folder:
+    path = _config_path(name_or_path)
+    if path is not None:
         from catalogs.hf_config import read_config
 
-        return read_config(path / "config.json" if is_folder else path)
+        return read_config(path)
     by_key = _model_keys()
     for key, quantization in _model_spellings(name_or_path):
         if key in by_key:
@@ -141,6 +140,17 @@ def find_model(name_or_path: str, where: str = "") -> Model:
         if close
         else "`plan catalog models` lists what is known; or give the path of a Hugging Face config.json",
     )
+
+
+def _config_path(text: str) -> Path | None:
+    """The ``config.json`` that ``text`` names, itself or by its folder; ``None`` where it is no path."""
+    try:
+        path = Path(text).expanduser()
+        if path.is_dir() and (path / "config.json").is_file():
+            return path / "config.json"
+    except (OSError, RuntimeError):  # longer than any file's name; the home of nobody
+        return None
+    return path if text.endswith(".json") else None
 
 
 def find_instance(name: str, where: str = "") -> Instance:
@@ -180,10 +190,10 @@ def price_of(instance: str, region: str, purchase: str) -> Price | None:
 
 def forget() -> None:
     """Read every table afresh at the next call (after a refresh of prices, or in tests)."""
-    for cached in (_gpu_rows, gpus, models, instances, catalogue_prices, prices, regions, _price_index):
+    for cached in (
+        _gpu_rows, gpus, models, instances, catalogue_prices, prices, regions, _price_index, _gpu_aliases, _model_keys,
+    ):  # fmt: skip
         cached.cache_clear()
-    _gpu_aliases.cache_clear()
-    _model_keys.cache_clear()
 
 
 # Rows to nouns

@@ -130,6 +130,8 @@ def test_a_hugging_face_id_means_the_same_model(spelling: str, name: str) -> Non
     (load.find_gpu, "H100", "H100-PCIe or H100-SXM"),
     (load.find_gpu, "L40", "L40S"),
     (load.find_model, "lama-3.1-8b", "llama-3.1-8b"),
+    (load.find_model, "~nobody-lives-here/llama-3.1-8", "llama-3.1-8b"),
+    (load.find_model, "llama-3.1-8b" * 500, "unknown model"),
     (load.find_instance, "g6e.xlrge", "g6e.xlarge"),
     (load.find_region, "us-est-1", "us-east-1"),
 ])  # fmt: skip
