@@ -105,14 +105,24 @@ def prices() -> tuple[Price, ...]:
 
 
 def find_gpu(name: str, where: str = "") -> Gpu:
-    """The GPU that ``name`` means; case, spaces and punctuation do not count, and vendors' long names are known.
+    """The GPU that ``name`` means; case, spaces and punctuation do not count, and drivers' long names are known.
+
+    Such as ``NVIDIA H100 80GB HBM3`` or ``Tesla T4``.
 
     Raises:
         InputError: no GPU has this name; the message gives the nearest.
     """
-    known = gpus()
-    alias = _gpu_aliases().get(normalise(name))
-    return known[alias or resolve(name, known, "GPU", where)]
+    known, key = _gpu_keys(), normalise(name)
+    found = known.get(key) or known.get(key.removeprefix("nvidia").removeprefix("tesla"))
+    return gpus()[found or resolve(name, gpus(), "GPU", where)]
+
+
+def known_gpu(name: str) -> Gpu | None:
+    """The GPU that a driver's device name means; ``None`` where the catalogue has none of that name."""
+    try:
+        return find_gpu(name)
+    except InputError:
+        return None
 
 
 def find_model(name_or_path: str, where: str = "") -> Model:
@@ -191,7 +201,7 @@ def price_of(instance: str, region: str, purchase: str) -> Price | None:
 def forget() -> None:
     """Read every table afresh at the next call (after a refresh of prices, or in tests)."""
     for cached in (
-        _gpu_rows, gpus, models, instances, catalogue_prices, prices, regions, _price_index, _gpu_aliases, _model_keys,
+        _gpu_rows, gpus, models, instances, catalogue_prices, prices, regions, _price_index, _gpu_keys, _model_keys,
     ):  # fmt: skip
         cached.cache_clear()
 
@@ -307,8 +317,8 @@ def _price(row: Row) -> Price:
 
 
 @cache
-def _gpu_aliases() -> Mapping[str, str]:
-    return {normalise(alias): gpu.name for gpu, aliases in _gpu_rows() for alias in aliases}
+def _gpu_keys() -> Mapping[str, str]:
+    return {normalise(spelling): gpu.name for gpu, aliases in _gpu_rows() for spelling in (*aliases, gpu.name)}
 
 
 @cache

@@ -59,13 +59,13 @@ def _families(path: str, form: str) -> None:
 
 
 def _counters(source: str, gpu: str | None, dtype: str, form: str) -> None:
-    from calibrate.device.dcgm import against_roofline, read_counters, sheet_of
+    from calibrate.device.dcgm import against_roofline, read_counters
     from calibrate.server.prometheus_text import parse
-    from catalogs.load import find_gpu
+    from catalogs.load import find_gpu, known_gpu
 
     counters = read_counters(parse(_text(source), source), source)
     given = find_gpu(gpu, "--gpu") if gpu else None
-    answers = [against_roofline(c, given or sheet_of(c.model), dtype) for c in counters]
+    answers = [against_roofline(c, given or known_gpu(c.model), dtype) for c in counters]
     columns = ["gpu", "model", "tensor_active", "dram_active", "engine_active", "memory_share", "power_w"]
     columns += ["intensity_flops_per_byte", "ridge_flops_per_byte", "bound_by", "because"]
     table = Table("DCGM counters against the roofline", columns, [[a.get(c) for c in columns] for a in answers])

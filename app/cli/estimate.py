@@ -82,7 +82,7 @@ def estimate(**flags: Any) -> None:
     replica = _replica(flags)
     name = flags["profile_name"]
     profile = load_profile(name, "--profile") if name else best_profile(replica)
-    plan = memory_plan(replica, profile)
+    plan = memory_plan(replica)
     batch, context = flags["batch"], flags["context"] or (2048 if replica.model.kind == "decoder" else 384)
     context = min(context, plan.max_model_len or context)
     shape = _shape(replica, batch, context)

@@ -49,7 +49,7 @@ def look() -> None:
 
     replica, batch, context = replica_of()
     profile = best_profile(replica)
-    plan = memory_plan(replica, profile)
+    plan = memory_plan(replica)
     context = min(context, plan.max_model_len or context)
     cost = step_cost(replica, profile, decode_shape(batch, context))
     bottleneck, why = explain_bottleneck(cost, plan, replica, batch, float(context))
