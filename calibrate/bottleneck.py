@@ -190,7 +190,8 @@ def _linear_parts(kernels: KernelSums, tokens: float) -> Iterable[Part]:
 def _batch_parts(kernels: KernelSums, shape: StepShape) -> list[Part]:
     """A batch of an encoder or a vision model: its layers and, for encoders, attention."""
     replica, model, one = kernels.replica, kernels.replica.model, np.ones(1)
-    items, context = float(shape.num_prefill_tokens), shape.prefill_mean_context
+    items = float(shape.num_prefill_tokens)
+    context = 2.0 * shape.prefill_mean_context  # which counts keys up to each token; an encoder's tokens see all
     seconds = float(kernels.positionwise_s(one * items)[0])
     flops = items * work.flops_per_token(model) / replica.tensor_parallel_size
     size = static_batches.activation_bytes(replica, items) + work.replica_weight_bytes(replica)

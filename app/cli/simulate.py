@@ -255,6 +255,7 @@ def run_notes(answer: Mapping[str, Any]) -> list[str]:
     ]
     notes += [f"Step times: profile {p['name']} ({p['source']})" for p in _distinct(answer["profiles"])]
     notes += answer.get("techniques", [])
+    notes += [f"{number:,} rejected: {reason}." for reason, number in answer["rejections"].items()]
     steady = answer["steady_state"]
     if answer["overload"]:
         offered, served = answer["overload"]["offered_rps"], answer["overload"]["served_rps"]

@@ -50,6 +50,8 @@ def _cause(slo: Slo, line: Served) -> str:
     )
     if slo.metric == "tpot":
         return f"memory bandwidth sets it; {read}"
+    if replica.model.kind != "decoder":
+        return f"computing it sets it, after {overhead_ms:.3g} ms of the engine's own time; {read}"
     if slo.metric == "ttft":
         return f"computing the prompt sets it, after {overhead_ms:.3g} ms of the engine's own time; {read}"
     return f"one step for every output token sets it; {read}"
