@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import cast
+from typing import cast, get_args
 
 from catalogs.engines import engine_defaults as engine_defaults
 from catalogs.engines import frameworks as frameworks
@@ -28,7 +28,7 @@ PEAK_COLUMNS = {
     "fp32": "fp32_tflops", "tf32": "tf32_tflops", "fp16": "fp16_tflops", "bf16": "bf16_tflops",
     "fp8": "fp8_tflops", "int8": "int8_tops", "int4": "int4_tops", "fp4": "fp4_tflops",
 }  # fmt: skip
-PURCHASES: tuple[str, ...] = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
+PURCHASES: tuple[str, ...] = get_args(Purchase)
 CONFIDENCES = ("high", "medium", "low")
 ANY_REGION = "any"  # a seller with one price everywhere
 

@@ -156,6 +156,18 @@ def _build(
     return loader.construct_object(node)
 
 
+def parse_value(text: str, where: str) -> Any:
+    """One value as YAML reads it: ``2``, ``[bf16, fp8]``, ``null``.
+
+    Raises:
+        InputError: it is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        raise InputError(f"{text!r} is not a value", where=where, remedy="a number, a word, or a list") from error
+
+
 def _entries(loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path) -> dict[Any, tuple[yaml.Node, yaml.Node]]:
     """A mapping's (key, value) nodes by key; its own keys override those that ``<<`` merges in."""
     num_own = sum(key_node.tag != MERGE_TAG for key_node, _ in node.value)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import click
 
 from app.cli.output import Table, emit, format_option
 from catalogs.errors import InputError, MissingError
+from catalogs.files import read_text
 
 
 @click.command()
@@ -74,10 +74,7 @@ def _counters(source: str, gpu: str | None, dtype: str, form: str) -> None:
 
 def _text(source: str) -> str:
     if "://" not in source:
-        path = Path(source)
-        if not path.is_file():
-            raise InputError("no such file", where="--dcgm", remedy="a URL, or a file with dcgm-exporter's text")
-        return path.read_text()
+        return read_text(source, "dcgm-exporter's text, or its URL,")
     from urllib.parse import urlsplit
 
     from calibrate.server.endpoint_client import Server, ServerError, check_url, fetch

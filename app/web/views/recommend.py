@@ -20,7 +20,7 @@ from app.web.answer_charts import (
     swings_figure,
 )
 from app.web.answer_rows import NEAR, latency_front, machines, near_roads, promises, quality_front, roads, swings
-from app.web.fields import choice, keep, number, several
+from app.web.fields import choice, decoders, keep, number, several
 from app.web.parts import (
     begin,
     command,
@@ -38,7 +38,7 @@ from app.web.style import LABELS
 from app.web.what_if_panel import panel
 from app.web.workload_state import on_file, seed, trace_name, with_trace, workload_section
 from catalogs.errors import PlanError
-from catalogs.load import gpus, models, prices
+from catalogs.load import gpus, prices
 
 PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "savings_plan", "capacity_block")
 PRECISIONS = ("bf16", "fp8", "int8", "int4-awq", "int4-gptq")
@@ -52,8 +52,7 @@ def form() -> tuple[dict[str, Any], bool]:
     """The settings that the fields describe, and whether the visitor asks for a plan now."""
     with st.form("limits"):
         a, b, c, d = st.columns(4)
-        names = sorted(n for n, m in models().items() if m.kind == "decoder")
-        model = choice(a, "Model", names, "model", "llama-3.1-8b")
+        model = choice(a, "Model", decoders(), "model", "llama-3.1-8b")
         ttft = number(b, "TTFT p95 (s)", "ttft", 1.0, (0.01, 600.0), format="%.2f")
         tpot = number(c, "TPOT p95 (ms)", "tpot_ms", 50.0, (1.0, 5000.0), format="%.0f")
         scale = number(d, "Load, times the trace", "scale", 1.0, (0.01, 1000.0))
