@@ -125,7 +125,7 @@ class KernelSums:
             layer += gemm.share * gemm.count * self.gemm_s(gemm, tokens)
         if model.mla is not None:
             layer += self._mla_up_s(tokens)
-        layer += self._elementwise_s(tokens) + self.expert_kernels_s(tokens) + self.exchange_s(tokens)
+        layer += self._elementwise_s(tokens) + (self.expert_kernels_s(tokens) + self.exchange_s(tokens))
         layer += self.all_reduce_s(tokens) + self.after_mlp_s(tokens)
         return self.layers * layer + self._ends_s(tokens)
 

@@ -18,7 +18,7 @@ from planner.answer import SCHEMA_VERSION, Line, ended_by, plan_document, promis
 from planner.assumptions import assumptions_of
 from planner.capacity import confidence
 from planner.capacity.disaggregated import pool_line
-from planner.capacity.floors import below_the_floor
+from planner.capacity.floors import below_the_floor, beyond_the_context
 from planner.capacity.pressed import pressed
 from planner.capacity.step_tables import StepTables
 from planner.capacity.store import CapacityStore, default_store
@@ -113,11 +113,13 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore, worker
         kept, served, capacities, horizon, model_without, extra_of(problem), problem.solver.gap,
         problem.solver.time_limit_s,
     )  # fmt: skip
+    rejected = beyond_the_context(capacities, served)
     _check_feasible(search)
     result = search.verified(progress, problem.solver.max_rounds)
     if result is None:
         raise explain_infeasible(search.model.with_options(search.options()))
-    return Found(problem, search, *result, tuple(refused), (*assumptions_of(problem, horizon), *unusable))
+    notes = [*assumptions_of(problem, horizon), *unusable, *([rejected] if rejected else [])]
+    return Found(problem, search, *result, tuple(refused), tuple(notes))
 
 
 def lived(found: Found, progress: Progress) -> tuple[Found, dict[str, Any] | None]:

@@ -90,6 +90,13 @@ def test_a_time_per_token_cannot_be_promised() -> None:
         recommend(problem(slo={"tpot_p95_s": 0.05}))
 
 
+def test_prompts_beyond_the_context_are_counted() -> None:
+    longer = {**problem().workload.model_dump(), "input_tokens": {"distribution": "uniform", "low": 10, "high": 530}}
+    with pytest.raises(GateError, match=r"\d+ of 6,000 requests have prompts longer than a context of 512") as caught:
+        recommend(problem(workload=longer))
+    assert "e2e_p99_s bears 1 % of lost requests" in str(caught.value)
+
+
 def test_an_engine_for_text_serves_no_images() -> None:
     with pytest.raises(GateError) as caught:
         recommend(problem(model="resnet50", candidates={"gpus": ["T4"], "frameworks": ["vllm"]}))
