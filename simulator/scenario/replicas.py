@@ -103,7 +103,7 @@ def build_line(
     asked = replica.engine
     replica = replace(replica, engine=resolve_engine(replica.engine, replica.model, replica.gpu))
     profile = profile or best_profile(replica)
-    memory = memory_plan(replica, profile)
+    memory = memory_plan(replica)
     engine = replica.engine
     known = engine_options()
     options = {}
