@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from catalogs.load import find_model
 from planner.inputs.horizon import Horizon, zone_availability
 from planner.inputs.market import TERM_YEARS
 from planner.inputs.problem import Problem
@@ -16,10 +17,10 @@ def assumptions_of(problem: Problem, horizon: Horizon) -> list[str]:
         f"{problem.router}; it never knows the output length",
     ]
     if problem.candidates.precision is None:
-        notes.append(
-            "precisions considered: the published weights', and fp8 where the GPU computes in it; "
-            "candidates.precision adds others"
-        )
+        tried = "the published weights', and fp8 where the GPU computes in it"
+        if find_model(problem.model).kind != "decoder":
+            tried = "fp16"
+        notes.append(f"precisions considered: {tried}; candidates.precision adds others")
     if True in problem.candidates.disaggregated:
         between = problem.disaggregation
         speed = (

@@ -8,6 +8,7 @@ what is new.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.metadata
 import itertools
@@ -24,7 +25,7 @@ from pydantic import Field, model_validator
 
 from catalogs.errors import InputError
 from catalogs.files import replacing
-from catalogs.yaml_source import Strict, check, parse_yaml, read_model
+from catalogs.yaml_source import Located, Strict, check, parse_yaml, read_model
 from simulator.pool import run_tasks
 from simulator.scenario.spec import Scenario, set_at
 from simulator.tasks import Failure
@@ -92,10 +93,16 @@ class Point:
         Raises:
             InputError: anything wrong with it.
         """
-        located = parse_yaml(self.scenario, Path(self.source))
+        located = copy.deepcopy(_parsed(self.scenario, self.source))
         for place, value in self.overrides.items():
             set_at(located, place, value)
         return check(located, Scenario).resolved(Path(self.folder))
+
+
+@lru_cache(maxsize=2)
+def _parsed(text: str, source: str) -> Located:
+    """A worker's last base scenario: every point of a sweep has the same one."""
+    return parse_yaml(text, Path(source))
 
 
 def read_sweep(path: str | Path) -> list[Point]:
