@@ -106,13 +106,16 @@ def test_a_model_that_fits_nowhere_says_why(trace):
         ({"candidates": {"gpus": ["L40X"]}}, InputError, "L40S"),
         ({"candidates": {"instances": ["g6e.xlrge"]}}, InputError, "g6e.xlarge"),
         ({"region": "us-esat-1"}, InputError, "us-east-1"),
-        ({"model": "bert-large"}, InputError, "does not generate"),
+        ({"model": "bert-large"}, InputError, "answers at once"),
         ({"slo": {"chat": {"ttft_p95_s": 1.0}}}, InputError, "class 'chat'"),
         ({"quotas": {"g6e.xlrge": 1}}, InputError, "g6e.xlarge"),
         ({"commitments": {"existing": [{"instance_type": "g6e.xlrge", "count": 1}]}}, InputError, "g6e.xlarge"),
         ({"today": [{"instance_type": "g6e.xlrge", "count": 1}]}, InputError, "g6e.xlarge"),
         ({"candidates": {"gpus": ["H200"], "purchase": ["reserved_1yr"]}}, MissingError, "no reserved_1yr price"),
         ({"quality": {"min_score": 0.99}, "candidates": {"precision": ["gguf-q2_k"]}}, GateError, "runs on none"),
+        ({"quality": {"task": "mlmu"}}, InputError, "one of mmlu"),
+        ({"candidates": {"kv_cache_dtype": ["fp9"]}}, InputError, "unknown kv_cache_dtype"),
+        ({"savings_plans": "absent.csv"}, InputError, "absent.csv"),
     ],
 )
 def test_bad_questions_are_refused_in_words(trace, settings, error, says):
