@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from calibrate.physics.precisions import kv_cache_bytes
+from calibrate.physics.precisions import kv_cache_bytes, precision
+from catalogs.engines import frameworks
 from catalogs.errors import InputError
-from catalogs.names import nearest
+from catalogs.names import nearest, resolve
 from catalogs.yaml_source import Located, Strict, check, read_yaml
 from simulator.scenario.replicas import engine_options
 from simulator.scenario.sections import DisaggregationSpec
@@ -175,6 +176,23 @@ class Holding(Strict):
     precision: str | None = None
     tensor_parallel_size: int | None = Field(None, ge=1)
     framework: str | None = None
+
+    @field_validator("purchase")
+    @classmethod
+    def _known_form(cls, value: str) -> str:
+        return resolve(value, PURCHASES, "purchase form")
+
+    @field_validator("framework")
+    @classmethod
+    def _known_framework(cls, value: str | None) -> str | None:
+        return None if value is None else resolve(value, frameworks(), "framework")
+
+    @field_validator("precision")
+    @classmethod
+    def _known_precision(cls, value: str | None) -> str | None:
+        if value is not None:
+            precision(value)
+        return value
 
 
 class Commitment(Strict):
