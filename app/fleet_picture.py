@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from app.charts import PURCHASE_COLOURS
+
 WIDTH, LEFT, RIGHT, PANEL, GAP, TOP = 960, 74, 150, 118, 34, 54
-COLOURS = {
-    "on_demand": "#3b6fb6", "spot": "#e59a2f", "reserved_1yr": "#4f9d69", "reserved_3yr": "#2f7d4f",
-    "capacity_block": "#8a63b8", "booting": "#c9ced6", "draining": "#8f98a3",
-}  # fmt: skip
+COLOURS = {**PURCHASE_COLOURS, "booting": "#c9ced6", "draining": "#8f98a3"}
 INK, GRID, RED = "#2b3440", "#e3e7ec", "#c23b3b"
 
 

@@ -112,6 +112,12 @@ def load_run(run_id: str) -> Run:
         return _read(db, _resolve(db, run_id))
 
 
+def full_id(run_id: str) -> str:
+    """The whole id of a run, also of one whose answer is damaged; see ``load_run``."""
+    with _database() as db:
+        return _resolve(db, run_id)
+
+
 def remove_run(run_id: str) -> str:
     """Forget a run and the file contents that no other run holds; returns its full id."""
     with _database() as db:

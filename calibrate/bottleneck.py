@@ -16,13 +16,14 @@ from calibrate import static_batches
 from calibrate.kernel_sums import KernelSums
 from calibrate.memory import MemoryPlan
 from calibrate.physics import work
+from calibrate.physics.cuda_graphs import padded_tokens
 from calibrate.physics.expert_layout import expert_slices, ranks_sharing_experts
 from calibrate.physics.lora import lora_of, lora_step_s
 from calibrate.physics.precisions import kv_cache_bytes, on_gpu
 from calibrate.physics.roofline import gemm_bytes, gemm_flops, peak_flops
 from calibrate.profiles import Profile
 from calibrate.step import StepShape
-from calibrate.step_time import step_table
+from calibrate.step_time import attention_of, step_table, token_wise_s
 from calibrate.techniques import recomputation_factors
 from catalogs.schema import Replica
 
@@ -110,9 +111,18 @@ def step_cost(replica: Replica, profile: Profile, shape: StepShape) -> StepCost:
     Raises:
         InputError: the GPU cannot run the precision. MissingError: the profile lacks a kernel family.
     """
-    parts = (
-        _kernel_parts(replica, profile, shape) if profile.kind == "kernels" else _table_parts(replica, profile, shape)
-    )
+    if profile.kind == "kernels":
+        parts = _with_techniques(replica, _kernel_parts(replica, profile, shape), shape)
+    else:
+        parts = _table_parts(replica, profile, shape)
+    parts = [p for p in parts if p.seconds > 0.0]
+    peak = peak_flops(replica.gpu, KernelSums(replica, profile).form.compute)
+    total = sum(p.seconds for p in parts)
+    return StepCost(tuple(parts), total, peak, replica.gpu.memory_bandwidth_bytes_per_s)
+
+
+def _with_techniques(replica: Replica, parts: list[Part], shape: StepShape) -> list[Part]:
+    """The parts of a step that computes some of its work again, or beside LoRA adapters."""
     layers, attention = recomputation_factors(replica)
     again = {"engine overhead": 1.0, "head and sampling": 1.0, "prefill attention": attention}
     again["KV cache (decode attention)"] = attention
@@ -121,10 +131,7 @@ def step_cost(replica: Replica, profile: Profile, shape: StepShape) -> StepCost:
         tokens = float(shape.num_prefill_tokens + shape.num_decode)
         seconds = float(lora_step_s(replica, np.array([tokens]))[0])
         parts.append(Part("LoRA adapters", seconds, 0.0, 0.0, "launch overhead"))
-    parts = [p for p in parts if p.seconds > 0.0]
-    peak = peak_flops(replica.gpu, KernelSums(replica, profile).form.compute)
-    total = sum(p.seconds for p in parts)
-    return StepCost(tuple(parts), total, peak, replica.gpu.memory_bandwidth_bytes_per_s)
+    return parts
 
 
 def prefill_shape(num_tokens: int, prompt_tokens: int) -> StepShape:
@@ -143,8 +150,8 @@ def _kernel_parts(replica: Replica, profile: Profile, shape: StepShape) -> list[
     if model.kind != "decoder":
         return [*_batch_parts(kernels, shape), Part("engine overhead", _overhead_s(kernels, shape), 0.0, 0.0,
                 "launch overhead")]  # fmt: skip
-    tokens = float(shape.num_prefill_tokens + shape.num_decode)
     one = np.ones(1)
+    tokens = float(padded_tokens(replica, one * float(shape.num_prefill_tokens + shape.num_decode))[0])
     positionwise = float(kernels.positionwise_s(one * tokens)[0]) if tokens else 0.0
     exchange = _collectives_s(kernels, tokens)
     linear = list(_linear_parts(kernels, tokens))
@@ -183,7 +190,8 @@ def _linear_parts(kernels: KernelSums, tokens: float) -> Iterable[Part]:
 def _batch_parts(kernels: KernelSums, shape: StepShape) -> list[Part]:
     """A batch of an encoder or a vision model: its layers and, for encoders, attention."""
     replica, model, one = kernels.replica, kernels.replica.model, np.ones(1)
-    items, context = float(shape.num_prefill_tokens), shape.prefill_mean_context
+    items = float(shape.num_prefill_tokens)
+    context = 2.0 * shape.prefill_mean_context  # which counts keys up to each token; an encoder's tokens see all
     seconds = float(kernels.positionwise_s(one * items)[0])
     flops = items * work.flops_per_token(model) / replica.tensor_parallel_size
     size = static_batches.activation_bytes(replica, items) + work.replica_weight_bytes(replica)
@@ -228,35 +236,23 @@ def _attention_parts(kernels: KernelSums, shape: StepShape) -> list[Part]:
 
 
 def _table_parts(replica: Replica, profile: Profile, shape: StepShape) -> list[Part]:
-    """Parts of a step whose time stands in tables of one model."""
+    """Parts of a step whose time stands in tables of one model, techniques included."""
     tokens = shape.num_prefill_tokens + shape.num_decode
     table = step_table(replica, profile, max(tokens, 1), max(1, shape.num_decode, shape.num_sampled))
-    column = table.mixed_tokens_s if shape.num_prefill_tokens else table.decode_tokens_s
     size, flops = work.replica_weight_bytes(replica), tokens * work.flops_per_token(replica.model)
     flops /= replica.tensor_parallel_size * replica.pipeline_parallel_size
-    seconds = float(column[tokens])
+    seconds = token_wise_s(table, replica, shape)
     kv = shape.num_decode * shape.decode_mean_context * work.kv_bytes_per_token(
         replica.model, replica.kv_cache_dtype, replica.tensor_parallel_size
     )  # fmt: skip
-    attention = _interpolate(table, shape)
+    attention = attention_of(table, shape)
     return [
         Part("weights", seconds, flops, size, _bound(replica, flops, size, seconds)),
         Part("attention", attention, 0.0, kv, _bound(replica, 0.0, kv, attention)),
         Part("head and sampling", float(table.sampled_s[shape.num_sampled]), 0.0, 0.0, "launch overhead"),
-        Part("engine overhead", table.overhead_s + table.overhead_per_sequence_s * shape.num_decode, 0.0, 0.0,
+        Part("engine overhead", table.overhead_s + table.overhead_per_sequence_s * shape.num_sequences, 0.0, 0.0,
              "launch overhead"),
     ]  # fmt: skip
-
-
-def _interpolate(table: object, shape: StepShape) -> float:
-    from scipy.interpolate import RegularGridInterpolator
-
-    axes = tuple(
-        getattr(table, f"{name}_axis") for name in ("prefill_tokens", "prefill_context", "num_decode", "decode_context")
-    )
-    at = (shape.num_prefill_tokens, shape.prefill_mean_context, shape.num_decode, shape.decode_mean_context)
-    clipped = [min(max(x, axis[0]), axis[-1]) for x, axis in zip(at, axes, strict=True)]
-    return float(RegularGridInterpolator(axes, table.attention_s)(clipped)[0])  # type: ignore[attr-defined]
 
 
 def _collectives_s(kernels: KernelSums, tokens: float) -> float:
@@ -271,8 +267,8 @@ def _collectives_s(kernels: KernelSums, tokens: float) -> float:
 
 def _overhead_s(kernels: KernelSums, shape: StepShape) -> float:
     known = kernels.profile.overheads(kernels.replica.engine)
-    sequences = shape.num_decode + (1 if shape.num_prefill_tokens else 0)
-    return float(known.get("step_overhead_s", 0.0)) + float(known.get("per_sequence_s", 0.0)) * sequences
+    each = float(known.get("per_sequence_s", 0.0))
+    return float(known.get("step_overhead_s", 0.0)) + each * shape.num_sequences
 
 
 def _bound(replica: Replica, flops: float, num_bytes: float, seconds: float) -> str:

@@ -125,7 +125,7 @@ class KernelSums:
             layer += gemm.share * gemm.count * self.gemm_s(gemm, tokens)
         if model.mla is not None:
             layer += self._mla_up_s(tokens)
-        layer += self._elementwise_s(tokens) + self._experts_s(tokens)
+        layer += self._elementwise_s(tokens) + (self.expert_kernels_s(tokens) + self.exchange_s(tokens))
         layer += self.all_reduce_s(tokens) + self.after_mlp_s(tokens)
         return self.layers * layer + self._ends_s(tokens)
 
@@ -145,10 +145,7 @@ class KernelSums:
 
     def experts_s(self, tokens: FloatArray) -> FloatArray:
         """Experts and their exchange, all layers, where each data-parallel rank has so many tokens."""
-        return self.layers * self._experts_s(tokens)
-
-    def _experts_s(self, tokens: FloatArray) -> FloatArray:
-        return self.expert_kernels_s(tokens) + self.exchange_s(tokens)
+        return self.layers * (self.expert_kernels_s(tokens) + self.exchange_s(tokens))
 
     def expert_kernels_s(self, tokens: FloatArray) -> FloatArray:
         """Experts of one layer (of the mean layer, where some have none), each rank having so many tokens."""
@@ -260,6 +257,7 @@ class KernelSums:
         return total * self.layers / self.replica.model.num_layers
 
     def cache_variants(self, window: int | None) -> tuple[str, ...]:
+        """Variants of the attention kernels that read such a KV cache, the fittest first."""
         cache = "fp8" if kv_cache_bytes(self.replica.kv_cache_dtype, self.replica.model.dtype) == 1.0 else "bf16"
         if self.replica.model.mla is not None:
             return ("mla", cache)

@@ -8,9 +8,7 @@ All bytes are those of one GPU, the fullest of the replica.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from calibrate.memory_remedies import changes, length_is_asked
 from calibrate.options import number_option, recomputation_of
@@ -31,9 +29,6 @@ from catalogs.errors import InputError
 from catalogs.load import resolve_engine
 from catalogs.schema import Engine, Model, Replica
 from catalogs.units import GIB
-
-if TYPE_CHECKING:
-    from calibrate.profiles import Profile
 
 # CUDA context and loaded kernels of a serving process: 0.41 to 0.63 GiB in start-up logs of vLLM ("free memory on
 # device" before the weights are loaded), on 24 GB and 80 GB cards.
@@ -115,12 +110,11 @@ class MemoryPlan:
         return sum(p.num_bytes for p in self.parts if p.name == name)
 
 
-def memory_plan(replica: Replica, profile: Profile | None = None) -> MemoryPlan:
+def memory_plan(replica: Replica) -> MemoryPlan:
     """The memory of the replica's fullest GPU, and its KV blocks.
 
     Args:
         replica: model, GPU, parallelism, precision and engine; settings left ``None`` take the framework's defaults.
-        profile: one whose ``memory`` section was measured replaces the assumed CUDA, NCCL and compile bytes.
 
     Raises:
         InputError: the model does not fit; the remedy is the smallest change that would.
@@ -128,8 +122,8 @@ def memory_plan(replica: Replica, profile: Profile | None = None) -> MemoryPlan:
     replica = _resolved(replica)
     _check_split(replica)
     check_sparse_kernels(replica)
-    replica, note = _with_room_for_scores(replica, _reserves(profile))
-    plan = _account(replica, _reserves(profile))
+    replica, note = _with_room_for_scores(replica)
+    plan = _account(replica)
     if note:
         plan = replace(plan, notes=(*plan.notes, note))
     problem = _shortage(replica, plan)
@@ -137,12 +131,12 @@ def memory_plan(replica: Replica, profile: Profile | None = None) -> MemoryPlan:
         raise InputError(
             f"{replica.model.name} in {replica.precision} does not fit {_where(replica)}: {problem}",
             why="a GPU must hold its share of the weights, one step's activations and some KV cache",
-            remedy=_smallest_change(replica, _reserves(profile)),
+            remedy=_smallest_change(replica),
         )
     return plan
 
 
-def _with_room_for_scores(replica: Replica, reserves: Mapping[str, float]) -> tuple[Replica, str]:
+def _with_room_for_scores(replica: Replica) -> tuple[Replica, str]:
     """Of eager attention, the longest context whose scores and KV fit, where none was asked for; and what was done.
 
     Both the scores of a step and one sequence's KV grow with ``max_model_len``: bisection finds the largest that fits.
@@ -152,7 +146,7 @@ def _with_room_for_scores(replica: Replica, reserves: Mapping[str, float]) -> tu
     low, high = 0, _max_len(replica)
     while low < high:
         middle = (low + high + 1) // 2
-        fits_there = _account(replica.with_engine(max_model_len=middle), reserves).num_kv_tokens >= middle
+        fits_there = _account(replica.with_engine(max_model_len=middle)).num_kv_tokens >= middle
         low, high = (middle, high) if fits_there else (low, middle - 1)
     if low == _max_len(replica) or low < MIN_KV_TOKENS:
         return replica, ""
@@ -192,29 +186,16 @@ def _resolved(replica: Replica) -> Replica:
     return replace(replica, engine=resolve_engine(replica.engine, replica.model, replica.gpu))
 
 
-def _reserves(profile: Profile | None) -> dict[str, float]:
-    """Bytes that no formula gives, from a profile that measured them, else as assumed above."""
-    assumed = {
-        "cuda_context": CONTEXT_BYTES,
-        "non_torch": NON_TORCH_BYTES,
-        "nccl": NCCL_BYTES,
-        "compile_transient": COMPILE_TRANSIENT_BYTES,
-        "cuda_graphs": GRAPH_BYTES,
-    }
-    measured = getattr(profile, "memory", None) or {}
-    return assumed | {f"{k}": float(v) for k, v in measured.items() if k in assumed}
-
-
-def _account(replica: Replica, reserves: Mapping[str, float]) -> MemoryPlan:
+def _account(replica: Replica) -> MemoryPlan:
     """The accounts without judging them; KV may come out negative."""
     model, gpu, engine = replica.model, replica.gpu, replica.engine
     weights = replica_weight_bytes(replica)
     tables = embedding_parameters(model) / replica.tensor_parallel_size * embedding_bytes(precision(replica.precision))
     peak, what = _peak(replica)
     eager = engine.enforce_eager or engine.framework == "onnxruntime" or model.kind != "decoder"
-    graphs = 0.0 if eager else reserves["cuda_graphs"]
-    nccl = reserves["nccl"] if replica.num_gpus > 1 else 0.0
-    transient = 0.0 if eager or engine.framework in ("tensorrt-llm", "sglang") else reserves["compile_transient"]
+    graphs = 0.0 if eager else GRAPH_BYTES
+    nccl = NCCL_BYTES if replica.num_gpus > 1 else 0.0
+    transient = 0.0 if eager or engine.framework in ("tensorrt-llm", "sglang") else COMPILE_TRANSIENT_BYTES
     used = [
         MemoryPart("weights: layers", weights - tables, "computed", f"this GPU's share, stored in {replica.precision}"),
         MemoryPart("weights: embedding and head", tables, "computed", "split over tensor parallelism"),
@@ -222,10 +203,10 @@ def _account(replica: Replica, reserves: Mapping[str, float]) -> MemoryPlan:
         MemoryPart("rotary table", _rotary_bytes(replica), "computed", "max_position_embeddings x head_dim, 16 bit"),
         MemoryPart("activations", peak.peak_bytes, "computed", what),
         MemoryPart("compiling", transient, "measured", "transient inside vLLM's profiling step, from one known run"),
-        MemoryPart("NCCL and CUDA modules", reserves["non_torch"] + nccl, "assumed", "vLLM start-up logs"),
+        MemoryPart("NCCL and CUDA modules", NON_TORCH_BYTES + nccl, "assumed", "vLLM start-up logs"),
     ]  # fmt: skip
     used = [part for part in used if part.name != "LoRA adapters" or lora_of(engine) is not None]
-    context = MemoryPart("CUDA context", reserves["cuda_context"], "assumed", "vLLM start-up logs")
+    context = MemoryPart("CUDA context", CONTEXT_BYTES, "assumed", "vLLM start-up logs")
     graph_part = MemoryPart("CUDA graphs", graphs, "assumed", "vLLM start-up logs")
     held = sum(p.num_bytes for p in used)
     outside = context.num_bytes + graphs
@@ -233,7 +214,7 @@ def _account(replica: Replica, reserves: Mapping[str, float]) -> MemoryPlan:
     if engine.framework == "tensorrt-llm":  # a share of what is free once the engine is loaded
         room = utilization * (gpu.memory_bytes - held - outside)
     elif engine.framework == "sglang":  # a share of what is free before that, for weights and cache alone
-        free = gpu.memory_bytes - context.num_bytes - reserves["non_torch"] - nccl
+        free = gpu.memory_bytes - context.num_bytes - NON_TORCH_BYTES - nccl
         static = sum(p.num_bytes for p in used if p.name not in BESIDE_SGLANG_STATIC)
         room = min(utilization * free - static, gpu.memory_bytes - held - outside)
     else:
@@ -354,13 +335,13 @@ def _where(replica: Replica) -> str:
     return f"{replica.num_gpus} x {replica.gpu.name}" + (f" ({split})" if split else "")
 
 
-def _smallest_change(replica: Replica, reserves: Mapping[str, float]) -> str:
+def _smallest_change(replica: Replica) -> str:
     """The first change, from the least to the most invasive, with which the replica fits."""
     for text, candidate in changes(replica):
         try:
             changed = _resolved(candidate)
             _check_split(changed)
-            plan = _account(changed, reserves)
+            plan = _account(changed)
         except InputError:
             continue
         if not _shortage(changed, plan):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from catalogs.errors import InputError, MissingError
-from catalogs.files import parse_json
+from catalogs.files import parse_json, read_text
 from catalogs.names import normalise
 from catalogs.schema import Engine, Replica
 
@@ -30,16 +30,31 @@ ARITHMETIC = ("tile_", "eff_flops", "eff_sm_flops")  # parameters that are share
 OVERHEADS = Path(__file__).parent / "engine_overheads.json"
 
 
+SECTIONS = ("families", "error", "engine_overheads", "versions", "tables", "power", "device")
+
+
+class Parameters(dict[str, Any]):
+    """One variant's parameters; one that physics asks for and the profile lacks is missing data."""
+
+    def __missing__(self, name: str) -> Any:
+        raise MissingError(
+            f"the profile's kernels lack the parameter {name}",
+            why="their time cannot be told",
+            remedy="make the profile again: plan calibrate fit, or plan calibrate import",
+        )
+
+
 @dataclass(frozen=True)
 class Profile:
     """What was measured or estimated, the fitted parameters, where they hold, how wrong they may be.
 
     Attributes:
-        name, kind: ``kernels`` (physics parameters by family) or ``llmservingsim`` (tables of one model).
+        name. kind: ``kernels`` (physics parameters by family), ``llmservingsim`` (tables of one model) or ``endpoint``
+            (a measured server).
         gpu: catalogue name. source, method, as_of: who measured what, how it was fitted, when.
         families: kernel family -> variant (dtype, backend) -> parameters, units in their names.
         error: family -> variant -> held-out error (median, p90, worst; ratios), number of points, basis.
-        engine_overheads: framework -> step_overhead_s, per_sequence_s, request_overhead_s, output_overhead_s, graphs.
+        engine_overheads: framework -> step_overhead_s, per_sequence_s, request_overhead_s, output_overhead_s.
         model, precision, framework, versions: what a profile of one model was taken with; empty: any.
         tables: measured tables of an imported profile.
         carried_from: shipped profile whose families stand for those that this one lacks.
@@ -76,7 +91,7 @@ class Profile:
         known = self.families.get(name, {})
         for variant in (*variants, "default", "bf16"):
             if variant in known:
-                return known[variant]
+                return Parameters(known[variant])
         raise MissingError(
             f"profile {self.name} has no {name} kernels for {' or '.join(variants) or 'any type'}",
             why="their time cannot be told",
@@ -124,6 +139,7 @@ def profile_from_dict(document: Mapping[str, Any], where: str = "") -> Profile:
     missing = [k for k in ("name", "kind", "gpu", "source", "as_of") if k not in document]
     if missing:
         raise InputError(f"not a profile: {', '.join(missing)} missing", where=where)
+    _check_form(document, where)
     carried = document.get("carried_from")
     if carried:
         base = _within_power(_families_of(str(carried), where), document.get("power", {}))
@@ -132,6 +148,27 @@ def profile_from_dict(document: Mapping[str, Any], where: str = "") -> Profile:
         document = _with_lent(document)
     known = Profile.__dataclass_fields__
     return Profile(**{k: v for k, v in document.items() if k in known})
+
+
+def _check_form(document: Mapping[str, Any], where: str) -> None:
+    """Raises ``InputError`` where a section of the document is of another form than a profile's."""
+    words = [k for k in ("name", "kind", "gpu", "source", "as_of") if not isinstance(document[k], str)]
+    wrong = [k for k in SECTIONS if not isinstance(document.get(k, {}), Mapping)]
+    for section in ("families", "error"):
+        for family, variants in (document.get(section, {}) if section not in wrong else {}).items():
+            wrong += [] if isinstance(variants, Mapping) else [f"{section}.{family}"]
+            for variant, values in variants.items() if isinstance(variants, Mapping) else ():
+                wrong += [] if isinstance(values, Mapping) else [f"{section}.{family}.{variant}"]
+    if words or wrong:
+        what = f"{words[0]} is no text" if words else f"{wrong[0]} holds no keys with values"
+        raise InputError(f"not a profile: {what}", where=where, remedy="plan schema profile prints the form")
+    power = document.get("power", {})
+    if power and not all(_is_share(power.get(k)) for k in ("demand", "measured")):
+        raise InputError("power needs demand and measured, shares of the board's limit", where=where)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 < value < 1000.0
 
 
 def _within_power(families: Mapping[str, Any], power: Mapping[str, float]) -> dict[str, Any]:
@@ -219,8 +256,8 @@ def load_profile(path_or_name: str | Path, where: str = "") -> Profile:
     if not path.exists():
         raise MissingError(f"no file {path}", where=where, remedy="plan calibrate list shows the shipped profiles")
     try:
-        document = parse_json(path.read_text())
-    except (OSError, ValueError) as error:
+        document = parse_json(read_text(path, "a profile"))
+    except json.JSONDecodeError as error:
         raise InputError(f"{path} cannot be read as JSON: {error}", where=where) from error
     if not isinstance(document, dict):
         raise InputError(f"{path} is not a profile", where=where)

@@ -34,6 +34,11 @@ class StepShape:
     decode_mean_context: float
     num_sampled: int
 
+    @property
+    def num_sequences(self) -> int:
+        """Sequences in the step, its prompts taken as one."""
+        return self.num_decode + (1 if self.num_prefill_tokens else 0)
+
 
 class StepTimeModel(Protocol):
     """Answers how long a step takes."""

@@ -45,13 +45,20 @@ class TableStepModel:
         if table is None or tokens >= len(table.decode_tokens_s) or seqs >= len(table.sampled_s):
             sizes = (2 ** max(9, tokens.bit_length()), 2 ** max(6, seqs.bit_length()))
             table = self.table = step_table(self.replica, self.profile, *sizes)
-        positionwise = table.mixed_tokens_s if shape.num_prefill_tokens else table.decode_tokens_s
-        sequences = shape.num_decode + (1 if shape.num_prefill_tokens else 0)
-        time = float(positionwise[tokens]) if tokens else 0.0
-        if table.experts_s is not None and tokens:  # the other ranks are taken to be as busy
-            time += float(table.experts_s[ranks_sharing_experts(self.replica) * tokens])
+        time = token_wise_s(table, self.replica, shape)
         time += float(table.sampled_s[shape.num_sampled]) + attention_of(table, shape)
-        return max(time + table.overhead_s + table.overhead_per_sequence_s * sequences, 1e-9)
+        return max(time + table.overhead_s + table.overhead_per_sequence_s * shape.num_sequences, 1e-9)
+
+
+def token_wise_s(table: StepTable, replica: Replica, shape: StepShape) -> float:
+    """Seconds of all that sees single tokens, experts included; the other ranks are taken to be as busy."""
+    tokens = shape.num_prefill_tokens + shape.num_decode
+    if not tokens:
+        return 0.0
+    time = float((table.mixed_tokens_s if shape.num_prefill_tokens else table.decode_tokens_s)[tokens])
+    if table.experts_s is not None:
+        time += float(table.experts_s[ranks_sharing_experts(replica) * tokens])
+    return time
 
 
 def attention_of(table: StepTable, shape: StepShape) -> float:

@@ -10,7 +10,7 @@ from catalogs import aws_prices, aws_supply, load
 from catalogs.aws_session import Access, CredentialsError, MalformedAnswerError, check_regions, trouble
 from catalogs.aws_supply import MAX_PLACEMENT_QUERIES
 from catalogs.errors import InputError, MissingError, PlanError
-from catalogs.price_store import Fact, PriceStore, Quote
+from catalogs.price_store import Fact, PriceStore, Quote, as_prices, merge
 
 Batches = Iterator[list[Quote]] | Iterator[list[Fact]]
 Family = Callable[[Access, str, Sequence[str]], Batches]
@@ -178,8 +178,6 @@ def differences(store: PriceStore, since: str | None = None) -> list[Change]:
 
     Prices that did not move are left out; one that was only in the snapshot stays in use and is no change.
     """
-    from catalogs.price_store import as_prices, merge
-
     catalogue = load.catalogue_prices()
     then = catalogue if since is None else merge(catalogue, as_prices(store.quotes(before=since)))
     old = {(p.instance, p.region, p.purchase): p for p in then}

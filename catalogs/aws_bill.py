@@ -1,4 +1,4 @@
-"""The account's own costs from AWS Cost Explorer: rows by day, usage type and charge type, and commitment figures.
+"""The account's own costs from AWS Cost Explorer: rows by day, usage type and charge type.
 
 AWS charges $0.01 for each request; one question over a month takes one to a few (a page each).
 """
@@ -15,6 +15,7 @@ from catalogs.aws_session import Access, MalformedAnswerError, trouble
 from catalogs.errors import InputError, MissingError
 
 EXPLORER_REGION = "us-east-1"
+ACTION = "ce:GetCostAndUsage"
 METRICS = ("UnblendedCost", "AmortizedCost", "UsageQuantity")
 SERVICES = ("Amazon Elastic Compute Cloud - Compute", "Savings Plans for AWS Compute usage")
 NO_DATA = "DataUnavailableException"
@@ -82,7 +83,7 @@ def _rows(
 ) -> Iterator[CostRow]:
     asked = {"TimePeriod": period, "Granularity": "DAILY", "Metrics": list(METRICS), "GroupBy": list(groups),
              "Filter": filter_}  # fmt: skip
-    for page in _pages(access, "get_cost_and_usage", "ce:GetCostAndUsage", asked, "NextPageToken"):
+    for page in _pages(access, asked):
         for day in _checked(page, "ResultsByTime"):
             span = day.get("TimePeriod") or {}
             for group in day.get("Groups") or []:
@@ -107,81 +108,24 @@ def _row(span: Mapping[str, str], group: Mapping[str, Any], record_type: str | N
         )
     except (KeyError, TypeError, ValueError) as error:
         raise MissingError(
-            f"Cost Explorer's answer cannot be read ({type(error).__name__}: {error})", where="ce:GetCostAndUsage"
+            f"Cost Explorer's answer cannot be read ({type(error).__name__}: {error})", where=ACTION
         ) from None
 
 
-def commitment_figures(access: Access, start: date, end: date) -> dict[str, float | None]:
-    """How the account's reservations and Savings Plans were used and what they covered, as AWS counts it.
-
-    Returns:
-        ``reservation_utilisation``, ``reservation_coverage``, ``savings_plans_utilisation``,
-        ``savings_plans_coverage``: 0 to 1; ``None`` where the account has none.
-    """
-    period = {"TimePeriod": {"Start": start.isoformat(), "End": end.isoformat()}}
-    ec2 = {"Filter": {"Dimensions": {"Key": "SERVICE", "Values": [SERVICES[0]]}}}
-    asked: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
-        "reservation_utilisation": (
-            "get_reservation_utilization", "ce:GetReservationUtilization", period | ec2,
-            ("Total", "UtilizationPercentage"),
-        ),
-        "reservation_coverage": (
-            "get_reservation_coverage", "ce:GetReservationCoverage", period | ec2,
-            ("Total", "CoverageHours", "CoverageHoursPercentage"),
-        ),
-        "savings_plans_utilisation": (
-            "get_savings_plans_utilization", "ce:GetSavingsPlansUtilization", period,
-            ("Total", "Utilization", "UtilizationPercentage"),
-        ),
-    }  # fmt: skip
-    figures: dict[str, float | None] = {}
-    for name, (method, action, arguments, path) in asked.items():
-        figures[name] = _percentage(_once(access, method, action, arguments), path)
-    figures["savings_plans_coverage"] = _plans_coverage(access, period)
-    return figures
-
-
-def _plans_coverage(access: Access, period: Mapping[str, Any]) -> float | None:
-    covered = total = 0.0
-    pages = _pages(access, "get_savings_plans_coverage", "ce:GetSavingsPlansCoverage", period, "NextToken")
-    for page in pages:
-        for entry in page.get("SavingsPlansCoverages") or []:
-            figures = entry.get("Coverage") or {}
-            covered += float(figures.get("SpendCoveredBySavingsPlans") or 0)
-            total += float(figures.get("TotalCost") or 0)
-    return covered / total if total else None
-
-
-def _percentage(answer: Mapping[str, Any] | None, path: Sequence[str]) -> float | None:
-    value: Any = answer
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    try:
-        return None if value is None else float(value) / 100
-    except ValueError:
-        return None
-
-
-def _once(access: Access, method: str, action: str, asked: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    return next(_pages(access, method, action, asked, ""), None)
-
-
-def _pages(
-    access: Access, method: str, action: str, asked: Mapping[str, Any], token_name: str
-) -> Iterator[Mapping[str, Any]]:
+def _pages(access: Access, asked: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Each page of an answer; none where the account has no data. Cost Explorer has no paginators in boto3."""
     client = access.client("ce", EXPLORER_REGION)
     token: str | None = None
     while True:
         try:
-            page = getattr(client, method)(**asked, **({token_name: token} if token else {}))
+            page = client.get_cost_and_usage(**asked, **({"NextPageToken": token} if token else {}))
         except Exception as error:
             answer = getattr(error, "response", None) or {}
             if answer.get("Error", {}).get("Code") == NO_DATA:
                 return
-            raise trouble(error, action) from None
+            raise trouble(error, ACTION) from None
         yield page
-        last, token = token, page.get(token_name) if token_name else None
+        last, token = token, page.get("NextPageToken")
         if not token or token == last:
             return
 
@@ -190,4 +134,4 @@ def _checked(page: Mapping[str, Any], key: str) -> list[Any]:
     try:
         return items(page, key)
     except MalformedAnswerError as error:
-        raise MissingError(str(error), where="ce:GetCostAndUsage", remedy="try again later") from None
+        raise MissingError(str(error), where=ACTION, remedy="try again later") from None

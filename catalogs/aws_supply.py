@@ -111,6 +111,7 @@ def spot_advisor(source: str, regions: Sequence[str], instances: Sequence[str], 
         InputError: it is not the Spot Advisor's form.
     """
     text = _read_url(source, timeout_s) if source.startswith(("http://", "https://")) else _read_file(source)
+    wanted = set(instances)
     try:
         by_region = parse_json(text)["spot_advisor"]
         facts = [
@@ -119,7 +120,7 @@ def spot_advisor(source: str, regions: Sequence[str], instances: Sequence[str], 
                  f"Spot Advisor {source}")
             for region in regions
             for name, entry in by_region.get(region, {}).get("Linux", {}).items()
-            if name in set(instances)
+            if name in wanted
         ]  # fmt: skip
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(

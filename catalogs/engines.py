@@ -110,8 +110,8 @@ def version_of(engine: Engine) -> str:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version, to compare: ``0.8.5 (custom)`` is (0, 8); fewer where there are none."""
-    found = re.match(r"(\d+)(?:\.(\d+))?", version)
+    """The first two numbers of a version, to compare: ``v0.8.5 (custom)`` is (0, 8); fewer where there are none."""
+    found = re.match(r"v?(\d+)(?:\.(\d+))?", version)
     return tuple(int(part) for part in found.groups() if part) if found else ()
 
 

@@ -16,9 +16,23 @@ def how_to_install(extra: str) -> str:
 
     The packages are named one by one, so that it works from any folder and whether or not the project is on an index.
     """
-    try:
-        stated = requires(PROJECT) or []
-    except PackageNotFoundError:  # run from a folder that was never installed
+    needs = required(extra)
+    if not needs:  # run from a folder that was never installed
         return f"pip install -e '.[{extra}]' in the project's folder"
-    needs = [line.split(";")[0].strip() for line in stated if re.search(rf"extra == ['\"]{extra}['\"]", line)]
     return shlex.join([str(Path(sys.prefix) / "bin" / "pip"), "install", *needs])
+
+
+def required(extra: str | None = None) -> list[str]:
+    """What ``pyproject.toml`` requires, with versions (``numpy>=1.26``): of an extra, or always.
+
+    Empty where the project runs from a folder that was never installed.
+    """
+    try:
+        stated = [line.partition(";") for line in requires(PROJECT) or []]
+    except PackageNotFoundError:
+        return []
+    return [
+        needed.strip()
+        for needed, _, condition in stated
+        if ("extra ==" not in condition if extra is None else re.search(rf"extra == ['\"]{extra}['\"]", condition))
+    ]

@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 
 from catalogs.errors import InputError, MissingError
-from catalogs.files import parse_json
+from catalogs.files import parse_json, read_text
 from catalogs.schema import Mla, Model, ModelKind, Moe
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -55,10 +55,9 @@ def read_config(path: Path) -> Model:
     if not path.is_file():
         raise MissingError("no such model config", where=str(path), remedy="give the path of a config.json")
     try:
-        config = parse_json(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise InputError(f"not JSON: {error}", where=f"{path}{line}") from None
+        config = parse_json(read_text(path, "a model config"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error}", where=f"{path}:{error.lineno}") from None
     if not isinstance(config, dict):
         raise InputError("a model config is a JSON object", where=str(path))
     return model_from_config(config, name=_name_of(config, path), where=str(path), quantization=_beside(path))
@@ -80,7 +79,7 @@ def model_from_config(
     vocab = _whole(text, "vocab_size", where)
     mla = _mla(text, where)
     head_dim = _head_dim(text, hidden, heads, mla, where)
-    kv_heads = _kv_heads(text, kind_name, heads, mla)
+    kv_heads = _kv_heads(text, heads, mla, where)
     if kv_heads > heads or heads % kv_heads:
         raise InputError(
             f"{heads} attention heads cannot share {kv_heads} key-value heads", where=where,
@@ -89,8 +88,8 @@ def model_from_config(
     intermediate = _optional(text, "intermediate_size", where) or 4 * hidden
     window, num_sliding = _sliding(text, kind_name, layers, where)
     moe = _moe(text, kind_name, layers, intermediate, where)
-    if kind_name in ("llama4", "llama4_text") and _optional_key(text, "intermediate_size_mlp"):
-        intermediate = _optional_key(text, "intermediate_size_mlp") or intermediate
+    if kind_name in ("llama4", "llama4_text"):
+        intermediate = _optional_key(text, "intermediate_size_mlp", where) or intermediate
     kind: ModelKind = "encoder" if kind_name in ENCODERS else "decoder"
     return Model(
         name=name,
@@ -150,7 +149,7 @@ def _optional(config: Mapping[str, object], noun: str, where: str) -> int | None
     return None
 
 
-def _optional_key(config: Mapping[str, object], field: str, where: str = "config.json") -> int | None:
+def _optional_key(config: Mapping[str, object], field: str, where: str) -> int | None:
     return None if not config.get(field) else _number(config[field], field, where)
 
 
@@ -176,12 +175,12 @@ def _head_dim(config: Mapping[str, object], hidden: int, heads: int, mla: Mla | 
     return explicit or hidden // heads
 
 
-def _kv_heads(config: Mapping[str, object], kind: str, heads: int, mla: Mla | None) -> int:
+def _kv_heads(config: Mapping[str, object], heads: int, mla: Mla | None, where: str) -> int:
     if mla is not None:
         return heads
     if config.get("multi_query") and not config.get("new_decoder_architecture"):
         return 1
-    return _optional(config, "num_kv_heads", kind) or heads
+    return _optional(config, "num_kv_heads", where) or heads
 
 
 def _mla(config: Mapping[str, object], where: str) -> Mla | None:
@@ -209,13 +208,15 @@ def _moe(config: Mapping[str, object], kind: str, layers: int, intermediate: int
     shared_width = _optional_key(config, "shared_expert_intermediate_size", where) or num_shared * width
     if kind in ("llama4", "llama4_text"):
         num_shared, shared_width = 1, width
-    step = _optional_key(config, "interleave_moe_layer_step", where) or _optional_key(config, "moe_layer_freq") or 1
-    dense = int(_optional_key(config, "first_k_dense_replace", where) or 0)
-    sparse_step = _optional_key(config, "decoder_sparse_step", where) or step
-    dense += (layers - dense) - (layers - dense) // sparse_step
+    steps = ("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_freq")  # every so many layers has experts
+    step = next((found for field in steps if (found := _optional_key(config, field, where))), 1)
+    dense = _optional_key(config, "first_k_dense_replace", where) or 0
+    dense += (layers - dense) - (layers - dense) // step
     only_dense = config.get("mlp_only_layers")
     if isinstance(only_dense, list):
         dense += len(only_dense)
+    if dense > layers:
+        raise InputError(f"{dense} layers without experts, of {layers}", where=where)
     return Moe(experts, per_token, width, num_shared or (1 if shared_width else 0), shared_width, dense)
 
 
@@ -240,7 +241,9 @@ def _sliding(config: Mapping[str, object], kind: str, layers: int, where: str) -
     elif kind in ("llama4", "llama4_text"):
         num = layers - layers // 4
     elif kind in ("qwen2", "qwen3") and config.get("use_sliding_window"):
-        num = layers - min(layers, int(str(config.get("max_window_layers", layers))))
+        given = _optional_key(config, "max_window_layers", where) or layers
+        first = 0 if config.get("max_window_layers") == 0 else min(layers, given)
+        num = layers - first
     else:
         num = layers
     longest = _optional(config, "max_position_embeddings", where)
@@ -265,7 +268,8 @@ def _quantization(config: Mapping[str, object], text: Mapping[str, object]) -> s
     if not isinstance(q, Mapping):
         return None
     method = str(q.get("quant_method", "")).lower()
-    bits = int(str(q.get("bits") or q.get("w_bit") or 4)) if str(q.get("bits") or q.get("w_bit") or 4).isdigit() else 4
+    stated = str(q.get("bits") or q.get("w_bit") or "")
+    bits = int(stated) if stated.isdecimal() else 4
     if method in ("gptq", "awq"):
         return f"int{bits}-{method}"
     if method == "bitsandbytes":

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import cast
+from typing import cast, get_args
 
 from catalogs.engines import engine_defaults as engine_defaults
 from catalogs.engines import frameworks as frameworks
@@ -28,7 +28,7 @@ PEAK_COLUMNS = {
     "fp32": "fp32_tflops", "tf32": "tf32_tflops", "fp16": "fp16_tflops", "bf16": "bf16_tflops",
     "fp8": "fp8_tflops", "int8": "int8_tops", "int4": "int4_tops", "fp4": "fp4_tflops",
 }  # fmt: skip
-PURCHASES: tuple[str, ...] = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
+PURCHASES: tuple[str, ...] = get_args(Purchase)
 CONFIDENCES = ("high", "medium", "low")
 ANY_REGION = "any"  # a seller with one price everywhere
 
@@ -105,14 +105,24 @@ def prices() -> tuple[Price, ...]:
 
 
 def find_gpu(name: str, where: str = "") -> Gpu:
-    """The GPU that ``name`` means; case, spaces and punctuation do not count, and vendors' long names are known.
+    """The GPU that ``name`` means; case, spaces and punctuation do not count, and drivers' long names are known.
+
+    Such as ``NVIDIA H100 80GB HBM3`` or ``Tesla T4``.
 
     Raises:
         InputError: no GPU has this name; the message gives the nearest.
     """
-    known = gpus()
-    alias = _gpu_aliases().get(normalise(name))
-    return known[alias or resolve(name, known, "GPU", where)]
+    known, key = _gpu_keys(), normalise(name)
+    found = known.get(key) or known.get(key.removeprefix("nvidia").removeprefix("tesla"))
+    return gpus()[found or resolve(name, gpus(), "GPU", where)]
+
+
+def known_gpu(name: str) -> Gpu | None:
+    """The GPU that a driver's device name means; ``None`` where the catalogue has none of that name."""
+    try:
+        return find_gpu(name)
+    except InputError:
+        return None
 
 
 def find_model(name_or_path: str, where: str = "") -> Model:
@@ -121,12 +131,11 @@ def find_model(name_or_path: str, where: str = "") -> Model:
     Raises:
         InputError: no model has this name (the message gives the nearest), or the config cannot be used.
     """
-    path = Path(name_or_path).expanduser()
-    is_folder = path.is_dir() and (path / "config.json").is_file()
-    if name_or_path.endswith(".json") or is_folder:
+    path = _config_path(name_or_path)
+    if path is not None:
         from catalogs.hf_config import read_config
 
-        return read_config(path / "config.json" if is_folder else path)
+        return read_config(path)
     by_key = _model_keys()
     for key, quantization in _model_spellings(name_or_path):
         if key in by_key:
@@ -141,6 +150,17 @@ def find_model(name_or_path: str, where: str = "") -> Model:
         if close
         else "`plan catalog models` lists what is known; or give the path of a Hugging Face config.json",
     )
+
+
+def _config_path(text: str) -> Path | None:
+    """The ``config.json`` that ``text`` names, itself or by its folder; ``None`` where it is no path."""
+    try:
+        path = Path(text).expanduser()
+        if path.is_dir() and (path / "config.json").is_file():
+            return path / "config.json"
+    except (OSError, RuntimeError):  # longer than any file's name; the home of nobody
+        return None
+    return path if text.endswith(".json") else None
 
 
 def find_instance(name: str, where: str = "") -> Instance:
@@ -180,10 +200,10 @@ def price_of(instance: str, region: str, purchase: str) -> Price | None:
 
 def forget() -> None:
     """Read every table afresh at the next call (after a refresh of prices, or in tests)."""
-    for cached in (_gpu_rows, gpus, models, instances, catalogue_prices, prices, regions, _price_index):
+    for cached in (
+        _gpu_rows, gpus, models, instances, catalogue_prices, prices, regions, _price_index, _gpu_keys, _model_keys,
+    ):  # fmt: skip
         cached.cache_clear()
-    _gpu_aliases.cache_clear()
-    _model_keys.cache_clear()
 
 
 # Rows to nouns
@@ -297,8 +317,8 @@ def _price(row: Row) -> Price:
 
 
 @cache
-def _gpu_aliases() -> Mapping[str, str]:
-    return {normalise(alias): gpu.name for gpu, aliases in _gpu_rows() for alias in aliases}
+def _gpu_keys() -> Mapping[str, str]:
+    return {normalise(spelling): gpu.name for gpu, aliases in _gpu_rows() for spelling in (*aliases, gpu.name)}
 
 
 @cache

@@ -36,7 +36,10 @@ def nearest(name: str, known: Iterable[str], num: int = 3, cutoff: float = 0.3) 
 def nearest_file(path: Path) -> str:
     """``did you mean FOLDER/NAME?`` for a file that is not there, or nothing where no neighbour's name is close."""
     folder = path.parent if path.parent.is_dir() else Path()
-    names = [p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")][:1000]
+    try:
+        names = [p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")][:1000]
+    except OSError:  # a folder that may not be listed
+        return ""
     close = nearest(path.name, names, num=1, cutoff=0.6)
     return f"did you mean {folder / close[0]}?" if close else ""
 

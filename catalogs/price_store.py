@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from catalogs.database import data_dir
-from catalogs.errors import InputError
+from catalogs.errors import InputError, MissingError
 from catalogs.schema import Price, Purchase
 from catalogs.tables import first_day
 
@@ -79,6 +79,7 @@ class PriceStore:
 
     Raises:
         InputError: the file is not such a store, or is written by a newer version.
+        MissingError: it cannot be made or opened.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -86,9 +87,16 @@ class PriceStore:
 
     @contextmanager
     def _open(self, write: bool = False) -> Iterator[sqlite3.Connection]:
-        if write:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(self.path, timeout=30)
+        try:
+            if write:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self.path, timeout=30)
+        except (OSError, sqlite3.Error) as error:
+            raise MissingError(
+                f"cannot open the price store: {error}",
+                where=str(self.path),
+                remedy="set PLAN_PRICES_DB or PLAN_HOME to a place that you can write",
+            ) from error
         try:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:

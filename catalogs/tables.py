@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -41,7 +42,7 @@ class Row:
         except ValueError:
             self._note(column, f"is {value!r}, not a number")
             return None
-        if not minimum <= number <= maximum:  # NaN fails too
+        if not minimum <= number <= maximum or math.isinf(number):  # NaN fails too
             self._note(column, f"is {value}, outside {minimum:g} to {maximum:g}")
             return None
         return number

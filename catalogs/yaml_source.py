@@ -22,6 +22,7 @@ from catalogs.names import nearest, nearest_file
 MAX_BYTES = 8 * 1024 * 1024
 MAX_NODES = 200_000
 MAX_DEPTH = 60
+MERGE_TAG = "tag:yaml.org,2002:merge"
 PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 Place = tuple[str | int | float, ...]
 M = TypeVar("M", bound=BaseModel)
@@ -145,23 +146,48 @@ def _build(
     if isinstance(node, yaml.CollectionNode) and node.tag not in PLAIN_TAGS:
         raise InputError(f"is not YAML that is read here: tag {node.tag!r}", where=f"{path}:{line}")
     if isinstance(node, yaml.MappingNode):
-        loader.flatten_mapping(node)
         answer: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            key = loader.construct_object(key_node, deep=True)
-            key_line = key_node.start_mark.line + 1
-            if not isinstance(key, (str, int, float)):
-                raise InputError("a key must be a word", where=f"{path}:{key_line}")
-            if key in answer:
-                first = lines[(*place, key)]
-                raise InputError(f"key {key!r} is here twice (first in line {first})", where=f"{path}:{key_line}",
-                                 why="only one of the two could count", remedy="remove one")  # fmt: skip
-            lines[(*place, key)] = key_line
+        for key, (key_node, value_node) in _entries(loader, node, path).items():
+            lines[(*place, key)] = key_node.start_mark.line + 1
             answer[key] = _build(loader, value_node, (*place, key), lines, budget, path)
         return answer
     if isinstance(node, yaml.SequenceNode):
         return [_build(loader, item, (*place, i), lines, budget, path) for i, item in enumerate(node.value)]
     return loader.construct_object(node)
+
+
+def parse_value(text: str, where: str) -> Any:
+    """One value as YAML reads it: ``2``, ``[bf16, fp8]``, ``null``.
+
+    Raises:
+        InputError: it is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        raise InputError(f"{text!r} is not a value", where=where, remedy="a number, a word, or a list") from error
+
+
+def _entries(loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path) -> dict[Any, tuple[yaml.Node, yaml.Node]]:
+    """A mapping's (key, value) nodes by key; its own keys override those that ``<<`` merges in."""
+    num_own = sum(key_node.tag != MERGE_TAG for key_node, _ in node.value)
+    loader.flatten_mapping(node)  # what is merged in now comes first
+    num_merged = len(node.value) - num_own
+    entries: dict[Any, tuple[yaml.Node, yaml.Node]] = {}
+    own: set[Any] = set()
+    for index, (key_node, value_node) in enumerate(node.value):
+        key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+        if not isinstance(key, (str, int, float)):
+            raise InputError("a key must be a word", where=f"{path}:{line}")
+        if key in own:
+            first = entries[key][0].start_mark.line + 1
+            raise InputError(f"key {key!r} is here twice (first in line {first})", where=f"{path}:{line}",
+                             why="only one of the two could count", remedy="remove one")  # fmt: skip
+        if index >= num_merged:
+            own.add(key)
+        entries[key] = (key_node, value_node)
+    node.value = list(entries.values())  # an alias may bring this mapping again: its keys are then all its own
+    return entries
 
 
 def read_model(path: str | Path, kind: type[M]) -> tuple[M, Located]:
@@ -230,6 +256,8 @@ def _words(detail: ErrorDetails, located: Located, at: Place) -> tuple[str, str,
                 return cause.what, cause.remedy, (*place, cause.where)
             return f"{name}: {cause.what}" if place else cause.what, cause.remedy, place
         return f"{name}: {cause or detail['msg']}", "", place
+    if kind == "path_type":
+        return f"{name} is {_shown(value)}: should be the path of a file", "", place
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return f"{name} is {_shown(value)}: {message.replace('input ', '')}", "", place
 

@@ -136,8 +136,8 @@ def _upfront_usd(line: Line) -> float:
 
 
 def _held(option: Option) -> str:
-    """The days of a Capacity Block, counted from the horizon's start; empty: the whole horizon."""
-    if option.active is None or option.active.all():
+    """The days of a Capacity Block, counted from the horizon's start; empty: what it is holds for the whole horizon."""
+    if option.active is None:
         return ""
     days = np.flatnonzero(option.active) // HOURS_PER_DAY + 1
     return f"day {days[0]}" if days[0] == days[-1] else f"days {days[0]}-{days[-1]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from catalogs.load import find_model
 from planner.inputs.horizon import Horizon, zone_availability
 from planner.inputs.market import TERM_YEARS
 from planner.inputs.problem import Problem
@@ -16,10 +17,10 @@ def assumptions_of(problem: Problem, horizon: Horizon) -> list[str]:
         f"{problem.router}; it never knows the output length",
     ]
     if problem.candidates.precision is None:
-        notes.append(
-            "precisions considered: the published weights', and fp8 where the GPU computes in it; "
-            "candidates.precision adds others"
-        )
+        tried = "the published weights', and fp8 where the GPU computes in it"
+        if find_model(problem.model).kind != "decoder":
+            tried = "fp16"
+        notes.append(f"precisions considered: {tried}; candidates.precision adds others")
     if True in problem.candidates.disaggregated:
         between = problem.disaggregation
         speed = (
@@ -34,6 +35,11 @@ def assumptions_of(problem: Problem, horizon: Horizon) -> list[str]:
             f"spot: {problem.spot.zones} zones, each up {share:.0%} of the time ({source}), correlation "
             f"{problem.spot.zone_correlation:g}; replacements on demand boot in {problem.time.boot_s:g} s, and their "
             "number is a mean over outages"
+        )
+    if "capacity_block" in problem.candidates.purchase:
+        notes.append(
+            "Capacity Blocks are whole days, counted from the start of the horizon; a real one ends at 11:30 UTC and "
+            "its machines stop 30 minutes before: start the horizon then, with others ready for its last half-hour"
         )
     longest = max((TERM_YEARS.get(form, 0.0) * 12 for form in problem.candidates.purchase), default=0.0)
     if problem.commitments.horizon_months < longest:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from calibrate.bottleneck import decode_shape, explain_bottleneck, step_cost
+from calibrate.bottleneck import decode_shape, explain_bottleneck, prefill_shape, step_cost
 from calibrate.profiles import best_profile
+from calibrate.step import StepShape
 from catalogs.load import find_gpu, find_model
-from catalogs.schema import Engine, Replica
+from catalogs.schema import Engine, Model, Replica
 from simulator.scenario.replicas import build_line
 
 ENGINE_FIELDS = {f.name for f in fields(Engine)} - {"options"}
@@ -67,8 +68,9 @@ def explain_line(line: Mapping[str, Any], answer: Mapping[str, Any], model: str)
     context = inputs + outputs / 2.0
     batch = 1.0
     for _ in range(50):
-        batch = max(1.0, tokens_per_s * step_cost(replica, profile, decode_shape(round(batch), context)).seconds)
-    cost = step_cost(replica, profile, decode_shape(round(batch), context))
+        cost = step_cost(replica, profile, _shape_of(replica.model, round(batch), inputs, context))
+        batch = max(1.0, tokens_per_s * cost.seconds)
+    cost = step_cost(replica, profile, _shape_of(replica.model, round(batch), inputs, context))
     name, why = explain_bottleneck(cost, built.memory, replica, round(batch), context)
     return {
         "line": f"{line['instance_type']} ({line['gpu']}, TP {replica.tensor_parallel_size}, {replica.precision}"
@@ -83,6 +85,13 @@ def explain_line(line: Mapping[str, Any], answer: Mapping[str, Any], model: str)
         "mbu": cost.mbu,
         "profile": profile.name,
     }
+
+
+def _shape_of(model: Model, batch: int, inputs: float, context: float) -> StepShape:
+    """The step of so many sequences: each decodes; of a model that answers at once, each is computed whole."""
+    if model.kind == "decoder":
+        return decode_shape(batch, context)
+    return prefill_shape(round(batch * inputs), round(inputs))
 
 
 def _mean_tokens(buckets: Sequence[Mapping[str, Any]], shares: Sequence[float]) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from planner.answer import SCHEMA_VERSION, Line, ended_by, plan_document, promis
 from planner.assumptions import assumptions_of
 from planner.capacity import confidence
 from planner.capacity.disaggregated import pool_line
-from planner.capacity.floors import below_the_floor
+from planner.capacity.floors import below_the_floor, beyond_the_context
 from planner.capacity.pressed import pressed
 from planner.capacity.step_tables import StepTables
 from planner.capacity.store import CapacityStore, default_store
@@ -93,12 +93,9 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore, worker
     """
     progress("reading the workload", 0.0)
     model = find_model(problem.model, "model")
-    if model.kind != "decoder":
-        raise InputError(
-            f"{model.name} does not generate tokens, so it has no TTFT or TPOT to plan for",
-            where="model",
-            remedy="`plan simulate` serves encoders and vision models in batches",
-        )
+    if model.kind != "decoder" and any(slo.metric == "tpot" for slo in problem.slos):
+        raise InputError(f"{model.name} answers at once: it has no time per output token", where="slo",
+                         remedy="promise e2e, as in slo: {e2e_p99_s: 0.1}")  # fmt: skip
     region_of(problem)
     over_time = problem.time.periods != "static" or problem.time.demand is not None
     horizon = horizon_of(problem, demand_of(workload_requests(problem), split_lengths=not over_time))
@@ -116,11 +113,13 @@ def find_plan(problem: Problem, progress: Progress, store: CapacityStore, worker
         kept, served, capacities, horizon, model_without, extra_of(problem), problem.solver.gap,
         problem.solver.time_limit_s,
     )  # fmt: skip
+    rejected = beyond_the_context(capacities, served)
     _check_feasible(search)
     result = search.verified(progress, problem.solver.max_rounds)
     if result is None:
         raise explain_infeasible(search.model.with_options(search.options()))
-    return Found(problem, search, *result, tuple(refused), (*assumptions_of(problem, horizon), *unusable))
+    notes = [*assumptions_of(problem, horizon), *unusable, *([rejected] if rejected else [])]
+    return Found(problem, search, *result, tuple(refused), tuple(notes))
 
 
 def lived(found: Found, progress: Progress) -> tuple[Found, dict[str, Any] | None]:
@@ -169,7 +168,7 @@ def workload_requests(problem: Problem) -> Requests:
             where="slo",
             remedy=f"classes: {', '.join(requests.class_names)}",
         )
-    return requests
+    return requests if find_model(problem.model, "model").kind == "decoder" else requests.answered_once()
 
 
 def _served(
@@ -271,7 +270,7 @@ def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> d
         "rounds": search.rounds,
         "simulations": search.capacities.simulations,
         "alternatives": others,
-        "assumptions": list(found.notes) + _coverage(found),
+        "assumptions": list(found.notes) + _unknown_quality(problem.model, lines) + _coverage(found),
         "profiles": _profiles(search, lines),
         "prices_as_of": min((_as_of(line) for line in lines), default=None),
         "buckets": [
@@ -292,7 +291,8 @@ def _mean_rates(found: Found) -> tuple[float, float]:
     """Mean requests and output tokens a second over the horizon, in expectation over the scenarios."""
     model = found.model
     by_bucket = np.einsum("o,t,ots->s", model.probability, model.weight, model.demand)
-    return float(by_bucket.sum()), float(by_bucket @ found.search.demand.mean_tokens[:, 1])
+    generates = find_model(found.problem.model).kind == "decoder"
+    return float(by_bucket.sum()), float(by_bucket @ found.search.demand.mean_tokens[:, 1]) if generates else 0.0
 
 
 def _verified_why(found: Found, draws: Mapping[str, Any]) -> str:
@@ -300,7 +300,9 @@ def _verified_why(found: Found, draws: Mapping[str, Any]) -> str:
     if not found.verdict.ok:
         rounds = found.search.rounds
         return f"no fleet kept the promise in {rounds} rounds of simulating and tightening; this is the last of them"
+    low, high = draws["probability_interval"]
     kept = f"kept its promise on {draws['kept']} of {draws['draws']} fresh draws of it"
+    kept += f", a probability of {low:.0%} to {high:.0%}"
     if found.search.horizon.num_periods == 1:
         return f"the fleet was simulated on all {num:,} requests of the workload, and {kept}"
     return (
@@ -328,6 +330,15 @@ def _engine(served: Served) -> dict[str, Any]:
         "block_size": served.spec.block_size,
         "enable_prefix_caching": served.spec.enable_prefix_caching,
     }
+
+
+def _unknown_quality(model: str, lines: list[Line]) -> list[str]:
+    precisions = sorted({line.candidate.precision for line in lines if line.candidate.score is None})
+    return [
+        f"how much of {model}'s quality {precision} keeps is not known: no evaluation of it is at hand, so none is "
+        "assumed; quality.results brings yours, and quality.min_score leaves out what nobody measured"
+        for precision in precisions
+    ]
 
 
 def _coverage(found: Found) -> list[str]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from catalogs.units import SECONDS_PER_HOUR
 from planner.answer import Line
-from planner.capacity.confidence import name_of, percentile_of
+from planner.capacity.confidence import name_of, percentile_of, wilson
 from planner.capacity.verify import fresh_draw
 from planner.inputs.demand import Demand
 from planner.inputs.horizon import Horizon, scaled, zone_availability
@@ -129,15 +129,6 @@ def in_words(live: Mapping[str, Any] | None) -> str:
         + ("" if live["ok"] else f", and {LIVE_SHARE:.0%} of them were to be kept")
         + dearer
     )
-
-
-def wilson(kept: int, draws: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927)."""
-    share = kept / draws
-    middle = share + z * z / (2 * draws)
-    half = z * math.sqrt(share * (1 - share) / draws + z * z / (4 * draws * draws))
-    scale = 1 + z * z / draws
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def hardest_window(problem: Problem, search: Search, counts: NDArray[np.int64]) -> Window:

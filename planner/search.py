@@ -174,7 +174,8 @@ class Search:
         """As ``settle``; ``coarse`` looks at few periods, without spot losses, to find what to simulate cheaply."""
         while True:
             options = self.options()
-            model = (_sketch(self.model) if coarse else self.model).with_options(options)
+            model = self.model.with_options(options)
+            model = _sketch(model) if coarse else model
             gap, limit = (COARSE_GAP, COARSE_LIMIT_S) if coarse else (self._gap, self.time_limit_s)
             solution = solve(model, gap, limit) if options else None
             if solution is None:
@@ -386,7 +387,9 @@ def _sketch(model: FleetModel) -> FleetModel:
     rate = model.demand[0].sum(1)
     order = [int(t) for t in np.argsort(rate, kind="stable") if rate[t] > 0]
     chosen = sorted({order[0], order[len(order) // 2], order[-1]})
+    options = [o if o.active is None else replace(o, active=o.active[chosen]) for o in model.options]
     return replace(
-        model, demand=model.demand[:1, chosen], hours=np.ones(len(chosen)), probability=np.ones(1),
-        states=(State(1.0),), limits=limits, cyclic=False,
+        model, options=tuple(o for o in options if o.active is None or o.active.any()),
+        demand=model.demand[:1, chosen], hours=np.ones(len(chosen)), probability=np.ones(1), states=(State(1.0),),
+        limits=limits, cyclic=False,
     )  # fmt: skip

@@ -77,8 +77,8 @@ def simulate(
     lines = tuple(build_fleet(scenario))
     if requests is None:
         requests = load_workload(scenario.workload, scenario.seed)
-    if lines[0].replica.model.kind != "decoder":  # an encoder answers once, whatever the trace says of its output
-        requests = replace(requests, output_tokens=np.ones_like(requests.output_tokens))
+    if lines[0].replica.model.kind != "decoder":
+        requests = requests.answered_once()
     if has_roles(scenario):
         return _simulate_roles(scenario, tuple(by_role(lines)), requests, series_interval_s, check)
     if scenario.is_live:
@@ -170,6 +170,7 @@ def describe_run(
         "goodput_rps": metrics.goodput_share(scenario.slos, requests, latencies) * len(requests) / duration_s,
         "steady_state": metrics.steady_state(latencies, records.arrival_s),
         "overload": metrics.overload(requests, records, latencies),
+        "rejections": metrics.rejections(requests, records, [line.spec for line in lines]),
         "by_class": metrics.by_class(requests, records, latencies),
         "over_time": None if scenario.is_live else over_time(lines, requests, records),
         "time_breakdown": time_breakdown(latencies, lines, records, duration_s),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from calibrate.server.endpoint_client import Reply
-from calibrate.server.serving_points import ServingPoint
+from calibrate.server.load_points import LoadPoint
 from simulator.run import simulate
 from simulator.scenario.spec import Scenario
 from simulator.workload.requests import Requests
@@ -39,9 +39,7 @@ def scenario_of(model: str, gpu: str, profile: str, engine: Mapping[str, Any], s
     return Scenario.model_validate({"model": model, "workload": workload, "fleet": [line], "seed": seed})
 
 
-def check(
-    scenario: Scenario, points: Sequence[ServingPoint], replies: Sequence[Sequence[Reply]]
-) -> list[dict[str, Any]]:
+def check(scenario: Scenario, points: Sequence[LoadPoint], replies: Sequence[Sequence[Reply]]) -> list[dict[str, Any]]:
     """Predicted and measured mean TTFT, mean TPOT and throughput of each load, and the relative errors."""
     rows = []
     for point, own in zip(points, replies, strict=True):
@@ -71,7 +69,7 @@ def check(
 
 
 def check_batches(
-    profile: str, gpu: str, max_batch: int, tokens: int, real: tuple[Sequence[ServingPoint], Sequence[Sequence[Reply]]]
+    profile: str, gpu: str, max_batch: int, tokens: int, real: tuple[Sequence[LoadPoint], Sequence[Sequence[Reply]]]
 ) -> list[dict[str, Any]]:
     """Predicted and measured latency of an encoder under dynamic batching, mean and 95th percentile, and the errors."""
     engine = {"framework": "onnxruntime", "max_num_seqs": max_batch, "max_num_batched_tokens": max_batch * tokens}

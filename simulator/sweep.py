@@ -8,6 +8,7 @@ what is new.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.metadata
 import itertools
@@ -24,7 +25,7 @@ from pydantic import Field, model_validator
 
 from catalogs.errors import InputError
 from catalogs.files import replacing
-from catalogs.yaml_source import Strict, check, parse_yaml, read_model
+from catalogs.yaml_source import Located, Strict, check, parse_yaml, read_model
 from simulator.pool import run_tasks
 from simulator.scenario.spec import Scenario, set_at
 from simulator.tasks import Failure
@@ -92,10 +93,16 @@ class Point:
         Raises:
             InputError: anything wrong with it.
         """
-        located = parse_yaml(self.scenario, Path(self.source))
+        located = copy.deepcopy(_parsed(self.scenario, self.source))
         for place, value in self.overrides.items():
             set_at(located, place, value)
         return check(located, Scenario).resolved(Path(self.folder))
+
+
+@lru_cache(maxsize=2)
+def _parsed(text: str, source: str) -> Located:
+    """A worker's last base scenario: every point of a sweep has the same one."""
+    return parse_yaml(text, Path(source))
 
 
 def read_sweep(path: str | Path) -> list[Point]:
@@ -193,6 +200,20 @@ def _workload(spec: str, seed: int, stamps: tuple[tuple[int, int], ...]) -> Any:
     from simulator.workload.spec import WorkloadSpec
 
     return load_workload(WorkloadSpec.model_validate_json(spec), seed)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a worker hands back of a point: its row, whose long answer is text already when it is sent.
+
+    Attributes:
+        answer: plays a point.
+    """
+
+    answer: Callable[[Point], dict[str, Any]]
+
+    def __call__(self, point: Point) -> dict[str, Any]:
+        return row_of(point, self.answer(point))
 
 
 def row_of(point: Point, result: Any) -> dict[str, Any]:
@@ -340,8 +361,9 @@ def run_sweep(
 
         warm()  # compiled once, before the workers would each compile for themselves
     try:
-        for done in run_tasks(function, points, numbers=left, workers=workers, ray_address=ray_address):
-            results.add(row_of(points[done.number], done.result))
+        for done in run_tasks(_Row(function), points, numbers=left, workers=workers, ray_address=ray_address):
+            failed = isinstance(done.result, Failure)
+            results.add(row_of(points[done.number], done.result) if failed else done.result)
             progress(f"{len(results.rows)} of {len(points)} points", len(results.rows) / len(points))
     finally:
         results.flush()

@@ -63,7 +63,11 @@ CONFIG = {
 BENCH = {"request_throughput": 1.0, "mean_ttft_ms": 10.0, "median_tpot_ms": 5.0, "max_concurrency": 4, "completed": 9}
 AIPERF = {"time_to_first_token": {"avg": 10, "unit": "ms"}, "request_latency": {"avg": 99, "unit": "ms"}}
 GUIDELLM = {"benchmarks": [{"config": {"strategy": {"streams": 2}}, "metrics": {"requests_per_second": {"mean": 1}}}]}
-PROFILE = {"schema_version": 1, "name": "p", "kind": "kernels", "gpu": "L4", "source": "s", "as_of": "2026-01-01"}
+PROFILE = {
+    "schema_version": 1, "name": "p", "kind": "kernels", "gpu": "L4", "source": "s", "as_of": "2026-01-01",
+    "carried_from": "l40s", "power": {"demand": 2.0, "measured": 1.5}, "families": {"gemm": {"bf16": {"launch_s": 1}}},
+    "error": {"gemm": {"bf16": {"median": 0.1}}},
+}  # fmt: skip
 FOCUS = (
     b"BilledCost,EffectiveCost,ChargeCategory,ChargePeriodStart,BillingCurrency,x_UsageType,Tags\n"
     b'1,1,Usage,2026-10-01T00:00:00Z,USD,BoxUsage:g5.xlarge,"{""plan-model"": ""m""}"\n'
@@ -109,7 +113,9 @@ CERTIFICATE = {  # two machines at 3 USD that must serve 1.5 of one each
 DENSE = b"layer,tokens,time_us\nqkv_proj,1,3\nqkv_proj,64,99\n"
 QUALITY = b"model,precision,task,score,baseline_score\nllama-3.1-8b,fp8,mmlu,0.66,0.67\nllama-3.1-8b,fp8\n"
 MEASURED = (
-    b'{"kind": "header", "schema_version": 1, "device": "cpu", "gpu": "cpu"}\n{"kind": "gemm", "m": 1, "time_s": 1}\n'
+    b'{"kind": "header", "schema_version": 1, "device": "cpu", "name": "cpu"}\n'
+    b'{"kind": "point", "family": "gemm", "dtype": "bf16", "shape": {"m": 1, "n": 2, "k": 3}, "median_s": 1.0,'
+    b' "p10_s": 0.9, "p90_s": 1.1, "num_samples": 5, "variant": "dense"}\n{"kind": "remark", "text": "warm"}\n'
 )
 
 

@@ -44,8 +44,11 @@ def _purchases(answer: Mapping[str, Any]) -> Table:
     title = f"Plan: ${plan['usd_per_hour']:,.2f} an hour, ${plan['usd_per_month']:,.0f} a month"
     if plan["usd_per_million_output_tokens"]:
         title += f", ${plan['usd_per_million_output_tokens']:.3f} per million output tokens"
-    if plan.get("usd_per_thousand_requests"):
-        title += f", ${plan['usd_per_thousand_requests']:.3f} per thousand requests"
+    each = plan.get("usd_per_thousand_requests")
+    if each:
+        title += (
+            f", ${each:.3f} per thousand requests" if each >= 0.01 else f", ${1000 * each:.3f} per million requests"
+        )
     return Table(title, columns, rows)
 
 

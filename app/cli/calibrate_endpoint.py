@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from calibrate.server.endpoint import Measured
     from calibrate.server.endpoint_client import Server
     from calibrate.server.endpoint_fit import Fitted
-    from calibrate.server.serving_points import ServingPoint
+    from calibrate.server.load_points import LoadPoint
 
 COLUMNS = ["concurrency", "rate", "input", "output", "requests", "failed", "TTFT mean s", "TTFT p95 s", "TPOT mean s"]
 COLUMNS += ["tokens/s"]
@@ -119,7 +119,7 @@ def _measure(url: str, options: dict[str, Any]) -> tuple[Measured, Server]:
 def _answer(
     form: str,
     output: str | None,
-    points: Sequence[ServingPoint],
+    points: Sequence[LoadPoint],
     fitted: Fitted,
     about: dict[str, str],
     notes: Sequence[str],
@@ -128,7 +128,7 @@ def _answer(
     from calibrate.endpoint_step import fit_parameters
     from calibrate.profiles import profile_to_dict
     from calibrate.server.endpoint import endpoint_profile
-    from calibrate.server.serving_points import point_to_dict
+    from calibrate.server.load_points import point_to_dict
     from catalogs.files import write_text
 
     errors = {kind: fitted.error_of(kind) for kind in ("ttft", "decode")}
@@ -159,7 +159,7 @@ def _answer(
     emit(form, document, tables, said)
 
 
-def _row(point: ServingPoint) -> list[object]:
+def _row(point: LoadPoint) -> list[object]:
     return [
         point.concurrency,
         point.rate_rps,

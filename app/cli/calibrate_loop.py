@@ -78,11 +78,11 @@ def loop(output: str, form: str, **options: Any) -> None:
 
 
 def _this_gpu(device: str) -> str:
-    from calibrate.device.dcgm import sheet_of
     from calibrate.device.probe import nvidia_smi_query
+    from catalogs.load import known_gpu
 
     row = nvidia_smi_query(["name"]) if device == "cuda" else None
-    sheet = sheet_of(row[0]) if row else None
+    sheet = known_gpu(row[0]) if row else None
     return sheet.name if sheet else "L4"
 
 

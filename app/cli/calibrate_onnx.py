@@ -37,7 +37,7 @@ def onnx(output: str, form: str, **options: Any) -> None:
     from calibrate.device.onnx_session import EncoderShape, fit_batches, open_session, time_batches, write_encoder
     from calibrate.profiles import profile_to_dict
     from calibrate.server.endpoint import endpoint_profile
-    from calibrate.server.serving_points import summarise
+    from calibrate.server.load_points import summarise
     from catalogs.errors import InputError
     from catalogs.files import write_text
 
@@ -67,7 +67,7 @@ def onnx(output: str, form: str, **options: Any) -> None:
 
 def _serve(run: Any, times: dict[int, list[float]], loads: list[float], options: dict[str, Any]) -> list[Any]:
     from calibrate.device.onnx_session import arrivals, serve_dynamically
-    from calibrate.server.serving_points import statistics
+    from calibrate.server.load_points import statistics
 
     largest = max(times)
     best_rps = largest / statistics(times[largest])["p50"]
@@ -86,7 +86,7 @@ def _serve(run: Any, times: dict[int, list[float]], loads: list[float], options:
 def _answer(
     form: str, output: str, options: dict[str, Any], times: dict[int, list[float]], fitted: Any, real: Any
 ) -> None:
-    from calibrate.server.serving_points import statistics
+    from calibrate.server.load_points import statistics
     from simulator.server_check import check_batches, summary
 
     rows = check_batches(output, options["gpu"], max(times), options["tokens"], real)

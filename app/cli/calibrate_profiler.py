@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import click
 
 from app.cli.output import Table, emit, format_option
 from catalogs.errors import InputError, MissingError
+from catalogs.files import read_text
 
 
 @click.command()
@@ -59,13 +59,13 @@ def _families(path: str, form: str) -> None:
 
 
 def _counters(source: str, gpu: str | None, dtype: str, form: str) -> None:
-    from calibrate.device.dcgm import against_roofline, read_counters, sheet_of
+    from calibrate.device.dcgm import against_roofline, read_counters
     from calibrate.server.prometheus_text import parse
-    from catalogs.load import find_gpu
+    from catalogs.load import find_gpu, known_gpu
 
     counters = read_counters(parse(_text(source), source), source)
     given = find_gpu(gpu, "--gpu") if gpu else None
-    answers = [against_roofline(c, given or sheet_of(c.model), dtype) for c in counters]
+    answers = [against_roofline(c, given or known_gpu(c.model), dtype) for c in counters]
     columns = ["gpu", "model", "tensor_active", "dram_active", "engine_active", "memory_share", "power_w"]
     columns += ["intensity_flops_per_byte", "ridge_flops_per_byte", "bound_by", "because"]
     table = Table("DCGM counters against the roofline", columns, [[a.get(c) for c in columns] for a in answers])
@@ -74,10 +74,7 @@ def _counters(source: str, gpu: str | None, dtype: str, form: str) -> None:
 
 def _text(source: str) -> str:
     if "://" not in source:
-        path = Path(source)
-        if not path.is_file():
-            raise InputError("no such file", where="--dcgm", remedy="a URL, or a file with dcgm-exporter's text")
-        return path.read_text()
+        return read_text(source, "dcgm-exporter's text, or its URL,")
     from urllib.parse import urlsplit
 
     from calibrate.server.endpoint_client import Server, ServerError, check_url, fetch

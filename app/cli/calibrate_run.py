@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from calibrate.device.measurements import MeasurementFile
     from calibrate.device.sweep import Scale
 
-MICRO = 1e6
-
 
 @click.command()
 @click.option(
@@ -198,8 +196,10 @@ def _run_answer(held: MeasurementFile, scale: Scale, document: dict[str, Any]) -
 def _notes(held: MeasurementFile, plan: Plan, output: str) -> list[str]:
     import statistics
 
+    from catalogs.units import MHZ, MICROSECONDS_PER_SECOND
+
     notes = [f"note: {text}" for text in dict.fromkeys(held.remarks)]
-    launches = {p.variant: p.median_s * MICRO for p in held.family("launch")}
+    launches = {p.variant: p.median_s * MICROSECONDS_PER_SECOND for p in held.family("launch")}
     if launches:
         said = ", ".join(f"{variant} {us:.2f} µs" for variant, us in launches.items())
         notes.append(f"launch overhead a kernel: {said}")
@@ -207,7 +207,7 @@ def _notes(held: MeasurementFile, plan: Plan, output: str) -> list[str]:
     warmth = [p.temperature_c for p in held.points if p.temperature_c]
     if clocks:
         warm = f", up to {max(warmth):.0f} °C" if warmth else ""
-        notes.append(f"clock: median {statistics.median(clocks) / 1e6:.0f} MHz{warm}")
+        notes.append(f"clock: median {statistics.median(clocks) / MHZ:.0f} MHz{warm}")
     if plan.dropped:
         notes.append(f"{len(plan.dropped)} dear cases were left out to keep the time budget; --budget raises it")
     notes.append(f"next: plan calibrate fit {output} -o profile.json")

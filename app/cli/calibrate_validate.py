@@ -117,13 +117,14 @@ def compare(profile: Profile | None, measured: Path) -> tuple[list[Comparison], 
 
 def _compare_kernels(profile: Profile | None, measured: Path) -> tuple[list[Comparison], list[str]]:
     from calibrate.device.measurements import read_measurements
+    from calibrate.device.probe import measured_gpu
     from calibrate.fitting.kernel_comparisons import compare_kernels
     from calibrate.profiles import best_profile
-    from catalogs.load import find_gpu, find_model
+    from catalogs.load import find_model, known_gpu
     from catalogs.schema import Replica
 
     held = read_measurements(measured)
-    gpu = find_gpu(profile.gpu if profile else str(held.header.get("device", "")), "PROFILE")
+    gpu = known_gpu(str(held.header.get("name", ""))) or measured_gpu(held.header, held.path)
     chosen = profile or best_profile(Replica(find_model("llama-3.1-8b"), gpu))
     return compare_kernels(chosen, gpu, held.points)
 

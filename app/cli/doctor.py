@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import click
 
 from app.cli.output import Table, emit, format_option
-from catalogs.extras import how_to_install
+from catalogs.extras import how_to_install, required
 
-CORE = ("simpy", "numpy", "scipy", "pandas", "pyarrow", "boto3", "pydantic", "click", "rich", "pyyaml", "numba")
 EXTRAS = {
-    "calibrate": (("torch",), "measure this machine's kernels (`plan calibrate run`)"),
-    "web": (("streamlit", "plotly"), "serve the web app (`plan web`)"),
-    "ray": (("ray",), "sweep on a Ray cluster (`plan sweep --engine ray`)"),
+    "calibrate": "measure this machine's kernels (`plan calibrate run`)",
+    "onnx": "time ONNX Runtime sessions (`plan calibrate onnx`)",
+    "web": "serve the web app (`plan web`)",
+    "ray": "sweep on a Ray cluster (`plan sweep --engine ray`)",
 }
 
 
@@ -30,6 +29,8 @@ def doctor(form: str) -> None:
     Example:
       plan doctor
     """
+    from calibrate.profile_error import measured_accuracy
+
     packages = _packages()
     document: dict[str, Any] = {
         "schema_version": 1,
@@ -53,22 +54,21 @@ def _packages() -> list[dict[str, Any]]:
         get = None if installed else how_to_install(extra) if extra else f"pip install {name}"
         return {"package": name, "version": installed, "extra": extra, "get": get}
 
-    return [*[found(n, None) for n in CORE], *[found(n, e) for e, (names, _) in EXTRAS.items() for n in names]]
+    return [found(_name(needed), extra) for extra in (None, *EXTRAS) for needed in required(extra)]
+
+
+def _name(needed: str) -> str:
+    """``numpy>=1.26`` without its version."""
+    found = re.match(r"[A-Za-z0-9._-]+", needed)
+    return found[0] if found else needed
 
 
 def _gpu() -> str | None:
     """The GPU that the driver names, if any."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    try:
-        done = subprocess.run(
-            [program, "--query-gpu=name,memory.total", "--format=csv,noheader"],
-            capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
+    from calibrate.device.probe import nvidia_smi_query
+
+    row = nvidia_smi_query(("name", "memory.total"))
+    return f"{row[0]}, {row[1]} MiB" if row else None
 
 
 def _profiles() -> list[dict[str, Any]]:
@@ -102,20 +102,6 @@ def _runs() -> dict[str, Any]:
         return {"folder": str(data_dir()), "runs": None, "fault": str(error)}
 
 
-def measured_accuracy() -> list[dict[str, Any]]:
-    """The measured errors of the shipped profiles, as in docs/validation.md."""
-    import json
-    from importlib.resources import files
-
-    path = files("calibrate") / "accuracy.json"
-    if not path.is_file():
-        from calibrate.profile_error import kernel_accuracy
-
-        return kernel_accuracy()
-    rows = json.loads(path.read_text())
-    return rows if isinstance(rows, list) else list(rows.get("rows", []))
-
-
 def _tables(document: dict[str, Any]) -> list[Table]:
     def table(title: str, rows: list[dict[str, Any]]) -> Table:
         columns = [c for c in rows[0] if c != "get"] if rows else ["nothing"]  # how to get it stands in the notes
@@ -127,7 +113,7 @@ def _tables(document: dict[str, Any]) -> list[Table]:
 
 def _notes(document: dict[str, Any]) -> list[str]:
     missing = {p["extra"] for p in document["packages"] if p["version"] is None and p["extra"]}
-    notes = [f"Not installed: {extra}, to {EXTRAS[extra][1]}: {how_to_install(extra)}" for extra in sorted(missing)]
+    notes = [f"Not installed: {extra}, to {EXTRAS[extra]}: {how_to_install(extra)}" for extra in sorted(missing)]
     notes.append(
         f"GPU: {document['gpu']}. `plan calibrate run` measures it."
         if document["gpu"]

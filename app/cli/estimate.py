@@ -82,7 +82,7 @@ def estimate(**flags: Any) -> None:
     replica = _replica(flags)
     name = flags["profile_name"]
     profile = load_profile(name, "--profile") if name else best_profile(replica)
-    plan = memory_plan(replica, profile)
+    plan = memory_plan(replica)
     batch, context = flags["batch"], flags["context"] or (2048 if replica.model.kind == "decoder" else 384)
     context = min(context, plan.max_model_len or context)
     shape = _shape(replica, batch, context)
@@ -184,13 +184,13 @@ def _show(
     rates: dict[str, float],
 ) -> None:
     from calibrate.techniques import technique_notes
+    from catalogs.units import GIB
 
     cost, bottleneck, why = step
-    gib = 1024.0**3
     memory = Table(
-        f"Memory of one {replica.gpu.name} ({plan.device_bytes / gib:.1f} GiB)",
+        f"Memory of one {replica.gpu.name} ({plan.device_bytes / GIB:.1f} GiB)",
         ["part", "GiB", "source", "what it rests on"],
-        [[p.name, p.num_bytes / gib, p.source, p.note] for p in plan.parts],
+        [[p.name, p.num_bytes / GIB, p.source, p.note] for p in plan.parts],
     )
     parts = Table(
         f"One step, {cost.seconds * 1e3:.3f} ms",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-TARGETS = ("vllm", "sglang", "trtllm", "tgi", "skypilot", "karpenter", "terraform", "keda", "hpa")
+TARGETS = ("vllm", "sglang", "trtllm", "tgi", "triton", "skypilot", "karpenter", "terraform", "keda", "hpa")
 
 
 @click.command()

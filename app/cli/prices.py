@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from app.cli.commitment import commitment
 from app.cli.output import F, Table, emit, format_option
+from catalogs.schema import Purchase
 
 if TYPE_CHECKING:
     from catalogs.schema import Price
 
 SUPPLY = ("instance_type", "zone_offering", "quota", "placement_score", "spot_advisor")
-PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr", "capacity_block")
 
 
 @click.group()
@@ -32,7 +32,7 @@ def prices() -> None:
 @click.option("--region", help="Only this region.")
 @click.option("--gpu", help="Only instances with this GPU.")
 @click.option("--instance", help="Only this instance type.")
-@click.option("--purchase", type=click.Choice(PURCHASES), help="Only this purchase form.")
+@click.option("--purchase", type=click.Choice(get_args(Purchase)), help="Only this purchase form.")
 @click.option("--stale-after-days", type=click.IntRange(min=0), default=30, show_default=True)
 @click.option("--zones", is_flag=True, help="What was fetched, by zone and payment form, in place of the best price.")
 @format_option

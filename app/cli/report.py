@@ -50,7 +50,6 @@ def build(output: tuple[Path, ...], form: str, **flags: Any) -> None:
     Example:
       plan report build --bill focus.csv --run last --budget 20000 -o report.html -o report.csv
     """
-    from app.report.build import FORMS
     from app.report.build import build as build_report
     from app.report.render import RENDERERS
     from app.report.sources import Sources
@@ -58,7 +57,7 @@ def build(output: tuple[Path, ...], form: str, **flags: Any) -> None:
     from catalogs.files import write_text
 
     for path in output:
-        if path.suffix.lstrip(".") not in FORMS:
+        if path.suffix.lstrip(".") not in RENDERERS:
             raise InputError(f"unknown form {path.suffix!r}", where="-o", remedy=".html, .md, .json or .csv")
     found = build_report(Sources(**flags), datetime.now(UTC))
     for path in output:
@@ -90,12 +89,12 @@ def schedule(schedule_file: Path, once: bool, ready_made: str | None) -> None:
     if ready_made:
         click.echo(timing.FORMS[ready_made](plan, str(schedule_file)), nl=False)
         return
-    ledger, folder = _ledger(), _ledger().path.parent
+    ledger = _ledger()
 
     def work(due: datetime) -> None:
         _say(_deliver(plan, due, again=False))
 
-    with timing.only_one(folder, plan.name), timing.stopping_on_signals() as stop:
+    with timing.only_one(ledger.path.parent, plan.name), timing.stopping_on_signals() as stop:
         if not once:
             timing.serve(plan, ledger, work, lambda line: click.echo(line, err=True), stop)
             return

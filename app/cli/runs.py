@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from app.cli.output import Table, emit, format_option
+from catalogs.errors import InputError
 
 
 @click.group()
@@ -58,7 +59,10 @@ def show(run: str, inputs_to: Path | None, form: str) -> None:
 
     found = load_run(run)
     if inputs_to is not None:
-        inputs_to.mkdir(parents=True, exist_ok=True)
+        try:
+            inputs_to.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder: {error.strerror}", where="--inputs-to") from error
         for role, file in found.files.items():
             target = inputs_to / f"{role}-{Path(file['path']).name}"
             with replacing(target) as temporary:
@@ -85,8 +89,8 @@ def rm(run: tuple[str, ...]) -> None:
     Example:
       plan runs rm 3f2a
     """
-    from app.runs import load_run, remove_run
+    from app.runs import full_id, remove_run
 
-    full = [load_run(name).run_id for name in run]  # all must exist before any is removed
+    full = [full_id(name) for name in run]  # all must exist before any is removed
     for run_id in dict.fromkeys(full):
         click.echo(f"removed {remove_run(run_id)}")

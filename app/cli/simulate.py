@@ -120,19 +120,15 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
     Raises:
         InputError: no ``=``, or a value that is not YAML.
     """
-    import yaml
-
     from catalogs.errors import InputError
+    from catalogs.yaml_source import parse_value
 
     found = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise InputError(f"{pair!r} is not KEY=VALUE", where="--set", remedy="--set fleet.0.count=2")
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"{value!r} is not a value", where="--set") from error
+        found[key] = parse_value(value, "--set")
     return found
 
 
@@ -255,6 +251,7 @@ def run_notes(answer: Mapping[str, Any]) -> list[str]:
     ]
     notes += [f"Step times: profile {p['name']} ({p['source']})" for p in _distinct(answer["profiles"])]
     notes += answer.get("techniques", [])
+    notes += [f"{number:,} rejected: {reason}." for reason, number in answer["rejections"].items()]
     steady = answer["steady_state"]
     if answer["overload"]:
         offered, served = answer["overload"]["offered_rps"], answer["overload"]["served_rps"]

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.cli.output import Table
-
-SECONDS_PER_HOUR = 3600.0
+from catalogs.units import SECONDS_PER_HOUR
 
 
 def fleet_tables(answer: Mapping[str, Any]) -> list[Table]:

@@ -155,9 +155,8 @@ def synth(
 
 def _section(text: str | None, flag: str, first: str | None = None) -> dict[str, Any] | None:
     """``poisson,rate_rps=20`` as ``{"process": "poisson", "rate_rps": 20}``."""
-    import yaml
-
     from catalogs.errors import InputError
+    from catalogs.yaml_source import parse_value
 
     if text is None:
         return None
@@ -167,10 +166,7 @@ def _section(text: str | None, flag: str, first: str | None = None) -> dict[str,
         key, equals, value = part.partition("=")
         if not equals:
             raise InputError(f"{part!r} is not KEY=VALUE", where=flag)
-        try:
-            found[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"{value!r} is not a value", where=flag) from error
+        found[key.strip()] = parse_value(value, flag)
     return found
 
 

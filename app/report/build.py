@@ -15,8 +15,6 @@ from catalogs.errors import InputError
 from planner.spend.bill import Bill
 from planner.spend.cost_report import Evidence, figures, month_of, within
 
-FORMS = ("html", "md", "json", "csv")
-
 
 def build(sources: Sources, moment: datetime) -> Report:
     """Build the report of the month that holds ``moment`` (or of ``sources.month``).
@@ -72,7 +70,7 @@ def message_forms(report: Report) -> dict[str, str]:
     """The report in every form."""
     from app.report.render import RENDERERS
 
-    return {form: RENDERERS[form](report) for form in FORMS}
+    return {form: render(report) for form, render in RENDERERS.items()}
 
 
 def _month(text: str) -> tuple[datetime, datetime]:

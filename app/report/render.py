@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from html import escape
 
 from app.charts import MEANING_COLOURS, PURCHASE_COLOURS, Axis, Limit, Series, svg
-from app.report.schema import Report
+from app.report.schema import Period, Report
 
 STYLE = """
 :root { color-scheme: light; }
@@ -87,10 +88,14 @@ def daily_chart(report: Report) -> str:
                PURCHASE_COLOURS.get(form)) for form in forms
     ]  # fmt: skip
     spend = report.spend
-    limits = [Limit("budget a day", spend.budget_usd / 30.4)] if spend.budget_usd else []
+    limits = [Limit("budget a day", spend.budget_usd / _num_days(report.period))] if spend.budget_usd else []
     if len(x) == 1:
         series = [Series(s.name, x, s.y, "bar", s.colour) for s in series]
     return svg("Spend a day by purchase form", series, Axis("day of the month"), Axis("USD", low=0.0), limits=limits)
+
+
+def _num_days(period: Period) -> int:
+    return (datetime.fromisoformat(period.end) - datetime.fromisoformat(period.start)).days
 
 
 def findings_chart(report: Report) -> str:

@@ -19,9 +19,8 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
-from catalogs.errors import InputError, MissingError
+from catalogs.errors import InputError, MissingError, PlanError
 
-FORMS = ("html", "md", "json", "csv")
 CONTENT_TYPES = {"html": "text/html", "md": "text/markdown", "json": "application/json", "csv": "text/csv"}
 
 
@@ -86,13 +85,19 @@ def send(destination: Destination, message: Message) -> str:
         TransientError: worth another try.
         InputError, MissingError: not worth another try.
     """
-    return SENDERS[kind_of(destination)](destination, message)
+    sender = SENDERS[kind_of(destination)]
+    try:
+        return sender(destination, message)
+    except PlanError:
+        raise
+    except (ValueError, TypeError) as error:  # a port that is no number, an address with a line break
+        raise InputError(f"a field of the destination cannot be used: {error}", where="send") from error
 
 
 def _form(destination: Destination, default: str) -> str:
     form = str(destination.get("form", default))
-    if form not in FORMS:
-        raise InputError(f"unknown report form {form!r}", where="send", remedy=f"one of {', '.join(FORMS)}")
+    if form not in CONTENT_TYPES:
+        raise InputError(f"unknown report form {form!r}", where="send", remedy=f"one of {', '.join(CONTENT_TYPES)}")
     return form
 
 
@@ -102,7 +107,7 @@ def _named(text: str, message: Message, form: str) -> str:
 
 def _list(destination: Destination, field: str) -> list[str]:
     value = destination.get(field) or []
-    return [value] if isinstance(value, str) else [str(v) for v in value]
+    return [str(v) for v in value] if isinstance(value, list | tuple) else [str(value)]
 
 
 def _secret(destination: Destination, field: str) -> str | None:

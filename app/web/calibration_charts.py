@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from app.charts import MEANING_COLOURS, PALETTE
 from app.web.style import NEUTRAL, THEME, TOP, lay_out, look
+from catalogs.units import TERA
 
 if TYPE_CHECKING:
     from calibrate.bottleneck import StepCost
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 RESOURCE_COLOURS = {"compute": PALETTE[0], "memory bandwidth": PALETTE[1], "interconnect": PALETTE[3],
                     "launch overhead": NEUTRAL}  # fmt: skip
 ERROR_COLOURS = {"unseen": MEANING_COLOURS["measured"], "fitted": MEANING_COLOURS["ideal"]}
-TERA = 1e12
 NAME_PX = 13  # of a name over its line of errors
 HEADING_LETTERS = 50  # in a line of a heading, which fits a phone
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from app.web.fields import choice, keep, number, whole
-from catalogs.load import models
+from app.web.fields import choice, decoders, keep, number, whole
 from simulator.scenario.technique_spec import BACKENDS, METHODS
 
 DEFAULT, NONE = "default", "none"
@@ -52,8 +51,7 @@ def _speculation(framework: str) -> dict[str, Any]:
     tokens = whole(b, "Tokens guessed a step", "spec_tokens", 3, (1, 64))
     rate = number(c, "Share of guesses accepted", "spec_accept", 0.7, (0.0, 1.0), format="%.2f", step=0.05,
                   help="Assumed: it is the workload's and the drafter's own. Measure it.")  # fmt: skip
-    names = sorted(n for n, m in models().items() if m.kind == "decoder")
-    drafter = choice(d, "Drafter (for draft)", names, "spec_model", "llama-3.1-8b")
+    drafter = choice(d, "Drafter (for draft)", decoders(), "spec_model", "llama-3.1-8b")
     keep({"speculation": method, "spec_tokens": tokens, "spec_accept": rate, "spec_model": drafter})
     if method == NONE:
         return {}

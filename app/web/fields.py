@@ -8,8 +8,17 @@ from typing import Any
 
 import streamlit as st
 
+from catalogs.load import models
+
+PRECISIONS = ("bf16", "fp16", "fp8", "int8", "int4-awq", "int4-gptq")
+TP_SIZES = ("1", "2", "4", "8")
 LONGEST_TEXT = 200  # letters that a field, or the URL, may hold
 NOT_THERE = "The address asks for {0}, which there is not."
+
+
+def decoders() -> list[str]:
+    """Models that generate tokens, by name."""
+    return sorted(name for name, model in models().items() if model.kind == "decoder")
 
 
 def asked(key: str) -> str | None:

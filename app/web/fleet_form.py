@@ -7,16 +7,14 @@ from typing import Any
 import streamlit as st
 
 from app.web import engine_form
-from app.web.fields import choice, keep, number, several, whole
+from app.web.fields import PRECISIONS, TP_SIZES, choice, decoders, keep, number, several, whole
 from app.web.workload_state import seed, workload_section
-from catalogs.load import gpus, instances, models
+from catalogs.load import gpus, instances
 from catalogs.units import SECONDS_PER_HOUR
 from simulator.fleet.spot import catalogue_zones
 
-PRECISIONS = ("bf16", "fp16", "fp8", "int8", "int4-awq", "int4-gptq")
 FRAMEWORKS = ("vllm", "sglang", "tensorrt-llm", "tgi")
 ROUTERS = ("round_robin", "least_loaded", "power_of_two", "least_kv", "random", "prefix_affinity", "session_affinity")
-SIZES = ("1", "2", "4", "8")
 NO_PRICE = "no price"
 FIXED, HPA = "fixed", "hpa"
 MOST_HOURS = 48.0
@@ -25,7 +23,7 @@ MOST_HOURS = 48.0
 def form() -> tuple[dict[str, Any], bool]:
     """The scenario that the fields describe, and whether the visitor asks for it now."""
     a, b, c = st.columns(3)
-    model = choice(a, "Model", sorted(n for n, m in models().items() if m.kind == "decoder"), "model", "llama-3.1-8b")
+    model = choice(a, "Model", decoders(), "model", "llama-3.1-8b")
     gpu = choice(b, "GPU", sorted(gpus()), "gpu", "L40S")
     sold = [name for name, one in instances().items() if one.gpu == gpu]
     machine = choice(c, "Machine (for its price)", [*sold, NO_PRICE], "instance", sold[0] if sold else NO_PRICE)
@@ -49,7 +47,7 @@ def form() -> tuple[dict[str, Any], bool]:
 def _line(gpu: str, machine: str) -> tuple[dict[str, Any], dict[str, Any]]:
     a, b, c, d, e = st.columns(5)
     count = whole(a, "Replicas", "count", 2, (1, 512))
-    size = choice(b, "Tensor parallel size", SIZES, "tp", "1")
+    size = choice(b, "Tensor parallel size", TP_SIZES, "tp", "1")
     precision = choice(c, "Precision", PRECISIONS, "precision", "bf16")
     framework = choice(d, "Engine", FRAMEWORKS, "framework", "vllm")
     router = choice(e, "Router", ROUTERS, "router", "round_robin")

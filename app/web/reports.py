@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from app.report.send import CONTENT_TYPES
 from app.runs import list_runs
 from app.web.fields import choice, keep, text
 from app.web.parts import begin, command, job_of, outcome
@@ -15,7 +16,6 @@ from catalogs.errors import InputError
 
 SLOT = "report"
 MAX_BILL_BYTES = 200 * 1024 * 1024
-FORMS = {"html": "text/html", "md": "text/markdown", "json": "application/json", "csv": "text/csv"}
 
 
 def ask() -> Built | None:
@@ -75,7 +75,7 @@ def downloads(built: Built) -> None:
     """The report in every form."""
     from app.report.render import RENDERERS
 
-    for column, (form, mime) in zip(st.columns(len(FORMS)), FORMS.items(), strict=True):
+    for column, (form, mime) in zip(st.columns(len(CONTENT_TYPES)), CONTENT_TYPES.items(), strict=True):
         text = RENDERERS[form](built.report)
         label = f"Report ({'Markdown' if form == 'md' else form.upper()})"
         column.download_button(label, text, f"gpu-cost-{built.month}.{form}", mime, key=f"report-{form}")

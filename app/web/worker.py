@@ -81,10 +81,7 @@ def apart(name: str, *args: Any) -> Callable[[Progress], Any]:
 
 
 def _run(name: str, args: tuple[Any, ...], progress: Progress) -> Any:
-    try:
-        worker = _idle.pop()
-    except IndexError:
-        worker = Worker()
+    worker = _idle_worker() or Worker()
     try:
         found = worker.run(name, args, progress)
     except PlanError:
@@ -95,6 +92,16 @@ def _run(name: str, args: tuple[Any, ...], progress: Progress) -> Any:
         raise
     _idle.append(worker)
     return found
+
+
+def _idle_worker() -> Worker | None:
+    """A worker that is done with earlier work and still there."""
+    while _idle:
+        worker = _idle.pop()
+        if worker.process.poll() is None:
+            return worker
+        worker.end()
+    return None
 
 
 def main(number: int) -> None:

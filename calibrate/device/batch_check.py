@@ -36,7 +36,7 @@ def check_steps(held: MeasurementFile, profile: Profile) -> list[dict[str, Any]]
     dtype = steps[0].dtype
     kv = "fp32" if dtype == "fp32" else "auto"
     replica = Replica(
-        Model(**shape), measured_gpu(held.header), precision=dtype, kv_cache_dtype=kv, engine=Engine("none")
+        Model(**shape), measured_gpu(held.header, held.path), precision=dtype, kv_cache_dtype=kv, engine=Engine("none")
     )
     none = dict.fromkeys(OVERHEAD_KEYS, 0.0)  # the timed steps have no engine around them
     model = step_model(replica, replace(profile, engine_overheads={"none": none}))

@@ -20,6 +20,7 @@ from calibrate.device.measurements import (
     read_measurements,
     remark_line,
 )
+from calibrate.device.timing import synchronize
 
 GPU_BYTES = tuple(2**p for p in range(12, 29, 2))
 CPU_BYTES = (2**12, 2**16, 2**20, 2**23)
@@ -30,9 +31,9 @@ def measure_collectives(path: Path, device: torch.device, held: MeasurementFile)
     """Measure what the file lacks among 2, 4, 8 ... GPUs, or two processes on a CPU; append it."""
     is_cuda = device.type == "cuda" and torch.cuda.device_count() > 1
     most = torch.cuda.device_count() if is_cuda else 2
-    for world in [2**p for p in range(1, most.bit_length()) if 2**p <= most]:
-        done = {(p.shape["num_gpus"], p.family) for p in held.family("all_reduce")}
-        if (world, "all_reduce") in done:
+    done = {point.shape["num_gpus"] for point in held.family("all_reduce")}
+    for world in [2**p for p in range(1, most.bit_length())]:
+        if world in done:
             continue
         try:
             points = _measure(world, is_cuda)
@@ -96,18 +97,13 @@ def _times(family: str, num_bytes: int, rank: int, device: torch.device) -> list
     samples = []
     for index in range(NUM_WARM + NUM_RUNS):
         dist.barrier()
-        _wait(device)
+        synchronize(device)
         begin_s = time.perf_counter()
         once()
-        _wait(device)
+        synchronize(device)
         if index >= NUM_WARM:
             samples.append(time.perf_counter() - begin_s)
     return samples
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _point(family: str, num_bytes: int, world: int, samples: list[float], backend: str) -> Measurement:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from calibrate.server.prometheus_text import Sample
-from catalogs.errors import InputError, PlanError
+from catalogs.errors import InputError
 from catalogs.schema import Gpu
-from catalogs.units import MIB
+from catalogs.units import MHZ, MIB
 
-MHZ = 1e6
 # our name: DCGM's field and its factor to our unit
 _FIELDS: dict[str, tuple[str, float]] = {
     "gpu_util": ("DCGM_FI_DEV_GPU_UTIL", 0.01),
@@ -82,7 +81,7 @@ def against_roofline(counters: GpuCounters, sheet: Gpu | None, dtype: str = "bf1
     tensor, dram = counters.get("tensor_active"), counters.get("dram_active")
     used, free = counters.get("memory_used_bytes"), counters.get("memory_free_bytes")
     answer: dict[str, Any] = {"gpu": counters.gpu, "model": counters.model, **counters.values}
-    answer["memory_share"] = used / (used + free) if used is not None and free else None
+    answer["memory_share"] = used / (used + free) if used is not None and free is not None and used + free else None
     if sheet is not None and tensor is not None and dram is not None:
         peak = sheet.peak_flops.get(dtype) or sheet.peak_flops.get("fp16") or sheet.peak_flops["fp32"]
         flops, moved = tensor * peak, dram * sheet.memory_bandwidth_bytes_per_s
@@ -122,17 +121,3 @@ def _bound(counters: GpuCounters, memory_share: float | None) -> tuple[str, str]
         "launch overhead",
         f"kernels run {engine or 0:.0%} of the time, yet tensor {tensor or 0:.0%}, DRAM {dram or 0:.0%}",
     )
-
-
-def sheet_of(model: str) -> Gpu | None:
-    """The catalogue's GPU that a DCGM model name means (``NVIDIA A100-SXM4-80GB``); None if none does."""
-    from catalogs.load import find_gpu
-
-    bare = model.replace("NVIDIA", "").replace("HBM3", "").replace("SXM4", "").replace("SXM5", "").replace("Tesla", "")
-    tries = [bare, bare.replace("--", "-"), bare.replace("80GB", "SXM"), bare.split("-")[0]]
-    for name in tries:
-        try:
-            return find_gpu(name.strip(" -"))
-        except PlanError:
-            continue
-    return None

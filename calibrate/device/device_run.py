@@ -172,9 +172,9 @@ def _open(device: torch.device, scale: Scale, path: Path, dtypes: Sequence[str])
     found = device_header(device)
     if path.exists() and path.stat().st_size:
         held = read_measurements(path)
-        if held.header["name"] != found["name"] or held.header.get("decoder") != scale.decoder.name:
+        if held.header.get("name") != found["name"] or held.header.get("decoder") != scale.decoder.name:
             raise InputError(
-                f"holds measurements of {held.header['name']} at scale {held.header.get('decoder')}; "
+                f"holds measurements of {held.header.get('name')} at scale {held.header.get('decoder')}; "
                 f"this is {found['name']} at scale {scale.decoder.name}",
                 where=str(path),
                 why="one file describes one device and one sweep",

@@ -29,17 +29,15 @@ Attention variants are the backends: math, mem_efficient, flash, and paged (KV g
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from catalogs.errors import InputError
 from catalogs.files import parse_json, read_text
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCHEMA_VERSION = 1
 SHAPES: dict[str, tuple[str, ...]] = {
@@ -186,21 +184,8 @@ def read_measurements(path: str | Path) -> MeasurementFile:
         header=records[0],
         points=tuple(_point(path, r) for r in records if r["kind"] == "point"),
         skipped=tuple(r for r in records if r["kind"] == "skipped"),
-        remarks=tuple(str(r["text"]) for r in records if r["kind"] == "remark"),
+        remarks=tuple(str(r.get("text", "")) for r in records if r["kind"] == "remark"),
         path=str(path),
-    )
-
-
-def to_frame(points: Sequence[Measurement]) -> pd.DataFrame:
-    """One row a point: family, dtype, variant, the shape's columns, median_s, p10_s, p90_s, num_samples."""
-    import pandas as pd
-
-    return pd.DataFrame(
-        [
-            {"family": p.family, "dtype": p.dtype, "variant": p.variant, **p.shape}
-            | {"median_s": p.median_s, "p10_s": p.p10_s, "p90_s": p.p90_s, "num_samples": p.num_samples}
-            for p in points
-        ]
     )
 
 
@@ -229,14 +214,18 @@ def _record(path: Path, index: int, line: str, last: bool) -> dict[str, Any] | N
 
 def _point(path: Path, record: Mapping[str, Any]) -> Measurement:
     where = f"{path}:{record['line']}"
-    family = record.get("family")
+    family = str(record.get("family"))
     if family not in SHAPES:
         raise InputError(f"unknown family {family!r}", where=where, remedy=f"known: {', '.join(SHAPES)}")
-    shape = record.get("shape")
+    shape, times = record.get("shape"), ("median_s", "p10_s", "p90_s", "num_samples")
     missing = [name for name in SHAPES[family] if not isinstance(shape, dict) or name not in shape]
-    missing += [name for name in ("dtype", "median_s", "p10_s", "p90_s", "num_samples") if name not in record]
+    missing += [name for name in ("dtype", *times) if name not in record]
     if missing:
         raise InputError(f"a {family} point lacks {', '.join(missing)}", where=where, remedy="measure it again")
+    numbers = {**record["shape"], **{name: record[name] for name in times}}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise InputError(f"{name} is {value!r}, not a number", where=where, remedy="measure it again")
     if not record["median_s"] > 0:
         raise InputError(f"median_s is {record['median_s']}, must be > 0", where=where, remedy="measure it again")
     fields: dict[str, Any] = {name: record[name] for name in Measurement.__dataclass_fields__ if name in record}

@@ -15,7 +15,7 @@ import numpy as np
 
 from calibrate.server.endpoint_client import Reply
 from calibrate.server.endpoint_fit import Fitted, Observation, Steps, fit_step
-from calibrate.server.serving_points import statistics
+from calibrate.server.load_points import statistics
 from catalogs.errors import InputError, MissingError
 
 Run = Callable[[int], float]  # items in a batch -> seconds that it took

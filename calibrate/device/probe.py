@@ -15,17 +15,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from catalogs.errors import InputError
 from catalogs.schema import Gpu
-from catalogs.units import MIB
+from catalogs.tables import scaled
+from catalogs.units import MHZ, MIB
 
-MHZ = 1e6
 THROTTLED_CLOCK_SHARE = 0.9  # of the median clock; below it a sample counts as slowed down
 _QUERY = (
     "clocks.sm",
-    "clocks.mem",
     "clocks.max.sm",
     "temperature.gpu",
-    "power.draw",
     "power.limit",
     "clocks_event_reasons.active",
 )
@@ -44,10 +43,8 @@ class DeviceState:
     """One reading of a device. Hz, degrees Celsius, watts; None where it cannot be read."""
 
     clock_hz: float | None = None
-    memory_clock_hz: float | None = None
     max_clock_hz: float | None = None
     temperature_c: float | None = None
-    power_w: float | None = None
     power_limit_w: float | None = None
     slowed_by: tuple[str, ...] = ()
 
@@ -64,15 +61,13 @@ def _cuda_state(index: int) -> DeviceState:
         row = nvidia_smi_query(old, index)
     if row is None:
         return DeviceState()
-    clock, memory, maximum, temperature, power, limit = (_number(cell) for cell in row[:6])
+    clock, maximum, temperature, limit = (_number(cell) for cell in row[:4])
     return DeviceState(
-        clock_hz=_scaled(clock, MHZ),
-        memory_clock_hz=_scaled(memory, MHZ),
-        max_clock_hz=_scaled(maximum, MHZ),
+        clock_hz=scaled(clock, MHZ),
+        max_clock_hz=scaled(maximum, MHZ),
         temperature_c=temperature,
-        power_w=power,
         power_limit_w=limit,
-        slowed_by=slowdown_reasons(row[6]),
+        slowed_by=slowdown_reasons(row[4]),
     )
 
 
@@ -106,7 +101,7 @@ def _cpu_state() -> DeviceState:
     hottest = max((z for z in zones if z), default=None)
     return DeviceState(
         clock_hz=median(known) * MHZ if known else None,
-        temperature_c=_scaled(hottest, 1e-3),  # the kernel gives millidegrees
+        temperature_c=scaled(hottest, 1e-3),  # the kernel gives millidegrees
     )
 
 
@@ -157,31 +152,43 @@ def throttling(states: Sequence[DeviceState]) -> list[str]:
     return said
 
 
-def measured_gpu(header: Mapping[str, Any]) -> Gpu:
+def measured_gpu(header: Mapping[str, Any], where: str = "") -> Gpu:
     """The device as a data sheet made of what was measured on it: achieved peaks in place of nominal ones.
 
     Args:
         header: of a measurements file; ``achieved_peak_flops`` (by dtype) and
             ``achieved_bandwidth_bytes_per_s`` come from its probe.
+        where: the file, for the error.
+
+    Raises:
+        InputError: the header lacks a field, or a number is none.
     """
-    return Gpu(
-        name=str(header["name"]),
-        architecture=str(header.get("architecture", header["device"])),
-        # a CPU has none: what it runs is what it was measured in, so none of the GPUs' bars may stop it
-        compute_capability=float(header.get("compute_capability") or 10.0),
-        num_sms=int(header["num_sms"]),
-        peak_flops={str(k): float(v) for k, v in header["achieved_peak_flops"].items()},
-        memory_bytes=float(header["memory_bytes"]),
-        memory_bandwidth_bytes_per_s=float(header["achieved_bandwidth_bytes_per_s"]),
-        l2_bytes=float(header["l2_bytes"]),
-        nvlink_bytes_per_s=None,
-        pcie_bytes_per_s=float(header.get("pcie_bytes_per_s") or 16e9),
-        tdp_w=float(header.get("power_limit_w") or 0.0),
-        source="measured by plan calibrate run",
-        as_of=str(header.get("date", "")),
-        confidence="measured",
-        notes="peaks are achieved rates, not the data sheet's",
-    )
+    try:
+        return Gpu(
+            name=str(header["name"]),
+            architecture=str(header.get("architecture", header["device"])),
+            # a CPU has none: what it runs is what it was measured in, so none of the GPUs' bars may stop it
+            compute_capability=float(header.get("compute_capability") or 10.0),
+            num_sms=int(header["num_sms"]),
+            peak_flops={str(k): float(v) for k, v in header["achieved_peak_flops"].items()},
+            memory_bytes=float(header["memory_bytes"]),
+            memory_bandwidth_bytes_per_s=float(header["achieved_bandwidth_bytes_per_s"]),
+            l2_bytes=float(header["l2_bytes"]),
+            nvlink_bytes_per_s=None,
+            pcie_bytes_per_s=float(header.get("pcie_bytes_per_s") or 16e9),
+            tdp_w=float(header.get("power_limit_w") or 0.0),
+            source="measured by plan calibrate run",
+            as_of=str(header.get("date", "")),
+            confidence="measured",
+            notes="peaks are achieved rates, not the data sheet's",
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"the header does not describe a device: {f'no {error}' if isinstance(error, KeyError) else error}",
+            where=where,
+            why="times are set against the device's peaks",
+            remedy="pass a file that `plan calibrate run` wrote",
+        ) from None
 
 
 def _lines(path: str) -> list[str]:
@@ -200,7 +207,3 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:  # nvidia-smi says [N/A] for what a card does not report
         return None
-
-
-def _scaled(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor

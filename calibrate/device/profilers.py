@@ -181,7 +181,7 @@ def _own_times(events: Sequence[dict[str, Any]]) -> Iterable[Interval]:
 
 def _nsight(path: Path) -> Trace:
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as base:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as base:
             return _nsight_trace(base, path)
     except sqlite3.Error as error:
         raise InputError(

@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 
 from calibrate.device.measurements import MeasurementFile
+from calibrate.device.probe import measured_gpu
 from calibrate.fitting.fit import Frames, fit_frames
 from calibrate.physics.roofline import ELEMENTWISE
 from calibrate.profiles import SCHEMA_VERSION, Profile, shipped_profiles
 from catalogs.errors import InputError
+from catalogs.load import known_gpu
 from catalogs.schema import Gpu
 
 NEEDED = ("gemm", "prefill_attention", "decode_attention", "moe", "all_reduce", "all_gather", "all_to_all")
@@ -157,14 +159,8 @@ def fit_measurements(file: MeasurementFile, name: str) -> dict[str, Any]:
     Raises:
         InputError: the file holds no kernels to fit.
     """
-    from calibrate.device.probe import measured_gpu
-    from calibrate.fitting.importers.aiconfigurator import find_device
-
-    measured = measured_gpu(file.header)
-    try:
-        gpu = find_device(measured.name)  # its data sheet: shares of it stay comparable between GPUs
-    except InputError:
-        gpu = measured
+    measured = measured_gpu(file.header, file.path)
+    gpu = known_gpu(measured.name) or measured  # its data sheet: shares of it stay comparable between GPUs
     origin = Origin(
         name=name,
         source=f"measured here on {gpu.name}: {file.path}",

@@ -128,8 +128,8 @@ def activation_peak(
         num_sampled: sequences sampled.
         tp: tensor_parallel_size.
         chunk_tokens: the inner tensors are computed for so many tokens at a time; the weights are read once a chunk.
-        checkpoint_layers: when activations must be kept, only the input of every so-manieth layer is, and the layers
-            between are computed again (Chen et al., arXiv 1604.06174, section 4). None: nothing is kept.
+        checkpoint_layers: when activations must be kept, only the input of every n-th layer is, and the layers between
+            are computed again (Chen et al., arXiv 1604.06174, section 4). None: nothing is kept.
         workspace_bytes: of one layer's attention beside Q, K, V and its output (eager attention: all scores).
         recomputation: when all of a step's activations must be kept, what is computed again instead: one of
             ``options.RECOMPUTATION``.

@@ -11,6 +11,7 @@ never sees less than its host's time (``host_s``); a served model replays them a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -159,11 +160,30 @@ def features(
     return {name: np.broadcast_to(value, shape) for name, value in found.items()}
 
 
-def lattice(last: float) -> FloatArray:
-    """Numbers of tokens at which time is computed, both sides of each tile edge, up to ``last`` or beyond."""
+@cache
+def lattice() -> FloatArray:
+    """Numbers of tokens at which time is computed, both sides of each tile edge."""
     edges = np.concatenate([np.arange(16, 256, 16), np.arange(256, 4096, 128), np.arange(4096, 32769, 1024)])
-    points = np.unique(np.concatenate([np.arange(1, 16), edges, edges + 1])).astype(np.float64)
-    return points[: int(np.searchsorted(points, last)) + 1]
+    return np.unique(np.concatenate([np.arange(1, 16), edges, edges + 1])).astype(np.float64)
+
+
+class _Kernels:
+    """Parameters of the family on a GPU, told apart by identity: they never change, and are too many to compare."""
+
+    def __init__(self, fit: Mapping[str, Any], gpu: Gpu) -> None:
+        self.fit, self.gpu = fit, gpu
+
+    def __hash__(self) -> int:
+        return hash((id(self.fit), id(self.gpu)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Kernels) and self.fit is other.fit and self.gpu is other.gpu
+
+
+@lru_cache(maxsize=4096)
+def _lattice_s(kernels: _Kernels, form: Precision, n: float, k: float) -> FloatArray:
+    """Seconds at each number of tokens of the lattice, monotone."""
+    return np.maximum.accumulate(raw_time_s(kernels.fit, kernels.gpu, form, (lattice(), n, k), cold=True))
 
 
 def gemm_time_s(fit: Mapping[str, Any], gpu: Gpu, form: Precision, m: FloatArray, n: float, k: float) -> FloatArray:
@@ -173,8 +193,7 @@ def gemm_time_s(fit: Mapping[str, Any], gpu: Gpu, form: Precision, m: FloatArray
         fit: a profile's parameters of the family. gpu: data sheet. form: number format as this GPU runs it.
         m: tokens. n, k: widths.
     """
-    points = lattice(float(np.max(m, initial=1.0)))
-    time = np.maximum.accumulate(raw_time_s(fit, gpu, form, (points, n, k), cold=True))
+    points, time = lattice(), _lattice_s(_Kernels(fit, gpu), form, float(n), float(k))
     inside = np.interp(m, points, time)
     return np.asarray(np.where(m > points[-1], time[-1] * m / points[-1], inside))
 

@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from calibrate.server.serving_points import ServingPoint, statistics
+from calibrate.server.load_points import LoadPoint, statistics
 from catalogs.errors import InputError
 from catalogs.files import parse_json, read_text
 from catalogs.units import MILLISECONDS_PER_SECOND
 
-Reader = Callable[[Any, str], list[ServingPoint]]
+Reader = Callable[[Any, str], list[LoadPoint]]
 _UNITS = {"ms": 1e-3, "milliseconds": 1e-3, "s": 1.0, "sec": 1.0, "seconds": 1.0, "us": 1e-6, "ns": 1e-9}
 _STATISTICS = {"avg": "mean", "mean": "mean", "p50": "p50", "median": "p50", "p90": "p90", "p95": "p95", "p99": "p99"}
 FORMS = "vllm bench serve (--save-result), GuideLLM benchmarks.json, AIPerf profile_export*.json[l], genai-perf JSON"
 
 
-def read_results(path: str | Path) -> list[ServingPoint]:
+def read_results(path: str | Path) -> list[LoadPoint]:
     """The load points in a file.
 
     Raises:
@@ -40,7 +40,7 @@ def read_results(path: str | Path) -> list[ServingPoint]:
     return points
 
 
-def _points(document: Mapping[str, Any], where: str) -> list[ServingPoint]:
+def _points(document: Mapping[str, Any], where: str) -> list[LoadPoint]:
     reader = _reader(document, where)
     try:
         return reader(document, where)
@@ -96,7 +96,7 @@ def _reader(document: Mapping[str, Any], where: str) -> Reader:
     )
 
 
-def _vllm(document: Mapping[str, Any], where: str) -> list[ServingPoint]:
+def _vllm(document: Mapping[str, Any], where: str) -> list[LoadPoint]:
     num = int(document.get("completed") or 0)
     if num == 0:
         return []
@@ -109,7 +109,7 @@ def _vllm(document: Mapping[str, Any], where: str) -> list[ServingPoint]:
             "total_input_tokens or total_output_tokens is missing", where=where, remedy="vLLM 0.4 or later"
         )
     return [
-        ServingPoint(
+        LoadPoint(
             input_tokens=inputs / num,
             output_tokens=outputs / num,
             num_requests=num,
@@ -140,7 +140,7 @@ def _vllm_times(document: Mapping[str, Any], metric: str, each_s: Sequence[float
     return found
 
 
-def _guidellm(document: Mapping[str, Any], where: str) -> list[ServingPoint]:
+def _guidellm(document: Mapping[str, Any], where: str) -> list[LoadPoint]:
     version = (document.get("metadata") or {}).get("version", 1)
     if version not in (1, 2):
         raise InputError(
@@ -161,7 +161,7 @@ def _guidellm(document: Mapping[str, Any], where: str) -> list[ServingPoint]:
         gap = _guide(metrics, "inter_token_latency_ms", 1e-3)
         strategy = _guide_strategy(benchmark)
         points.append(
-            ServingPoint(
+            LoadPoint(
                 input_tokens=_guide(metrics, "prompt_token_count", 1.0).get("mean", 0.0),
                 output_tokens=outputs,
                 num_requests=int(num),
@@ -215,7 +215,7 @@ def _guide(metrics: Mapping[str, Any], name: str, factor: float) -> dict[str, fl
     }
 
 
-def _perf(document: Mapping[str, Any], where: str) -> list[ServingPoint]:
+def _perf(document: Mapping[str, Any], where: str) -> list[LoadPoint]:
     """AIPerf's and genai-perf's summary: a block with a unit for each metric."""
     config = document.get("input_config") or {}
     num = _perf_block(document, "request_count", where, None).get("mean")
@@ -224,7 +224,7 @@ def _perf(document: Mapping[str, Any], where: str) -> list[ServingPoint]:
     tpot = _perf_block(document, "inter_token_latency", where, "ms")
     load = _perf_load(config)
     return [
-        ServingPoint(
+        LoadPoint(
             input_tokens=_perf_block(document, "input_sequence_length", where, None).get("mean", 0.0),
             output_tokens=_perf_block(document, "output_sequence_length", where, None).get("mean", 0.0),
             num_requests=int(num or 0),
@@ -276,7 +276,7 @@ def _perf_block(document: Mapping[str, Any], name: str, where: str, unit: str | 
     }
 
 
-def _detailed_aiperf(documents: Sequence[Mapping[str, Any]], where: str) -> list[ServingPoint]:
+def _detailed_aiperf(documents: Sequence[Mapping[str, Any]], where: str) -> list[LoadPoint]:
     """AIPerf's profile_export.jsonl: a record a request, each metric with its value and unit."""
     good = [d for d in documents if not d.get("error") and (d.get("metadata") or {}).get("benchmark_phase") != "warmup"]
     if not good:
@@ -301,7 +301,7 @@ def _detailed_aiperf(documents: Sequence[Mapping[str, Any]], where: str) -> list
     wall_s = (max(e for _, e in spans) - min(b for b, _ in spans)) * 1e-9 if spans else None
     busy_s = sum(e - b for b, e in spans) * 1e-9
     return [
-        ServingPoint(
+        LoadPoint(
             input_tokens=sum(inputs) / len(inputs),
             output_tokens=sum(outputs) / len(outputs),
             num_requests=len(good),

@@ -14,8 +14,8 @@ from calibrate.profiles import Profile
 from calibrate.server import prometheus_text
 from calibrate.server.endpoint_client import Reply, Server, ServerError, ask, endpoint_path, fetch
 from calibrate.server.endpoint_fit import Fitted, fit_step, observations_of, observations_of_points
+from calibrate.server.load_points import LoadPoint, point_to_dict, summarise
 from calibrate.server.random_model import SYLLABLES
-from calibrate.server.serving_points import ServingPoint, point_to_dict, summarise
 from catalogs.errors import InputError, MissingError, PlanError
 
 Progress = Callable[[str, float], None]
@@ -54,7 +54,7 @@ class Session:
 class Measured:
     """What a sweep found; failures are told in ``notes``."""
 
-    points: list[ServingPoint] = field(default_factory=list)
+    points: list[LoadPoint] = field(default_factory=list)
     replies: list[list[Reply]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seat_limit: int | None = None
@@ -204,8 +204,9 @@ async def measure(session: Session, loads: Sequence[Load], progress: Progress, s
         server_said = dict(peaks)
         if before and after:
             server_said |= after.means_since(before)
-        if peaks.get("num_waiting", 0) > 0 and load.concurrency and peaks["num_running"] < load.concurrency:
-            measured.seat_limit = max(measured.seat_limit or 0, int(peaks["num_running"]))
+        seated = peaks.get("num_running")
+        if peaks.get("num_waiting", 0) > 0 and load.concurrency and seated is not None and seated < load.concurrency:
+            measured.seat_limit = max(measured.seat_limit or 0, int(seated))
         measured.points.append(replace(point, server=server_said))
         measured.replies.append(replies)
     return measured
@@ -292,7 +293,7 @@ def fit_measured(measured: Measured, chunk_tokens: int) -> Fitted:
     return fit_step(found)
 
 
-def fit_points(points: Sequence[ServingPoint], chunk_tokens: int) -> Fitted:
+def fit_points(points: Sequence[LoadPoint], chunk_tokens: int) -> Fitted:
     """Fit the step time on aggregate results."""
     found = observations_of_points(points, chunk_tokens)
     if not any(o.kind == "decode" for o in found):
@@ -305,7 +306,7 @@ def fit_points(points: Sequence[ServingPoint], chunk_tokens: int) -> Fitted:
 
 
 def endpoint_profile(
-    name: str, fitted: Fitted, points: Sequence[ServingPoint], about: dict[str, str], notes: Sequence[str] = ()
+    name: str, fitted: Fitted, points: Sequence[LoadPoint], about: dict[str, str], notes: Sequence[str] = ()
 ) -> Profile:
     """A profile of kind ``endpoint``: coefficients with units in their names, range, errors on points left out.
 

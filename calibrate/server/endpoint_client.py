@@ -138,7 +138,7 @@ async def ask(server: Server, prompt: str | list[int], input_tokens: int, output
                 await asyncio.sleep(min(wait_s, MAX_RETRY_WAIT_S))
                 continue
             error = str(failed)
-        except (OSError, EOFError, ssl.SSLError) as failed:
+        except (OSError, EOFError, ValueError) as failed:  # ValueError: a line beyond the limit
             error = f"connection failed: {failed or type(failed).__name__}"
         return _reply(stream, sent_at_s, error, (input_tokens, output_tokens), num_retries)
 
@@ -197,9 +197,12 @@ def _take(data: bytes, stream: _Stream) -> None:
         return
     if event.get("error"):
         raise ServerError(f"the stream holds an error: {str(event['error'])[:160]}")
-    if event.get("usage"):
+    if isinstance(event.get("usage"), dict):
         stream.usage = event["usage"]
-    for choice in event.get("choices") or ():
+    choices = event.get("choices") or ()
+    if not isinstance(choices, list | tuple) or not all(isinstance(choice, dict) for choice in choices):
+        raise ServerError(f"the stream holds choices of another form: {data[:60]!r}")
+    for choice in choices:
         delta = choice.get("delta") or {}
         text = choice.get("text") or delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning")
         if text or choice.get("token_ids"):
@@ -222,7 +225,7 @@ async def fetch(server: Server, path: str) -> str:
         return await asyncio.wait_for(whole(), min(server.timeout_s, 10.0))
     except TimeoutError:
         raise ServerError("no answer within 10 s") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise ServerError(f"connection failed: {error or type(error).__name__}") from None
 
 
@@ -268,7 +271,7 @@ async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
             size = int(size_line.split(b";")[0], 16)
         except ValueError:
             return  # the connection ended inside the body; the caller sees an unfinished stream
-        if size == 0:
+        if size <= 0:
             return
         try:
             piece = await reader.readexactly(size + 2)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from calibrate.endpoint_step import StepFit
 from calibrate.server.endpoint_client import Reply
 from calibrate.server.engine_steps import engine_steps
-from calibrate.server.serving_points import ServingPoint
+from calibrate.server.load_points import LoadPoint
 from catalogs.errors import InputError
 
 FloatArray = NDArray[np.float64]
@@ -84,6 +84,8 @@ def observations_of(replies: Sequence[Reply], point: int, chunk_tokens: int) -> 
             shape = Steps(1.0, step.prefill_tokens, keys, num, context)
             found.append(Observation("decode", step.duration_s, (shape,), point))
     for reply in good:
+        if not reply.input_tokens:  # a server that counts none
+            continue
         others = (o for o in good if o is not reply)
         if not any(o.sent_at_s < reply.token_at_s[0] and o.finish_at_s > reply.sent_at_s for o in others):
             found.append(Observation("ttft", reply.ttft_s, prompt_steps(reply.input_tokens, chunk_tokens), point))
@@ -101,7 +103,7 @@ def prompt_steps(tokens: float, chunk_tokens: int, num_decode: float = 0.0, cont
     return tuple(steps)
 
 
-def observations_of_points(points: Iterable[ServingPoint], chunk_tokens: int) -> list[Observation]:
+def observations_of_points(points: Iterable[LoadPoint], chunk_tokens: int) -> list[Observation]:
     """Observations of aggregate results: a mean decode step at each load, and TTFT where one request ran at a time."""
     found = []
     for index, point in enumerate(points):
@@ -118,7 +120,7 @@ def observations_of_points(points: Iterable[ServingPoint], chunk_tokens: int) ->
             steps = (Steps(1.0 - taken, 0.0, 0.0, num, context), *scaled)
             found.append(Observation("decode", tpot, steps, index))
         ttft = point.ttft_s.get("p50", point.ttft_s.get("mean"))
-        if num is not None and num <= 1.0 and ttft:
+        if num is not None and num <= 1.0 and ttft and point.input_tokens > 0:
             found.append(Observation("ttft", ttft, prompt_steps(point.input_tokens, chunk_tokens), index))
     return found
 

@@ -55,6 +55,7 @@ _ENGINES: dict[str, Mapping[str, tuple[str, ...]]] = {
     },
 }
 _HISTOGRAMS = ("ttft_s", "itl_s", "queue_s")
+_SHARES = ("kv_usage", "prefix_hit_rate")  # 0 to 1: their mean over engines and ranks; of other gauges the sum
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,9 @@ def scrape(text: str, where: str = "") -> Scrape | None:
                     if total is not None and num is not None:
                         sums[ours] = (total, num)
                         break
-                value = total_of(samples, name)
-                value = total_of(samples, name + "_total") if value is None else value
-                if value is not None and ours not in _HISTOGRAMS:
-                    gauges[ours] = value
+                values = values_of(samples, name) or values_of(samples, name + "_total")
+                if values and ours not in _HISTOGRAMS:
+                    gauges[ours] = sum(values) / (len(values) if ours in _SHARES else 1)
                     break
         if gauges or sums:
             return Scrape(engine, gauges, sums)
@@ -132,11 +132,16 @@ def scrape(text: str, where: str = "") -> Scrape | None:
 
 
 def total_of(samples: Iterable[Sample], name: str) -> float | None:
-    """The sum of a metric over its series (engines, ranks); ``name`` may hold one label: ``x{kind="y"}``."""
+    """The sum of a metric over its series (engines, ranks); ``None`` without any."""
+    values = values_of(samples, name)
+    return sum(values) if values else None
+
+
+def values_of(samples: Iterable[Sample], name: str) -> list[float]:
+    """A metric's value in each of its series; ``name`` may hold one label: ``x{kind="y"}``."""
     bare, _, condition = name.partition("{")
     wanted = dict(_LABEL.findall(condition))
-    values = [s.value for s in samples if s.name == bare and all(s.labels.get(k) == v for k, v in wanted.items())]
-    return sum(values) if values else None
+    return [s.value for s in samples if s.name == bare and all(s.labels.get(k) == v for k, v in wanted.items())]
 
 
 def _value(text: str) -> float | None:

@@ -8,6 +8,7 @@ from calibrate.physics.work import replica_weight_bytes
 from catalogs.errors import GateError
 from catalogs.units import GB, MILLISECONDS_PER_SECOND
 from planner.capacity.sustained import Capacities
+from simulator.engine.metrics import class_mask
 from simulator.scenario.replicas import Line as Served
 from simulator.workload.requests import Slo
 
@@ -25,6 +26,30 @@ def below_the_floor(capacities: Capacities, served: Mapping[str, Served]) -> Gat
         if known[best] > slo.limit_s:
             return _error(slo, key, best, known[best], served[best])
     return None
+
+
+def beyond_the_context(capacities: Capacities, served: Mapping[str, Served]) -> str:
+    """How many requests every replica rejects, since their prompts leave no room in its context; empty: none.
+
+    Raises:
+        GateError: more than a promise allows.
+    """
+    longest, requests = max(line.spec.longest_sequence for line in served.values()), capacities.demand.requests
+    too_long = requests.input_tokens >= longest
+    if not too_long.any():
+        return ""
+    what = (
+        f"{int(too_long.sum()):,} of {len(requests):,} requests have prompts longer than a context of {longest - 1:,}"
+    )
+    for slo in capacities.slos:
+        chosen = too_long[class_mask(requests, slo.request_class)]
+        if len(chosen) and chosen.mean() > 1.0 - slo.percentile / 100.0:
+            raise GateError(
+                what, where="workload",
+                why=f"every candidate rejects them; {slo.name} bears {100 - slo.percentile:.3g} % of lost requests",
+                remedy="a model with a longer context, or a workload without them",
+            )  # fmt: skip
+    return what + ": every replica rejects them"
 
 
 def _error(slo: Slo, key: str, config: str, floor_s: float, line: Served) -> GateError:
@@ -50,6 +75,8 @@ def _cause(slo: Slo, line: Served) -> str:
     )
     if slo.metric == "tpot":
         return f"memory bandwidth sets it; {read}"
+    if replica.model.kind != "decoder":
+        return f"computing it sets it, after {overhead_ms:.3g} ms of the engine's own time; {read}"
     if slo.metric == "ttft":
         return f"computing the prompt sets it, after {overhead_ms:.3g} ms of the engine's own time; {read}"
     return f"one step for every output token sets it; {read}"

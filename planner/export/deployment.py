@@ -121,10 +121,11 @@ def only_framework(deployment: Deployment, framework: str) -> Deployment:
     """
     others = sorted({g.framework for g in deployment.groups} - {framework})
     if others:
+        target = {"tensorrt-llm": "trtllm", "onnxruntime": "triton"}.get(others[0], others[0])
         raise InputError(
             f"the plan is for {', '.join(others)}, not {framework}", where="RUN",
             why="the plan's capacity was checked under that engine alone",
-            remedy=f"`plan recommend` with candidates.frameworks: [{framework}], or `plan export` for {others[0]}",
+            remedy=f"`plan recommend` with candidates.frameworks: [{framework}], or `plan export {target}`",
         )  # fmt: skip
     return deployment
 

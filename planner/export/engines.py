@@ -127,6 +127,20 @@ def launch_words(deployment: Deployment, group: Group) -> list[str]:
     return words
 
 
+def with_server(deployment: Deployment) -> Deployment:
+    """The deployment, if each of its engines is a server that one command starts.
+
+    Raises:
+        InputError: one is not.
+    """
+    for group in deployment.groups:
+        if group.framework not in PORTS:
+            raise InputError(f"{group.framework} is no server by itself", where="RUN",
+                             why="Triton serves it from a folder of models, which the plan does not know",
+                             remedy="`plan export triton` writes the model's configuration")  # fmt: skip
+    return deployment
+
+
 def served_words(deployment: Deployment, group: Group) -> list[str]:
     """The command line of one replica that others on the network reach: two engines listen on loopback if not told."""
     host = "--hostname" if group.framework == "tgi" else "--host"

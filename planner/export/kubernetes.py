@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.export.deployment import Deployment, Group, documents, header
-from planner.export.engines import PORTS, assumptions_of, served_words
+from planner.export.engines import PORTS, assumptions_of, served_words, with_server
 
 IMAGES = {
     "vllm": "vllm/vllm-openai:latest",
@@ -124,7 +124,7 @@ def _target_running(group: Group) -> int:
 
 def _documents(deployment: Deployment, scaler: Any, assumed: list[str]) -> str:
     parts: list[dict[str, Any]] = []
-    for group in deployment.groups:
+    for group in with_server(deployment).groups:
         work, service = workload(deployment, group)
         if service not in parts:
             parts.append(service)

@@ -6,7 +6,7 @@ import shlex
 from typing import Any
 
 from planner.export.deployment import Deployment, Group, documents, header
-from planner.export.engines import PORTS, assumptions_of, served_words
+from planner.export.engines import PORTS, assumptions_of, served_words, with_server
 
 SETUP = {
     "vllm": "pip install vllm",
@@ -19,7 +19,7 @@ ACCELERATORS = {"A100-40GB": "A100", "H100-SXM": "H100", "H100-PCIe": "H100", "R
 
 def skypilot(deployment: Deployment) -> str:
     """One SkyServe service a line of the plan."""
-    services = [_service(deployment, group) for group in deployment.groups]
+    services = [_service(deployment, group) for group in with_server(deployment).groups]
     stated = all(g.requests_per_s_a_replica for g in deployment.groups)
     notes = [
         *assumptions_of(deployment),

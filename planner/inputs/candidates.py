@@ -16,10 +16,12 @@ from catalogs.load import engine_defaults
 from catalogs.schema import Engine, Gpu, Instance, Model, Replica
 from planner.inputs.market import Offer, offers_of, wanted_instances
 from planner.inputs.problem import Candidates, Problem
+from planner.inputs.quality import check_task, score_of
 
 ENGINE_CORE = frozenset(f.name for f in fields(Engine)) - {"framework", "options"}
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 MOST_REPLICAS = 8  # of both roles in a pool whose ratio is tried
+BATCH_SIZES = (8, 32, 128)  # largest batches of models that answer at once, where none are named
 SMALL_BUDGET = 2048  # vLLM's own default on most GPUs
 
 
@@ -102,6 +104,7 @@ def enumerate_candidates(problem: Problem, model: Model) -> tuple[list[Candidate
     """
     from catalogs.load import find_gpu
 
+    check_task(problem)
     found: list[Candidate] = []
     refused: dict[str, str] = {}
     for instance in wanted_instances(problem):
@@ -150,12 +153,12 @@ def _replicas(problem: Problem, model: Model, gpu: Gpu, instance: Instance) -> I
     for sizes, name, framework, kv in itertools.product(
         _parallelism(chosen, model, instance),
         chosen.precision or default_precisions(model, gpu),
-        chosen.frameworks,
+        _frameworks(chosen, model),
         chosen.kv_cache_dtype,
     ):
         tp, pp, dp, ep = sizes
         link = instance.interconnect_bytes_per_s if tp * pp * dp > 1 else None
-        for settings in _engine_settings(chosen, framework, gpu):
+        for settings in _engine_settings(chosen, framework, gpu, model):
             words = [f"kv {kv}"] if kv != "auto" else []
             words += [f"{key} {str(value).lower()}" for key, value in settings.items() if value is not None]
             replica = Replica(
@@ -168,17 +171,21 @@ def _replicas(problem: Problem, model: Model, gpu: Gpu, instance: Instance) -> I
 def _parallelism(chosen: Candidates, model: Model, instance: Instance) -> list[tuple[int, int, int, int]]:
     """Tensor, pipeline, data and expert parallel sizes that fit one instance; experts only where there are."""
     experts = chosen.expert_parallel_size if model.moe is not None else [1]
-    sizes = itertools.product(
-        chosen.tensor_parallel_size or TENSOR_PARALLEL_SIZES, chosen.pipeline_parallel_size, chosen.data_parallel_size,
-        experts,
-    )  # fmt: skip
+    tensor = chosen.tensor_parallel_size or (TENSOR_PARALLEL_SIZES if model.kind == "decoder" else [1])
+    sizes = itertools.product(tensor, chosen.pipeline_parallel_size, chosen.data_parallel_size, experts)
     return [(tp, pp, dp, ep) for tp, pp, dp, ep in sizes if tp * pp * dp <= instance.num_gpus]
 
 
-def _engine_settings(chosen: Candidates, framework: str, gpu: Gpu) -> Iterator[dict[str, Any]]:
+def _frameworks(chosen: Candidates, model: Model) -> list[str]:
+    """Those that are named; else vLLM, and ONNX Runtime for a model that answers at once."""
+    named = "frameworks" in chosen.model_fields_set
+    return chosen.frameworks if named or model.kind == "decoder" else ["onnxruntime"]
+
+
+def _engine_settings(chosen: Candidates, framework: str, gpu: Gpu, model: Model) -> Iterator[dict[str, Any]]:
     """Every combination of the engine settings to try; None: the framework's default."""
     choices: dict[str, Sequence[Any]] = {
-        "max_num_seqs": chosen.max_num_seqs or [None],
+        "max_num_seqs": chosen.max_num_seqs or ([None] if model.kind == "decoder" else BATCH_SIZES),
         "max_num_batched_tokens": chosen.max_num_batched_tokens or _budgets(framework, gpu),
         **chosen.engine,
     }
@@ -200,7 +207,9 @@ def _budgets(framework: str, gpu: Gpu) -> list[int | None]:
 
 
 def default_precisions(model: Model, gpu: Gpu) -> list[str]:
-    """The published weights' precision, and FP8 where the GPU computes in it."""
+    """The published weights' precision, and FP8 where the GPU computes in it; 16 bit for models that answer at once."""
+    if model.kind != "decoder":
+        return [model.quantization or "fp16"]
     own = model.quantization or ("fp16" if "bf16" not in gpu.peak_flops else model.dtype)
     names = [own]
     if model.quantization is None and support("fp8", gpu) == "native":
@@ -217,6 +226,8 @@ def _unsuitable(problem: Problem, replica: Replica) -> str:
             return f"its quality is not known, and min_score {least:g} is asked for; quality.results can say it"
         if score < least:
             return f"keeps {score:.3f} of the score, below min_score {least:g}"
+    if replica.model.kind == "vision" and replica.engine.framework != "onnxruntime":
+        return f"{replica.engine.framework} serves no images alone"
     if support(replica.precision, replica.gpu) == "refused":
         return f"{replica.gpu.name} cannot run {replica.precision}"
     try:
@@ -227,6 +238,4 @@ def _unsuitable(problem: Problem, replica: Replica) -> str:
 
 
 def _score(problem: Problem, replica: Replica) -> float | None:
-    from planner.inputs.quality import score_of
-
     return score_of(problem, replica.model, replica.precision, replica.kv_cache_dtype)

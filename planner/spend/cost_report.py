@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import calendar
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -52,8 +52,6 @@ def month_of(moment: datetime) -> tuple[datetime, datetime]:
 
 def within(bill: Bill, start: datetime, end: datetime) -> Bill:
     """The charges that begin in [start, end)."""
-    from dataclasses import replace
-
     at = bill.charges["start"]
     return replace(bill, charges=bill.charges[(at >= start) & (at < end)])
 
@@ -125,7 +123,7 @@ def _planned_hours(plan: Mapping[str, Any], hours: float) -> dict[str, float]:
 def _findings(evidence: Evidence, bill: Bill, hours: float) -> list[Finding]:
     found = [*find.lapsed_commitments(bill), *find.price_changes(bill), *find.unused_commitments(bill)]
     if evidence.plan is not None:
-        found += find.load_growth(bill, _planned_hours(evidence.plan, hours))
+        found += find.load_growth(find.tagged(bill, evidence.tag), _planned_hours(evidence.plan, hours))
         found += find.untagged(bill, evidence.tag)
     if evidence.busy is not None:
         found += find.idle_machines(bill, evidence.busy)

@@ -6,12 +6,12 @@ Every finding is a pure function of charges; dollars are amortised (effective) c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from planner.spend.bill import Bill, commitments
+from planner.spend.bill import Bill, commitments, tag_of
 
 PRICE_STEP = 0.005  # an hour's price that moves by more than this share has changed
 IDLE_SHARE = 0.05  # a GPU busy for less of the time does no work
@@ -175,12 +175,16 @@ def unused_commitments(bill: Bill) -> list[Finding]:
     return [Finding("unused_commitment", "commitments", found.unused, text, "move load onto them, or sell the rest")]
 
 
-def untagged(bill: Bill, key: str) -> list[Finding]:
-    """Spend that no plan's tag claims."""
-    from planner.spend.bill import planned_by_tag
+def tagged(bill: Bill, key: str) -> Bill:
+    """The machines that a plan's tag claims; all of them where the bill shows the tag on none."""
+    usage = bill.usage
+    claimed = usage["tags"].map(lambda tags: tag_of(tags, key) is not None)
+    return replace(bill, charges=usage[claimed]) if claimed.any() else bill
 
-    rows = planned_by_tag(bill, key)
-    apart = rows[rows["tag"].isna()]
+
+def untagged(bill: Bill, key: str) -> list[Finding]:
+    """Spend that no plan's tag claims, where some machines have the tag."""
+    apart = bill.usage.drop(tagged(bill, key).usage.index)
     usd = float(apart["effective"].sum())
     if usd <= 0.005:
         return []

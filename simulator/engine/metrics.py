@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.records import COMPLETED, STATUS_NAMES, Records
+from simulator.engine.records import COMPLETED, REJECTED, STATUS_NAMES, Records
+from simulator.engine.replica_spec import ReplicaSpec
 from simulator.workload.requests import Requests, Slo
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
@@ -244,6 +245,22 @@ def overload(requests: Requests, records: Records, latencies: Latencies) -> dict
     offered = (len(requests) - 1) / span
     served = len(queue) / (busy_until - float(records.arrival_s[0]))
     return {"offered_rps": offered, "served_rps": served}
+
+
+def rejections(requests: Requests, records: Records, specs: Sequence[ReplicaSpec]) -> dict[str, int]:
+    """How many requests engines of these settings refused, by reason; a live fleet's gateway has reasons of its own."""
+    longest = min(spec.longest_sequence for spec in specs)
+    whole = min((spec.max_num_batched_tokens for spec in specs if not spec.enable_chunked_prefill), default=longest)
+    rejected = (records.status == REJECTED) & (records.replica >= 0)
+    no_answer = rejected & (requests.output_tokens < 1)
+    too_long = rejected & ~no_answer & (requests.input_tokens >= longest)
+    not_whole = rejected & ~no_answer & ~too_long & (requests.input_tokens > whole)
+    found = {
+        "no output token is asked for": no_answer,
+        f"the prompt leaves no room in {longest:,} tokens of context or KV cache": too_long,
+        f"without chunked prefill the prompt exceeds max_num_batched_tokens {whole:,}": not_whole,
+    }
+    return {reason: int(which.sum()) for reason, which in found.items() if which.any()}
 
 
 def inter_token_latency_mean(requests: Requests, records: Records) -> float | None:

@@ -82,6 +82,11 @@ class ReplicaSpec:
     adapters: Adapters | None = None
     name: str = ""
 
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of prompt and answer that a request may have: the context, or all of the KV cache."""
+        return min(self.max_model_len, (self.num_gpu_blocks - 1) * self.block_size)  # one is the null block
+
     def __post_init__(self) -> None:
         for field in (*GROUPS, "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
             if getattr(self, field) < 1:

@@ -102,7 +102,7 @@ def build_line(
     asked = replica.engine
     replica = replace(replica, engine=resolve_engine(replica.engine, replica.model, replica.gpu))
     profile = profile or best_profile(replica)
-    memory = memory_plan(replica, profile)
+    memory = memory_plan(replica)
     engine = replica.engine
     known = engine_options()
     options = {}
@@ -130,7 +130,9 @@ def build_line(
     settings["adapters"] = _adapters(replica)
     settings |= options
     num_blocks = memory.num_gpu_blocks
-    if replica.model.kind != "decoder":  # caches nothing: as many blocks as all seats could ever fill, so none is short
+    if replica.model.kind != "decoder":  # its answer is no token of the context
+        settings["max_model_len"] += 1
+        # It caches nothing: as many blocks as all seats could ever fill, so none is short.
         num_blocks = 1 + settings["max_num_seqs"] * -(-settings["max_model_len"] // settings["block_size"])
     stages, ranks = replica.pipeline_parallel_size, ranks_sharing_experts(replica)
     settings["lockstep_ranks"] = ranks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,10 @@ class Requests:
 
     def __len__(self) -> int:
         return len(self.input_tokens)
+
+    def answered_once(self) -> Requests:
+        """As an encoder or a vision model answers, whatever a trace says of the output."""
+        return replace(self, output_tokens=np.ones_like(self.output_tokens))
 
 
 @dataclass(frozen=True)

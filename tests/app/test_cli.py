@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from app.cli.doctor import _packages
 from app.cli.main import cli
 from app.cli.reference import commands
 
@@ -61,6 +63,7 @@ def test_help_loads_nothing_heavy() -> None:
         (["estimate", "llama-3.1-405b", "--gpu", "L4"], 2, "does not fit"),
         (["recommend", "-c", "absent.yaml"], 2, "absent.yaml"),
         (["simulate", "absent.yaml"], 2, "absent.yaml"),
+        (["simulate", "absent.yaml", "--set", "seed=2001-99-99"], 2, "is not a value"),
         (["report", "build", "--bill", "absent.csv"], 2, "absent.csv"),
         (["report", "schedule", "absent.yaml"], 2, "absent.yaml"),
         (["web", "--host", "0.0.0.0"], 2, "PLAN_WEB_PASSWORD"),
@@ -90,6 +93,13 @@ def test_json_on_stdout_is_one_document(tmp_path: Path) -> None:
         done = plan(*words, "--format", "json", home=tmp_path)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["schema_version"] == 1
+
+
+def test_doctor_looks_for_all_that_the_project_requires() -> None:
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for_users = {k: v for k, v in stated["optional-dependencies"].items() if k != "dev"}
+    wanted = [*stated["dependencies"], *(needed for extra in for_users.values() for needed in extra)]
+    assert [p["package"] for p in _packages()] == [needed.partition(">=")[0] for needed in wanted]
 
 
 def test_every_schema_is_published(tmp_path: Path) -> None:

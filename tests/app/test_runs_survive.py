@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from app.cli.main import cli
 from app.runs import list_runs, load_run, save_run
 from catalogs.errors import MissingError
 
@@ -71,6 +73,8 @@ def test_a_run_whose_text_was_damaged_is_refused_by_name(tmp_path: Path, monkeyp
     db.close()
     with pytest.raises(MissingError, match="damaged"):
         load_run(run)
+    removed = CliRunner().invoke(cli, ["runs", "rm", run])  # what the error says to do
+    assert removed.exit_code == 0 and list_runs() == []
 
 
 def test_a_file_without_a_form_of_ours_is_taken_over_only_if_its_tables_fit(

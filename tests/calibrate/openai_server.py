@@ -30,7 +30,7 @@ class Behaviour:
         self.hang = False
         self.metrics = True
         self.refuses_ignore_eos = False
-        self.garbage = False
+        self.garbage = b""  # an event of the stream
         self.num_asked = 0
         self.bodies: list[dict[str, Any]] = []
         self.released = threading.Event()
@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
             choice = {"delta": {"content": "x"}} if chat else {"text": "x"}
             self._event({"choices": [{**choice, "finish_reason": None}]})
         if self.behaviour.garbage:
-            self._chunk(b"data: {not json\n\n")
+            self._chunk(b"data: " + self.behaviour.garbage + b"\n\n")
         usage = {"prompt_tokens": 2 * len(prompt.split()) + 3, "completion_tokens": body["max_tokens"]}
         self._event({"choices": [{"finish_reason": "length"}]} | ({"usage": usage} if self.behaviour.usage else {}))
         self._chunk(b"data: [DONE]\n\n")

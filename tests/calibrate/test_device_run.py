@@ -220,6 +220,10 @@ def test_a_fitted_profile_is_checked_on_whole_steps_it_did_not_see(measured: Pat
     assert all(step["predicted_s"] > 0 for step in document["steps"])
     gated = runner.invoke(cli, ["calibrate", "batches", str(measured), str(profile), "--max-error", "0"])
     assert isinstance(gated.exception, GateError)
+    held = ["calibrate", "validate", str(profile), str(measured), "--limit", "1e9", "--format", "json"]
+    kernels = runner.invoke(cli, held)  # on a device that no catalogue knows
+    assert kernels.exit_code == 0, kernels.exception
+    assert {s["metric"] for s in json.loads(kernels.stdout)["summary"]} >= {"gemm_s", "decode_attention_s"}
 
 
 def test_a_file_without_whole_steps_cannot_check_a_profile(tmp_path: Path) -> None:

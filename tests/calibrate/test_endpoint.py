@@ -18,7 +18,7 @@ from calibrate.server import endpoint
 from calibrate.server.endpoint_client import Reply, Server, ask, check_url
 from calibrate.server.endpoint_fit import Fitted, fit_step, observations_of, prompt_steps
 from calibrate.server.engine_steps import engine_steps
-from calibrate.server.serving_points import summarise
+from calibrate.server.load_points import summarise
 from calibrate.step import StepShape
 from catalogs.errors import InputError, MissingError
 from catalogs.schema import Gpu, Model, Replica
@@ -63,7 +63,8 @@ def test_no_usage_means_counting_pieces() -> None:
         ({"close_after": 2}, "closed early, after 2 tokens"),
         ({"close_after": 0}, "closed early, after 0 tokens"),
         ({"hang": True}, "no end within 0.3 s"),
-        ({"garbage": True}, "not JSON"),
+        ({"garbage": b"{not json"}, "not JSON"),
+        ({"garbage": b'{"choices": ["x"]}'}, "choices of another form"),
     ],
 )
 def test_each_failure_is_told_in_the_reply_and_ends_the_command_with_words(
@@ -226,6 +227,12 @@ def test_aggregate_points_alone_give_a_step_time() -> None:
     fit = endpoint.fit_points(points, 512).fit
     shape = StepShape(0, 0, 16, 544, 16)
     assert fit.step_time_s(shape) == pytest.approx(TRUE.step_time_s(shape), rel=0.25)
+
+
+def test_a_benchmark_that_counts_no_prompt_tokens_gives_decode_steps_alone() -> None:
+    points = [summarise(served(c, 512, 64, max(6, 4 * c)), c) for c in (1, 8, 32)]
+    fit = endpoint.fit_points([dataclasses.replace(p, input_tokens=0.0) for p in points], 512).fit
+    assert fit.request_overhead_s == 0.0 and fit.floor_s > 0.0
 
 
 @pytest.mark.parametrize("crossed_s", [0.0, 2e-9])

@@ -106,6 +106,25 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
     assert profile.gpu == "RTX-PRO-6000"
 
 
+def test_a_folder_may_be_the_one_that_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "RTXPRO6000" / "llama-3.1-8b" / "bf16"
+    place.mkdir(parents=True)
+    write_tables(place, {"qkv_proj": 1.0})
+    (place / "meta.yaml").unlink()
+    monkeypatch.chdir(place)
+    profile = import_profile(".")
+    assert (profile.gpu, profile.model, profile.precision) == ("RTX-PRO-6000", "llama-3.1-8b", "bf16")
+
+
+@pytest.mark.parametrize("meta", [b"gpu: \xff\n", b"skew_fit: [1]\n", b"skew_fit: {enabled: true, per_tp: {1: 2}}\n"])
+def test_broken_notes_of_the_profiler_are_refused(meta: bytes, tmp_path: Path) -> None:
+    write_tables(tmp_path, {"qkv_proj": 1.0})
+    (tmp_path / "meta.yaml").write_bytes(meta)
+    (tmp_path / "tp1" / "skew_fit.csv").write_text("")
+    with pytest.raises(InputError, match=r"meta\.yaml"):
+        import_profile(tmp_path)
+
+
 def test_missing_and_broken_tables_are_named(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no folder"):
         import_profile(tmp_path / "nowhere")

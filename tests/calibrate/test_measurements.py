@@ -11,8 +11,8 @@ from calibrate.device.measurements import (
     read_measurements,
     remark_line,
     skip_line,
-    to_frame,
 )
+from calibrate.device.probe import measured_gpu
 from catalogs.errors import InputError
 
 POINT = Measurement("gemm", "bf16", {"m": 8, "n": 64, "k": 32}, 1e-5, 0.9e-5, 1.2e-5, 7, "dense")
@@ -52,6 +52,9 @@ def test_a_torn_last_line_is_left_out_but_one_in_the_middle_is_refused(tmp_path:
         ([header_line({}), point_line(POINT) | {"family": "gem"}], "unknown family"),
         ([header_line({}), point_line(POINT) | {"median_s": 0.0}], "must be > 0"),
         ([header_line({}), {"kind": "other"}, point_line(POINT)], "not a measurement record"),
+        ([header_line({}), point_line(POINT) | {"family": ["gemm"]}], "unknown family"),
+        ([header_line({}), point_line(POINT) | {"median_s": "fast"}], "median_s is 'fast', not a number"),
+        ([header_line({}), point_line(POINT) | {"shape": {"m": "8", "n": 64, "k": 32}}], "m is '8', not a number"),
     ],
 )
 def test_bad_files_are_refused_in_words(tmp_path: Path, lines: list[dict[str, object]], said: str) -> None:
@@ -67,6 +70,7 @@ def test_a_missing_file_is_refused_with_the_command_that_makes_one(tmp_path: Pat
     assert "plan calibrate run" in str(caught.value)
 
 
-def test_frame_has_a_row_a_point_with_the_shape_as_columns() -> None:
-    frame = to_frame([POINT])
-    assert frame.loc[0, "n"] == 64 and frame.loc[0, "median_s"] == 1e-5
+def test_a_header_that_describes_no_device_is_refused(tmp_path: Path) -> None:
+    held = read_measurements(written(tmp_path / "m.jsonl"))
+    with pytest.raises(InputError, match=r"m\.jsonl.*no 'num_sms'"):
+        measured_gpu(held.header, held.path)

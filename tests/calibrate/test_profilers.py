@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from app.cli.main import cli
-from calibrate.device.dcgm import against_roofline, read_counters, sheet_of
+from calibrate.device.dcgm import against_roofline, read_counters
 from calibrate.device.profilers import families, family_of, read_trace
 from calibrate.server.prometheus_text import parse
 from catalogs.errors import InputError, MissingError
@@ -143,8 +143,8 @@ def test_bad_traces_are_refused_in_words(tmp_path: Path) -> None:
 
 def test_counters_are_set_against_the_roofline() -> None:
     (counters,) = read_counters(parse(DCGM))
-    sheet = sheet_of(counters.model)
-    assert sheet is not None and sheet.name == "H100-SXM"
+    sheet = find_gpu(counters.model)
+    assert sheet.name == "H100-SXM"
     answer = against_roofline(counters, sheet)
     assert answer["bound_by"] == "memory bandwidth" and "80%" in answer["because"]
     assert answer["dram_bytes_per_s"] == pytest.approx(0.8 * sheet.memory_bandwidth_bytes_per_s)
@@ -158,6 +158,7 @@ def test_counters_are_set_against_the_roofline() -> None:
         ({"tensor_active": 0.85}, "compute"),
         ({"dram_active": 0.2, "engine_active": 0.2}, "no work"),
         ({"dram_active": 0.2, "memory_free_bytes": 1e6}, "memory capacity"),
+        ({"dram_active": 0.2, "memory_free_bytes": 0.0}, "memory capacity"),
         ({"dram_active": 0.2, "nvlink_tx_bytes_per_s": 90e9}, "interconnect"),
         ({"dram_active": 0.2}, "launch overhead"),
     ],

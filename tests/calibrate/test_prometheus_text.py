@@ -16,6 +16,14 @@ def test_series_of_one_metric_are_added_and_may_be_picked_by_label() -> None:
     assert total_of(samples, "m") == 3 and total_of(samples, 'm{engine="1"}') == 2 and total_of(samples, "n") is None
 
 
+def test_shares_of_several_engines_are_averaged_and_counts_added() -> None:
+    found = scrape(
+        'vllm:kv_cache_usage_perc{engine="0"} 0.9\nvllm:kv_cache_usage_perc{engine="1"} 0.7\n'
+        'vllm:num_requests_running{engine="0"} 4\nvllm:num_requests_running{engine="1"} 5\n'
+    )
+    assert found is not None and found.gauges == {"kv_usage": pytest.approx(0.8), "num_running": 9}
+
+
 @pytest.mark.parametrize(
     ("text", "engine", "gauges"),
     [

@@ -308,6 +308,12 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path, monkeypatch: pytest.
         load.prices()
 
 
+def test_a_store_where_none_can_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MissingError, match="cannot open the price store"):
+        PriceStore(tmp_path / "file" / "prices.sqlite").begin(["us-east-1"])
+
+
 def test_the_spot_advisor_is_read_from_a_file_and_an_address(fake: FakeAws, tmp_path: Path) -> None:
     advisor = tmp_path / "advisor.json"
     advisor.write_text(json.dumps({"spot_advisor": {"us-east-1": {"Linux": {"g6e.xlarge": {"s": 62, "r": 1}}}}}))

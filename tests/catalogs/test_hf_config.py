@@ -138,11 +138,21 @@ def test_the_published_precision_is_read(quantization: dict[str, Any], precision
         ({"torch_dtype": "int3"}, "dtype"),
         ({"sliding_window": 128, "layer_types": ["full_attention"]}, "layer_types"),
         ({"hidden_size": 4097}, "not a multiple"),
+        ({"num_key_value_heads": -2}, "config.json: num_key_value_heads"),
+        ({"num_local_experts": 8, "num_experts_per_tok": 2, "first_k_dense_replace": 99}, "99 layers without experts"),
+        ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True, "max_window_layers": "all"},
+         "max_window_layers is 'all'"),
     ],
-)
+)  # fmt: skip
 def test_a_config_that_cannot_be_a_model_is_refused_with_the_field(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         model_from_config(LLAMA | change, "x")
+
+
+@pytest.mark.parametrize(("first", "num_sliding"), [(0, 32), (20, 12), (32, 0), (None, 0)])
+def test_qwen_slides_from_max_window_layers_on(first: int | None, num_sliding: int) -> None:
+    change = {"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True, "max_window_layers": first}
+    assert model_from_config(LLAMA | change, "x").num_sliding_layers == num_sliding
 
 
 def test_a_missing_or_broken_file_is_refused(tmp_path: Path) -> None:

@@ -103,6 +103,10 @@ def test_rates_are_dense_and_the_a10g_is_not_an_a10() -> None:
         ("a100 80gb", "A100-80GB"),
         ("V100-SXM2-16GB", "V100"),
         ("NVIDIA GeForce RTX 4090", "RTX4090"),
+        ("Tesla T4", "T4"),
+        ("Tesla V100-PCIE-32GB", "V100-32GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100-40GB"),
+        ("NVIDIA RTX4090", "RTX4090"),
     ],
 )
 def test_a_gpu_is_found_under_the_names_people_write(spelling: str, name: str) -> None:
@@ -130,6 +134,8 @@ def test_a_hugging_face_id_means_the_same_model(spelling: str, name: str) -> Non
     (load.find_gpu, "H100", "H100-PCIe or H100-SXM"),
     (load.find_gpu, "L40", "L40S"),
     (load.find_model, "lama-3.1-8b", "llama-3.1-8b"),
+    (load.find_model, "~nobody-lives-here/llama-3.1-8", "llama-3.1-8b"),
+    (load.find_model, "llama-3.1-8b" * 500, "unknown model"),
     (load.find_instance, "g6e.xlrge", "g6e.xlarge"),
     (load.find_region, "us-est-1", "us-east-1"),
 ])  # fmt: skip

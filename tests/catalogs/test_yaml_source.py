@@ -39,6 +39,15 @@ def test_values_and_their_lines_are_kept(tmp_path: Path) -> None:
     assert located.where(("d", "nowhere")).endswith("f.yaml:6")
 
 
+def test_a_merged_mapping_may_be_overridden_and_merged_again(tmp_path: Path) -> None:
+    text = "a: &a {gpu: L4, count: 1}\nb: &b\n  <<: *a\n  count: 2\nc: {<<: *b, gpu: T4}\n"
+    located = read_yaml(written(tmp_path, text))
+    assert located.data["b"] == {"gpu": "L4", "count": 2} and located.lines["b", "count"] == 4
+    assert located.data["c"] == {"gpu": "T4", "count": 2}
+    with pytest.raises(InputError, match=r"f.yaml:3: key 'count' is here twice"):
+        read_yaml(written(tmp_path, "a: &a {count: 1}\nb: {<<: *a, count: 2,\n  count: 3}\n"))
+
+
 def test_a_good_file_becomes_a_model(tmp_path: Path) -> None:
     fleet, _ = read_model(written(tmp_path, "fleet: [{gpu: L4, count: 2}]\nshare: 1e-1\n"), Fleet)
     assert fleet.fleet[0].count == 2 and fleet.share == 0.1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from catalogs.aws_bill import RECORD_TYPES, commitment_figures
+from catalogs.aws_bill import RECORD_TYPES
 from catalogs.aws_session import Access
 from catalogs.errors import InputError, MissingError
 from planner.spend.bill import commitments, planned_by_tag, total
@@ -155,19 +155,3 @@ def test_an_account_without_gpus_is_said_to_have_none(explorer: FakeAws) -> None
     bill = read(explorer)
     assert bill.charges.empty
     assert "the bill holds no GPU machines" in bill.notes
-
-
-def test_awss_own_utilisation_and_coverage_are_read(explorer: FakeAws) -> None:
-    explorer.answers |= {
-        "GetReservationUtilization": lambda _: {"UtilizationsByTime": [], "Total": {"UtilizationPercentage": "87.5"}},
-        "GetReservationCoverage": lambda _: {
-            "CoveragesByTime": [], "Total": {"CoverageHours": {"CoverageHoursPercentage": "40"}}
-        },
-        "GetSavingsPlansUtilization": lambda _: {"Total": {"Utilization": {"UtilizationPercentage": "99"}}},
-        "GetSavingsPlansCoverage": lambda _: {
-            "SavingsPlansCoverages": [{"Coverage": {"SpendCoveredBySavingsPlans": "30", "TotalCost": "120"}}]
-        },
-    }  # fmt: skip
-    figures = commitment_figures(Access(None, explorer.url, 2.0, 2), FROM, TO)
-    assert figures == {"reservation_utilisation": 0.875, "reservation_coverage": 0.4,
-                       "savings_plans_utilisation": 0.99, "savings_plans_coverage": 0.25}  # fmt: skip

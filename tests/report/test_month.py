@@ -98,6 +98,21 @@ def test_every_planted_fault_is_found_to_the_cent(sources: Sources) -> None:
     assert {f.kind for f in report.findings} == kinds
 
 
+def test_a_machine_without_the_plans_tag_is_counted_once(sources: Sources, tmp_path: Path) -> None:
+    grown = finding(build(sources, NOW), "load_growth", "g6e.xlarge")
+    strays = [row(day, "g6e.xlarge", L40S, "i-stray", Tags="{}") for day in DAYS]
+    pd.DataFrame([*month(), *strays]).to_csv(tmp_path / "strays.csv", index=False)
+    report = build(sources.model_copy(update={"bill": tmp_path / "strays.csv"}), NOW)
+    assert finding(report, "untagged", "g6e.xlarge") == pytest.approx(31 * 24 * L40S, abs=0.005)
+    assert finding(report, "load_growth", "g6e.xlarge") == pytest.approx(grown, abs=0.005)
+
+
+def test_a_bill_without_tags_is_held_against_the_plan_as_a_whole(sources: Sources, tmp_path: Path) -> None:
+    pd.DataFrame([{**r, "Tags": "{}"} for r in month()]).to_csv(tmp_path / "bare.csv", index=False)
+    bare, claimed = build(sources.model_copy(update={"bill": tmp_path / "bare.csv"}), NOW), build(sources, NOW)
+    assert bare.findings == claimed.findings
+
+
 def test_the_sums_add_up(sources: Sources) -> None:
     report = build(sources, NOW)
     total = sum(r["EffectiveCost"] for r in month())

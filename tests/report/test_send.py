@@ -100,6 +100,13 @@ def test_a_failed_delivery_is_tried_again_next_time(receiver: Receiver, ledger: 
     assert deliver(MESSAGE, [destination], ledger, wait=lambda _: None)[0].state == "done"
 
 
+@pytest.mark.parametrize("wrong", [{"port": "mail"}, {"from": "a@x\nBcc: b@x"}, {"to": 5}])
+def test_a_field_of_a_wrong_kind_fails_its_own_delivery_alone(wrong: dict[str, object], ledger: Ledger) -> None:
+    good: dict[str, object] = {"kind": "smtp", "host": "127.0.0.1", "port": 9, "from": "a@x", "to": "b@x"}
+    (outcome,) = deliver(MESSAGE, [good | wrong], ledger, wait=lambda _: None)
+    assert outcome.state == "failed"
+
+
 def test_slack_gets_text_and_the_address_stays_secret(
     receiver: Receiver, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

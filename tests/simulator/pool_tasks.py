@@ -28,9 +28,9 @@ def picky(task: int) -> int:
 
 
 def slow_answer(point: Point) -> dict[str, Any]:
-    """Notes that it ran, in the folder that the point names, and takes a while."""
+    """Notes that it ran, when and in which process, in the folder that the point names, and takes a while."""
     folder = Path(point.overrides["folder"])
-    (folder / f"{point.number}-{time.monotonic_ns()}").touch()
+    (folder / f"{time.monotonic_ns()}-{os.getpid()}-{point.number}").touch()
     time.sleep(point.overrides.get("takes_s", 0.0))
     return {"ttft_s": {"mean": float(point.number)}, "requests": {"completed": point.number}}
 

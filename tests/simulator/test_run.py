@@ -117,6 +117,16 @@ def test_a_prompt_longer_than_the_context_is_rejected_and_counted(tmp_path: Path
     assert out.read_text().splitlines()[2].endswith("rejected")
 
 
+def test_a_run_says_why_it_rejected_requests(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("arrival_s,input_tokens,output_tokens\n0,10,5\n1,2000,5\n2,20,0\n3,600,5\n")
+    engine = "max_model_len: 1000, max_num_seqs: 128, max_num_batched_tokens: 512, enable_chunked_prefill: false"
+    text = f"model: llama-3.1-8b\nworkload: {{trace: t.csv}}\nfleet: [{{gpu: L40S, engine: {{{engine}}}}}]\n"
+    shown = " ".join(invoke(str(written(tmp_path, text))).stdout.split())
+    assert "1 rejected: the prompt leaves no room in 1,000 tokens of context or KV cache." in shown
+    assert "1 rejected: no output token is asked for." in shown
+    assert "1 rejected: without chunked prefill the prompt exceeds max_num_batched_tokens 512." in shown
+
+
 def test_overload_is_said_with_the_rate_that_is_served(tmp_path: Path) -> None:
     text = SMALL.replace("rate_rps: 20, num_requests: 300", "rate_rps: 400, num_requests: 4000")
     answer = played(tmp_path, text.replace("count: 2", "count: 1"))
@@ -145,6 +155,15 @@ def test_an_encoder_answers_once_whatever_the_trace_says_of_its_output(tmp_path:
     answer = played(tmp_path, text.replace("mean: 500, cv: 0.9", "mean: 100, cv: 0.5, max: 500"))
     assert answer["requests"]["completed"] == 300
     assert answer["ttft_s"] == answer["e2e_s"] and answer["tpot_s"]["mean"] is None
+
+
+@pytest.mark.parametrize(("model", "items", "longer"), [("resnet50", 1, 2), ("bert-base", 512, 513)])
+def test_a_request_may_fill_the_whole_context_of_a_model_without_answer_tokens(
+    tmp_path: Path, model: str, items: int, longer: int
+) -> None:
+    (tmp_path / "t.csv").write_text(f"arrival_s,input_tokens,output_tokens\n0,{items},1\n1,{longer},1\n")
+    text = f"model: {model}\nworkload: {{trace: t.csv}}\nfleet: [{{gpu: L4, engine: {{framework: onnxruntime}}}}]\n"
+    assert played(tmp_path, text)["requests"] == {"completed": 1, "rejected": 1, "failed": 0}
 
 
 def test_data_parallel_replicas_are_engines_of_their_own(tmp_path: Path) -> None:

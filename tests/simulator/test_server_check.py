@@ -7,7 +7,7 @@ import pytest
 
 from calibrate.profiles import profile_to_dict
 from calibrate.server.endpoint import endpoint_profile, fit_points
-from calibrate.server.serving_points import summarise
+from calibrate.server.load_points import summarise
 from simulator.server_check import check, requests_of, scenario_of, summary
 from tests.calibrate.test_endpoint import served
 

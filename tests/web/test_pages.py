@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from app.report.render import RENDERERS
 from app.runs import remove_run, save_run
 from tests.report.test_month import month
 from tests.web.visitor import (
@@ -325,7 +326,7 @@ def test_a_bill_becomes_a_report_on_both_pages() -> None:
         found.text_input(key="field-month").set_value("2026-10")
         finish(upload(found, "bill.csv", content), "report")
         assert "USD" in said(found) or "$" in said(found)
-        assert len([d for d in found.get("download_button") if d.label.startswith("Report (")]) == len(reports.FORMS)
+        assert len([d for d in found.get("download_button") if d.label.startswith("Report (")]) == len(RENDERERS)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,16 @@ def test_a_kept_answer_is_shown_again_by_its_url_and_a_lost_one_is_said() -> Non
     assert "no run" in said(visit("recommend", run="feedfeed"))
 
 
+def test_a_model_that_answers_at_once_is_promised_its_whole_time() -> None:
+    assert "bert-large answers at once: promise its E2E" in said(visit("recommend", model="bert-large"))
+    plan = {**ANSWER["plan"], "usd_per_million_output_tokens": None, "usd_per_thousand_requests": 0.002}
+    found = visit("recommend", model="bert-large", e2e="0.2")
+    shown = "".join(commands(found))
+    assert "--slo e2e_p95_s=0.2" in shown and "ttft" not in shown
+    found = answered(found, "recommend", {**ANSWER, "plan": plan})
+    assert metrics(found)["USD per M requests"] == "2.000"
+
+
 def test_a_result_outlives_a_reload_by_its_url() -> None:
     found = answered(visit("recommend"), "recommend", ANSWER)
     job = found.session_state["job-recommend"]

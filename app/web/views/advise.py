@@ -9,13 +9,12 @@ import streamlit as st
 from pandas import DataFrame
 
 from app.web.answer_charts import steps_figure
-from app.web.fields import choice, keep, number
+from app.web.fields import PRECISIONS, choice, decoders, keep, number
 from app.web.parts import begin, command, download, drawing, error, heading, outcome, table, words
 from app.web.workload_state import on_file, seed, trace_name, workload_section
 from catalogs.errors import InputError, PlanError
-from catalogs.load import instances, models
+from catalogs.load import instances
 
-PRECISIONS = ("bf16", "fp16", "fp8", "int8", "int4-awq", "int4-gptq")
 PURCHASES = ("on_demand", "spot", "reserved_1yr", "reserved_3yr")
 KEYS = ("instance_type", "count", "precision", "purchase")
 FIRST = "g6e.xlarge:4:bf16:on_demand"
@@ -43,8 +42,7 @@ def form() -> tuple[dict[str, Any], bool]:
     started = today_of(st.query_params.get("today", FIRST)) or today_of(FIRST)
     with st.form("today"):
         a, b, c = st.columns(3)
-        decoders = sorted(n for n, m in models().items() if m.kind == "decoder")
-        model = choice(a, "Model", decoders, "model", "llama-3.1-8b")
+        model = choice(a, "Model", decoders(), "model", "llama-3.1-8b")
         ttft = number(b, "TTFT p95 (s)", "ttft", 1.0, (0.01, 600.0), format="%.2f")
         tpot = number(c, "TPOT p95 (ms)", "tpot_ms", 50.0, (1.0, 5000.0), format="%.0f")
         st.markdown("What runs today")

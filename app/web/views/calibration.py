@@ -7,16 +7,14 @@ from typing import Any
 
 import streamlit as st
 
-from app.cli.doctor import measured_accuracy
 from app.web.calibration_charts import compared_figure, errors_figure, kernels, roofline_figure, step_figure
-from app.web.fields import choice, keep, slider
+from app.web.fields import PRECISIONS, TP_SIZES, choice, decoders, keep, slider
 from app.web.parts import begin, command, drawing, heading, outcome, table, tabs, words
+from calibrate.profile_error import measured_accuracy
 from catalogs.errors import InputError
 from catalogs.load import gpus, models, resolve_engine
 from catalogs.schema import Engine, Replica
 
-PRECISIONS = ("bf16", "fp16", "fp8", "int8", "int4-awq", "int4-gptq")
-SIZES = ("1", "2", "4", "8")
 MAX_TABLE_BYTES = 20 * 1024 * 1024
 
 heading("Calibration", "How long a step takes, what that rests on, and how wrong it may be.")
@@ -25,11 +23,10 @@ heading("Calibration", "How long a step takes, what that rests on, and how wrong
 def replica_of() -> tuple[Replica, int, int]:
     """The replica and the batch that the visitor looks at; kept in the URL."""
     a, b, c, d = st.columns(4)
-    decoders = sorted(n for n, m in models().items() if m.kind == "decoder")
-    model = choice(a, "Model", decoders, "model", "llama-3.1-8b")
+    model = choice(a, "Model", decoders(), "model", "llama-3.1-8b")
     gpu = choice(b, "GPU", sorted(gpus()), "gpu", "H100-SXM")
     precision = choice(c, "Precision", PRECISIONS, "precision", "bf16")
-    size = choice(d, "Tensor parallel size", SIZES, "tp", "1")
+    size = choice(d, "Tensor parallel size", TP_SIZES, "tp", "1")
     keep({"model": model, "gpu": gpu, "precision": precision, "tp": size})
     e, f = st.columns(2)
     batch = slider(e, "Sequences at once", "batch", 64, (1, 512))
@@ -49,7 +46,7 @@ def look() -> None:
 
     replica, batch, context = replica_of()
     profile = best_profile(replica)
-    plan = memory_plan(replica, profile)
+    plan = memory_plan(replica)
     context = min(context, plan.max_model_len or context)
     cost = step_cost(replica, profile, decode_shape(batch, context))
     bottleneck, why = explain_bottleneck(cost, plan, replica, batch, float(context))

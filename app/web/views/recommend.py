@@ -51,11 +51,12 @@ heading("Recommend", "The cheapest fleet that keeps the latency promise, verifie
 def form() -> tuple[dict[str, Any], bool]:
     """The settings that the fields describe, and whether the visitor asks for a plan now."""
     with st.form("limits"):
-        a, b, c, d = st.columns(4)
-        names = sorted(n for n, m in models().items() if m.kind == "decoder")
-        model = choice(a, "Model", names, "model", "llama-3.1-8b")
+        a, b, c, late, d = st.columns(5)
+        model = choice(a, "Model", sorted(models()), "model", "llama-3.1-8b")
         ttft = number(b, "TTFT p95 (s)", "ttft", 1.0, (0.01, 600.0), format="%.2f")
         tpot = number(c, "TPOT p95 (ms)", "tpot_ms", 50.0, (1.0, 5000.0), format="%.0f")
+        whole = number(late, "E2E p95 (s; 0: none)", "e2e", 0.0, (0.0, 3600.0), format="%.2f",
+                       help="The whole time of a request; all that encoders and vision models have.")  # fmt: skip
         scale = number(d, "Load, times the trace", "scale", 1.0, (0.01, 1000.0))
         e, f, g = st.columns([1, 2, 2])
         region = choice(e, "Region", sorted({p.region for p in prices()}), "region", "us-east-1")
@@ -70,14 +71,21 @@ def form() -> tuple[dict[str, Any], bool]:
     if not precision or not purchase:
         st.warning("Choose at least one precision and one purchase form.")
         asked = False
+    generates = models()[model].kind == "decoder"
+    if not generates and not whole:
+        st.warning(f"{model} answers at once: promise its E2E.")
+        asked = False
     if asked:
-        keep({"model": model, "ttft": ttft, "tpot_ms": tpot, "scale": scale, "region": region, "quality": score,
-              "precision": ",".join(precision), "purchase": ",".join(purchase), "gpus": ",".join(only),
-              "budget": budget})  # fmt: skip
+        keep({"model": model, "ttft": ttft, "tpot_ms": tpot, "e2e": whole, "scale": scale, "region": region,
+              "quality": score, "precision": ",".join(precision), "purchase": ",".join(purchase),
+              "gpus": ",".join(only), "budget": budget})  # fmt: skip
     return {
         "model": model,
         "workload": {**workload_section(), "scale": scale},
-        "slo": {"ttft_p95_s": ttft, "tpot_p95_s": tpot / 1000.0},
+        "slo": {
+            **({"ttft_p95_s": ttft, "tpot_p95_s": tpot / 1000.0} if generates else {}),
+            **({"e2e_p95_s": whole} if whole else {}),
+        },
         "region": region,
         "candidates": {"gpus": only or "all", "precision": precision, "purchase": purchase},
         **({"quality": {"min_score": score / 100.0}} if score else {}),
@@ -101,8 +109,10 @@ def show(answer: dict[str, Any]) -> None:
     a, b, c, d = st.columns(4)
     a.metric("USD an hour", f"{plan['usd_per_hour']:,.2f}")
     b.metric("USD a month", f"{plan['usd_per_month']:,.0f}")
-    per_million = plan.get("usd_per_million_output_tokens")
-    c.metric("USD per M output tokens", "–" if per_million is None else f"{per_million:,.3f}")
+    unit, usd = "output tokens", plan.get("usd_per_million_output_tokens")
+    if usd is None and plan.get("usd_per_thousand_requests") is not None:  # a model that answers at once
+        unit, usd = "requests", 1000.0 * plan["usd_per_thousand_requests"]
+    c.metric(f"USD per M {unit}", "–" if usd is None else f"{usd:,.3f}")
     d.metric("Proven within", f"{answer['mip_gap']:.2%}")
     (st.success if answer["verified"] else st.warning)(notes(answer)[0])
     if answer.get("not_kept"):

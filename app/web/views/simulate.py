@@ -6,7 +6,7 @@ import json
 
 import streamlit as st
 
-from app.charts import MEANING_COLOURS, Series
+from app.charts import MEANING_COLOURS, PALETTE, Series
 from app.web.fleet_form import form
 from app.web.parts import begin, chart, command, download, drawing, error, heading, listing, outcome, table, words
 from app.web.run_charts import (
@@ -81,7 +81,7 @@ def show_course(shown: Shown) -> None:
     held = [Series("running", t_s, course["running"], colour=MEANING_COLOURS["measured"]),
             Series("waiting", t_s, course["waiting"], colour=MEANING_COLOURS["bad"])]  # fmt: skip
     chart("batch", "Requests that run and wait, over all replicas.", held, "time (s)", "requests")
-    use, what = [Series("KV cache in use", t_s, course["kv"], colour="#cc79a7")], "Share of the KV cache in use"
+    use, what = [Series("KV cache in use", t_s, course["kv"], colour=PALETTE[3])], "Share of the KV cache in use"
     if "busy" in course:
         what += " and of the time that GPUs are in steps"
         use.append(Series("GPU busy", t_s, course["busy"], colour=MEANING_COLOURS["good"]))

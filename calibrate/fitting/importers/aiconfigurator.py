@@ -17,7 +17,7 @@ import pandas as pd
 from calibrate.fitting.fit import Frames
 from calibrate.fitting.importers.tables import check_unit, one_folder, positive_times, read_table
 from catalogs.errors import InputError, MissingError
-from catalogs.names import normalise
+from catalogs.load import find_gpu
 from catalogs.schema import Gpu
 from catalogs.units import DTYPE_BYTES, MILLISECONDS_PER_SECOND
 
@@ -199,35 +199,14 @@ def _version(path: Path) -> tuple[tuple[int, ...], str]:
     return tuple(int(x) for x in re.findall(r"\d+", path.name.rsplit("-", 1)[-1])), path.name
 
 
-def device_name(files: Mapping[str, Path]) -> str:
-    """The device that the tables name in their ``device`` column (empty where none does)."""
-    for path in files.values():
-        table = read_table(path, ())
-        if "device" in table:
-            return str(table["device"].iloc[0])
-    return ""
-
-
-def find_device(name: str) -> Gpu:
-    """The catalogue GPU that a driver's device name means (``NVIDIA H100 80GB HBM3``).
+def _device(files: Mapping[str, Path]) -> Gpu:
+    """The catalogue GPU that the tables name in their ``device`` column.
 
     Raises:
-        InputError: none does.
+        InputError: it is not in the catalogue, or no table names one.
     """
-    from catalogs.load import find_gpu, gpus
-
-    key = normalise(name.removeprefix("NVIDIA"))
-    direct = [g for g in gpus() if normalise(g) == key]
-    if direct:
-        return find_gpu(direct[0])
-    words = {
-        "a100sxm480gb": "A100-80GB", "a100sxm440gb": "A100-40GB", "a100pcie40gb": "A100-40GB",
-        "a10080gbpcie": "A100-80GB-PCIe", "h10080gbhbm3": "H100-SXM", "h100pcie": "H100-PCIe", "h200": "H200",
-        "b200": "B200", "b300": "B300", "l40s": "L40S", "tesla": "V100",
-    }  # fmt: skip
-    for word, gpu in words.items():
-        if word in key:
-            return find_gpu(gpu)
+    tables = (read_table(path, ()) for path in files.values())
+    name = next((str(table["device"].iloc[0]) for table in tables if "device" in table), "")
     try:
         return find_gpu(name)
     except InputError as error:
@@ -243,7 +222,7 @@ def read_frames(folder: Path, gpu: Gpu | None = None, backend: str | None = None
         MissingError: no tables. InputError: a column is missing or in another unit; an unknown device.
     """
     files = table_files(folder, backend)
-    device = gpu or find_device(device_name(files))
+    device = gpu or _device(files)
     frames: dict[tuple[str, str], pd.DataFrame] = {}
     for name, path in files.items():
         for key, rows in READERS[name](path, device).items():

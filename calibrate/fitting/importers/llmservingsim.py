@@ -48,7 +48,7 @@ def import_profile(folder: str | Path) -> Profile:
     Raises:
         MissingError: no such folder or file. InputError: a table that cannot be read.
     """
-    root = _root(Path(folder))
+    root = _root(Path(folder)).resolve()
     meta = _meta(root)
     tables = {path.name: _read_degree(path) for path in sorted(root.glob("tp*")) if path.is_dir()}
     _add_skew(root, meta, tables)
@@ -56,7 +56,7 @@ def import_profile(folder: str | Path) -> Profile:
         raise MissingError(
             f"{root} has no tp<N> folder", why="the kernel tables lie in them", remedy="the whole folder"
         )
-    hardware, model = str(meta.get("hardware", root.parts[-3])), str(meta.get("model", root.parent.name))
+    hardware, model = str(meta.get("hardware", root.parent.parent.name)), str(meta.get("model", root.parent.name))
     precision = str(meta.get("variant", root.name))
     return Profile(
         name=f"llmservingsim-{hardware}-{model.split('/')[-1]}-{precision}".lower(),
@@ -98,9 +98,9 @@ def _meta(root: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     try:
-        meta = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        meta = yaml.safe_load(read_text(path, "the profiler's notes"))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError(f"cannot be read: {str(error)[:200]}", where=str(path)) from error
     return meta if isinstance(meta, dict) else {}
 
 
@@ -152,14 +152,23 @@ def _rows(path: Path, keys: tuple[str, ...]) -> list[dict[str, str]]:
 
 def _add_skew(root: Path, meta: Mapping[str, Any], tables: dict[str, Any]) -> None:
     """The effect of unequal decode contexts, where the profiler says that it was fitted."""
-    fitted = meta.get("skew_fit") or {}
+    fitted = _section(meta, "skew_fit", root)
     if not fitted.get("enabled"):
         return
-    for degree, known in (fitted.get("per_tp") or {}).items():
+    by_degree = _section(fitted, "per_tp", root)
+    for degree in by_degree:
         path = root / f"tp{degree}" / "skew_fit.csv"
         if f"tp{degree}" in tables and path.exists():
-            rows = _skew_rows(path)
-            tables[f"tp{degree}"]["skew"] = {**rows, "default": float(known.get("alpha_default", 0.0))}
+            known = _section(by_degree, degree, root).get("alpha_default", 0.0)
+            tables[f"tp{degree}"]["skew"] = {**_skew_rows(path), "default": _number(str(known), root / "meta.yaml")}
+
+
+def _section(meta: Mapping[str, Any], name: str, root: Path) -> Mapping[str, Any]:
+    """A mapping inside ``meta.yaml``; empty where it is absent."""
+    found = meta.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise InputError(f"{name} holds no keys", where=str(root / "meta.yaml"), remedy="profile it again")
+    return found
 
 
 def _skew_rows(path: Path) -> dict[str, list[float]]:

@@ -1,7 +1,7 @@
-"""Vidur's profiling tables: linear layers of a model by tokens and TP degree, and network exchanges; milliseconds.
+"""Vidur's profiling tables: linear layers of a model by tokens and TP degree, and all-reduces; milliseconds.
 
 A folder is one GPU's (``a100``, holding ``<model>/mlp.csv``), one model's, or a network's (``a100_dgx`` with
-``all_reduce.csv`` and ``send_recv.csv``, sizes in bytes). ``profiling/compute`` and ``profiling/network`` of a checkout
+``all_reduce.csv``, sizes in bytes). ``profiling/compute`` and ``profiling/network`` of a checkout
 may be given as one root: sub-folders are searched.
 """
 
@@ -72,16 +72,16 @@ def _elementwise(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame({"bytes": [], "time_s": []})
 
 
-def _network(path: Path, gpu: Gpu, op: str) -> pd.DataFrame:
-    time = f"time_stats.{op}.median"
+def _all_reduce(path: Path) -> pd.DataFrame:
+    time = "time_stats.all_reduce.median"
     table = read_table(path, (time, "num_workers", "size", "devices_per_node"))
-    table = table[table["devices_per_node"] == table["num_workers"]] if op == "all_reduce" else table
+    table = table[table["devices_per_node"] == table["num_workers"]]
     rows = pd.DataFrame({"bytes": table["size"], "num_gpus": table["num_workers"]})
     rows["time_s"] = positive_times(table, time, _MS, path)
     return rows[rows["num_gpus"] > 1]
 
 
-def read_frames(folder: Path, gpu: Gpu | None = None, backend: str | None = None) -> tuple[Gpu, Frames]:
+def read_frames(folder: Path, gpu: Gpu | None = None) -> tuple[Gpu, Frames]:
     """All kernels under a folder: (family, variant) -> one timed kernel a row.
 
     Args:
@@ -90,7 +90,7 @@ def read_frames(folder: Path, gpu: Gpu | None = None, backend: str | None = None
     Raises:
         MissingError: no tables. InputError: a column is missing or in another unit; an unknown device.
     """
-    one_folder(folder, "mlp.csv, all_reduce.csv or send_recv.csv")
+    one_folder(folder, "mlp.csv or all_reduce.csv")
     compute, network = sorted(folder.rglob("mlp.csv")), sorted(folder.rglob("all_reduce.csv"))
     if not compute and not network:
         raise MissingError(f"no mlp.csv or all_reduce.csv under {folder}", remedy="a folder of Vidur's data/profiling")
@@ -101,11 +101,11 @@ def read_frames(folder: Path, gpu: Gpu | None = None, backend: str | None = None
             parts.setdefault(key, []).append(rows)
     link = "nvlink" if device.nvlink_bytes_per_s else "pcie"
     for path in network:
-        parts.setdefault(("all_reduce", link), []).append(_network(path, device, "all_reduce"))
+        parts.setdefault(("all_reduce", link), []).append(_all_reduce(path))
     return device, {key: pd.concat(rows, ignore_index=True) for key, rows in parts.items()}
 
 
-_DEVICES = {"a100": "A100-80GB", "h100": "H100-SXM", "a40": "A10G"}
+_DEVICES = {"a100": "A100-80GB", "h100": "H100-SXM"}
 
 
 def _device(path: Path) -> Gpu:
@@ -113,6 +113,6 @@ def _device(path: Path) -> Gpu:
 
     for part in reversed(path.parts[:-1]):
         name = part.lower().split("_")[0]
-        if name in ("a100", "h100"):
+        if name in _DEVICES:
             return find_gpu(_DEVICES[name])
     raise InputError("the folders' names do not tell the GPU", where=str(path), remedy="name it with --gpu")

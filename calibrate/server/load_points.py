@@ -1,4 +1,4 @@
-"""One measured load point of a server: the load, the latencies that clients saw, the throughput."""
+"""A load on a server and what came of it: the latencies that clients saw, the throughput."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUANTILES = {"p50": 50, "p90": 90, "p95": 95, "p99": 99}
 
 
 @dataclass(frozen=True)
-class ServingPoint:
+class LoadPoint:
     """A load and what came of it.
 
     Attributes:
@@ -56,12 +56,12 @@ def statistics(values: Sequence[float]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), **dict(zip(QUANTILES, map(float, found), strict=True))}
 
 
-def summarise(replies: Sequence[Reply], concurrency: float | None, rate_rps: float | None = None) -> ServingPoint:
+def summarise(replies: Sequence[Reply], concurrency: float | None, rate_rps: float | None = None) -> LoadPoint:
     """The load point that some replies make; needs at least one that is ok."""
     good = [r for r in replies if r.ok]
     begin_s, end_s = min(r.sent_at_s for r in replies), max(r.finish_at_s for r in replies)
     gaps = [b - a for r in good for a, b in zip(r.token_at_s, r.token_at_s[1:], strict=False)]
-    return ServingPoint(
+    return LoadPoint(
         input_tokens=float(np.mean([r.input_tokens for r in good])),
         output_tokens=float(np.mean([r.output_tokens for r in good])),
         num_requests=len(good),
@@ -78,6 +78,6 @@ def summarise(replies: Sequence[Reply], concurrency: float | None, rate_rps: flo
     )
 
 
-def point_to_dict(point: ServingPoint) -> dict[str, Any]:
+def point_to_dict(point: LoadPoint) -> dict[str, Any]:
     """A point as JSON holds it."""
     return asdict(point)
