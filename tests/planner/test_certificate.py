@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from fractions import Fraction
 
@@ -92,24 +93,34 @@ def test_the_command_exits_1_on_a_forgery_and_2_on_nonsense(tmp_path):
     assert isinstance(CliRunner().invoke(verify, [str(path)]).exception, GateError)
 
 
-def over_hours(kind, seed=0):
-    """Four hours with commitments, a Savings Plan, or spot machines in two states: what makes a proof wide."""
+def over_hours(kind, seed=0, types=2, hours=4):
+    """Hours with commitments, Savings Plans, or spot machines in several states: what makes a proof wide."""
     rng = np.random.default_rng(seed)
-    options = [*model(seed, num=2, buckets=2).options]
-    more = {}
-    if kind == "reserved":
-        options += [
-            replace(o, name=f"{o.name} r", kind="committed", usd_per_hour=0.6 * o.usd_per_hour) for o in options
-        ]
-    if kind == "savings plan":
-        more["savings_plans"] = (SavingsPlan("plan", 1.0, {o.instance: 0.6 * o.usd_per_hour for o in options}),)
-    if kind == "spot":
-        options += [replace(o, name=f"{o.name} s", kind="spot", usd_per_hour=0.5 * o.usd_per_hour) for o in options]
-        more |= {"states": (State(0.9), State(0.1, 0.5)), "limits": Limits(availability=0.99, spot_max_share=0.7)}
-    return FleetModel(tuple(options), rng.uniform(1, 9, (1, 4, 2)), np.ones(4), **more)
+    options = base = [*model(seed, num=types, buckets=2).options]
+    more, scenarios = {}, 1
+    if kind in ("reserved", "all"):
+        options = options + [replace(o, name=f"{o.name} r", kind="committed", usd_per_hour=0.6 * o.usd_per_hour)
+                             for o in base]  # fmt: skip
+    if kind in ("savings plan", "all"):
+        shares = rng.uniform(0.4, 0.8, (2, types))
+        more["savings_plans"] = tuple(
+            SavingsPlan(f"plan {p}", 1.0, {o.instance: float(shares[p, j] * o.usd_per_hour) for j, o in
+                                           enumerate(base) if j >= p}) for p in range(2)
+        )  # fmt: skip
+    if kind in ("spot", "all"):
+        options = options + [replace(o, name=f"{o.name} s", kind="spot", usd_per_hour=0.5 * o.usd_per_hour)
+                             for o in base]  # fmt: skip
+        more |= {"states": (State(0.9), State(0.08, 0.5), State(0.02, 0.0)),
+                 "limits": Limits(availability=0.99, spot_max_share=0.7)}  # fmt: skip
+    if kind == "all":
+        scenarios, more["probability"] = 2, np.full(2, 0.5)
+    return FleetModel(tuple(options), rng.uniform(1, 9, (scenarios, hours, 2)), np.ones(hours), **more)
 
 
-@pytest.mark.parametrize("kind", ["on demand", "reserved", "savings plan", "spot"])
+KINDS = ("on demand", "reserved", "savings plan", "spot", "all")
+
+
+@pytest.mark.parametrize("kind", KINDS[:-1])
 def test_hours_are_proven_one_by_one(kind, tmp_path):
     fleet, path = over_hours(kind), tmp_path / "proof.json"
     plan = solve(fleet, 1e-4)
@@ -152,3 +163,18 @@ def test_a_changed_part_is_refused(tmp_path, change):
     path.write_text(json.dumps(body))
     with pytest.raises(GateError, match="refused"):
         proof.verify_certificate(path)
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(2))
+def test_how_far_a_proof_gets(kind, seed, tmp_path):
+    fleet, path = over_hours(kind, seed, types=4, hours=6), tmp_path / "proof.json"
+    plan = solve(fleet, 1e-4)
+    start = time.process_time()
+    proof.write_certificate(proof.make_certificate(fleet, plan.objective), path)
+    made = time.process_time()
+    found = proof.verify_certificate(path)
+    seconds = f"made in {made - start:.1f} s of CPU, checked in {time.process_time() - made:.1f}"
+    print(f"\n{kind}: gap {found['gap']:.3%}, {found['leaves']} leaves, {seconds}, {path.stat().st_size / 1e6:.1f} MB")
+    assert found["gap"] <= (1e-3 if kind != "all" else 0.15)
