@@ -111,7 +111,7 @@ class Linear:
             number = next(numbers)
             if x is None:
                 node.update(leaf=self.leaf(y), empty=True)
-            elif value >= goal or self._off(x).max(initial=0.0) < WHOLE:
+            elif value >= goal or self.off(x).max(initial=0.0) < WHOLE:
                 node.update(leaf=self.leaf(y))
             else:
                 heapq.heappush(open_boxes, (value, number, node, low, high, x, y))
@@ -119,7 +119,7 @@ class Linear:
         add(root, low, high)
         while open_boxes and time.monotonic() < end:
             _, _, node, low, high, x, _ = heapq.heappop(open_boxes)
-            i = int(np.argmax(self._off(x)))
+            i = int(np.argmax(self.off(x)))
             at = float(np.floor(x[i]))
             left, right = high.copy(), low.copy()
             left[i], right[i] = at, at + 1
@@ -130,7 +130,8 @@ class Linear:
             node.update(leaf=self.leaf(y))
         return root, next(numbers)
 
-    def _off(self, x: FloatArray) -> FloatArray:
+    def off(self, x: FloatArray) -> FloatArray:
+        """How far each count is from a whole number."""
         return np.where(self.integer, np.abs(x - np.round(x)), 0.0)
 
 
@@ -253,19 +254,19 @@ class Prover:
 
     def _at(self, prices: Prices, box: _Box) -> Bound:
         parts, left = self._priced(prices)
-        usd = float(
-            np.where(left >= 0, left * box.low, left * box.high).sum() - prices.rows @ self.all.right[self.tied]
-        )
+        rest = np.where(left >= 0, left * box.low, left * box.high)
+        usd = float(rest.sum() - prices.rows @ self.all.right[self.tied])
         values, points = np.zeros(len(parts)), np.full(prices.columns.shape, np.nan)
         for k, part in enumerate(parts):
             values[k], x = part.whole(box.low[part.columns], box.high[part.columns])
             ties = self.shared[part.columns]
             if x is not None:
                 points[k, part.columns[ties]] = x[ties]
-        return Bound(usd + float(values.sum()), prices, values, points)
+        usd += np.inf if np.isposinf(values).any() else float(values.sum())  # a part without a point: none at all
+        return Bound(usd, prices, values, points)
 
     def _halves(self, box: _Box) -> Iterator[_Box]:
-        """The box split where its parts disagree most, by money, on a shared column; nothing where they agree."""
+        """The box split where its parts disagree most, by money, on a shared column, or else on any count."""
         if box.parts is None or box.x is None:
             return
         points = box.parts.points
@@ -274,9 +275,14 @@ class Prover:
         least[known], most[known] = np.nanmin(points[:, known], axis=0), np.nanmax(points[:, known], axis=0)
         apart = (most - least) * (np.abs(box.parts.prices.columns).sum(0) + np.abs(self.all.cost))
         i = int(np.argmax(apart))
-        if apart[i] <= WHOLE:
-            return
-        at = _split_at(float(box.x[i]), float(least[i]), float(most[i]), bool(self.all.integer[i]))
+        if apart[i] > WHOLE:
+            at = _split_at(float(box.x[i]), float(least[i]), float(most[i]), bool(self.all.integer[i]))
+        else:
+            off = self.all.off(box.x)
+            i = int(np.argmax(off))
+            if off[i] < WHOLE:
+                return
+            at = float(np.floor(box.x[i]))
         left, right = box.high.copy(), box.low.copy()
         left[i], right[i] = at, at + self.all.integer[i]
         box.node.update(split=i, at=str(_grid(at)), below={}, above={})
