@@ -205,6 +205,12 @@ def test_a_hang_is_seen_after_the_probes_and_its_requests_are_sent_again() -> No
     assert usage.booting_s == pytest.approx(30.0 * hangs, abs=31.0)
 
 
+def test_a_replica_that_starts_again_does_not_look_busier_than_it_is() -> None:
+    requests = load(3600.0, 0.2)
+    result = play(requests, FleetConfig((GROUP,), failures=FailureRates(hang_mtbf_h=0.3, restart_s=30.0)))
+    assert result.series["gpu_use"].max() < 0.7
+
+
 def test_on_loss_fail_counts_what_was_lost() -> None:
     requests = load(3600.0, 5.0)
     failures = FailureRates(crash_mtbf_h=0.3, restart_s=30.0)

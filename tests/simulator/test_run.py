@@ -239,7 +239,10 @@ def test_what_cannot_be_played_is_refused(tmp_path: Path, old: str, new: str, ki
     assert what in str(shown.exception)
 
 
-@pytest.mark.parametrize(("pair", "what"), [("count", "KEY=VALUE"), ("fleet.9.count=2", "fleet"), ("a=[", "value")])
+@pytest.mark.parametrize(
+    ("pair", "what"),
+    [("count", "KEY=VALUE"), ("fleet.9.count=2", "fleet"), ("fleet.².count=2", "fleet"), ("a=[", "value")],
+)
 def test_bad_overrides_are_refused(tmp_path: Path, pair: str, what: str) -> None:
     shown = invoke(str(written(tmp_path)), "--set", pair)
     assert isinstance(shown.exception, InputError) and what in str(shown.exception)
