@@ -256,6 +256,8 @@ def _words(detail: ErrorDetails, located: Located, at: Place) -> tuple[str, str,
                 return cause.what, cause.remedy, (*place, cause.where)
             return f"{name}: {cause.what}" if place else cause.what, cause.remedy, place
         return f"{name}: {cause or detail['msg']}", "", place
+    if kind == "path_type":
+        return f"{name} is {_shown(value)}: should be the path of a file", "", place
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return f"{name} is {_shown(value)}: {message.replace('input ', '')}", "", place
 

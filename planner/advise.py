@@ -224,7 +224,9 @@ def _fleet(problem: Problem, settled: Settings) -> list[tuple[Holding, Candidate
         }
         fits = [c for c in candidates if all(v is None or getattr(c, k) == v for k, v in asked.items())]
         if not fits:
+            num_gpus, tp = find_instance(holding.instance_type).num_gpus, holding.tensor_parallel_size or 1
             why = "; ".join(reason for _, reason in refused[:2])
+            why = f"tensor_parallel_size {tp} is more than its GPUs ({num_gpus})" if tp > num_gpus else why
             raise InputError(
                 f"{holding.instance_type} is not for sale or cannot serve {problem.model} as described"
                 + (f": {why}" if why else ""),

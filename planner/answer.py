@@ -43,10 +43,10 @@ class Line:
 def purchase_lines(model: FleetModel, solution: Solution, candidates: Mapping[str, Candidate]) -> list[Line]:
     """The lines with at least one machine, dearest first; counts and routing are those of the first scenario."""
     lines = []
-    weight = model.weight
+    weight, active = model.weight, model.active
     chance = np.array([s.probability for s in model.states])
     for j, option in enumerate(model.options):
-        committed = solution.committed[j] * model.active[j]
+        committed = solution.committed[j] * active[j]
         counts = np.round(committed + solution.held[j, 0]).astype(np.int64)
         if not counts.any():
             continue
@@ -136,8 +136,8 @@ def _upfront_usd(line: Line) -> float:
 
 
 def _held(option: Option) -> str:
-    """The days of a Capacity Block, counted from the horizon's start; empty: the whole horizon."""
-    if option.active is None or option.active.all():
+    """The days of a Capacity Block, counted from the horizon's start; empty: what it is holds for the whole horizon."""
+    if option.active is None:
         return ""
     days = np.flatnonzero(option.active) // HOURS_PER_DAY + 1
     return f"day {days[0]}" if days[0] == days[-1] else f"days {days[0]}-{days[-1]}"

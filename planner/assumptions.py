@@ -36,6 +36,11 @@ def assumptions_of(problem: Problem, horizon: Horizon) -> list[str]:
             f"{problem.spot.zone_correlation:g}; replacements on demand boot in {problem.time.boot_s:g} s, and their "
             "number is a mean over outages"
         )
+    if "capacity_block" in problem.candidates.purchase:
+        notes.append(
+            "Capacity Blocks are whole days, counted from the start of the horizon; a real one ends at 11:30 UTC and "
+            "its machines stop 30 minutes before: start the horizon then, with others ready for its last half-hour"
+        )
     longest = max((TERM_YEARS.get(form, 0.0) * 12 for form in problem.candidates.purchase), default=0.0)
     if problem.commitments.horizon_months < longest:
         notes.append(

@@ -270,7 +270,7 @@ def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> d
         "rounds": search.rounds,
         "simulations": search.capacities.simulations,
         "alternatives": others,
-        "assumptions": list(found.notes) + _coverage(found),
+        "assumptions": list(found.notes) + _unknown_quality(problem.model, lines) + _coverage(found),
         "profiles": _profiles(search, lines),
         "prices_as_of": min((_as_of(line) for line in lines), default=None),
         "buckets": [
@@ -300,7 +300,9 @@ def _verified_why(found: Found, draws: Mapping[str, Any]) -> str:
     if not found.verdict.ok:
         rounds = found.search.rounds
         return f"no fleet kept the promise in {rounds} rounds of simulating and tightening; this is the last of them"
+    low, high = draws["probability_interval"]
     kept = f"kept its promise on {draws['kept']} of {draws['draws']} fresh draws of it"
+    kept += f", a probability of {low:.0%} to {high:.0%}"
     if found.search.horizon.num_periods == 1:
         return f"the fleet was simulated on all {num:,} requests of the workload, and {kept}"
     return (
@@ -328,6 +330,15 @@ def _engine(served: Served) -> dict[str, Any]:
         "block_size": served.spec.block_size,
         "enable_prefix_caching": served.spec.enable_prefix_caching,
     }
+
+
+def _unknown_quality(model: str, lines: list[Line]) -> list[str]:
+    precisions = sorted({line.candidate.precision for line in lines if line.candidate.score is None})
+    return [
+        f"how much of {model}'s quality {precision} keeps is not known: no evaluation of it is at hand, so none is "
+        "assumed; quality.results brings yours, and quality.min_score leaves out what nobody measured"
+        for precision in precisions
+    ]
 
 
 def _coverage(found: Found) -> list[str]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from catalogs.units import SECONDS_PER_HOUR
 from planner.answer import Line
-from planner.capacity.confidence import name_of, percentile_of
+from planner.capacity.confidence import name_of, percentile_of, wilson
 from planner.capacity.verify import fresh_draw
 from planner.inputs.demand import Demand
 from planner.inputs.horizon import Horizon, scaled, zone_availability
@@ -30,8 +30,6 @@ from simulator.engine.metrics import Latencies
 from simulator.fleet.autoscaling.planned import Scheduled, ScheduleEntry
 from simulator.fleet.cold_start import ColdStart, LogNormal
 from simulator.fleet.config import FleetConfig, Group
-from simulator.fleet.engine_plane import EnginePlane
-from simulator.fleet.simulate import Fleet
 from simulator.fleet.spot import SpotPolicy, Zone, synthesise
 from simulator.workload.requests import Requests
 from simulator.workload.traces import take
@@ -133,15 +131,6 @@ def in_words(live: Mapping[str, Any] | None) -> str:
     )
 
 
-def wilson(kept: int, draws: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927)."""
-    share = kept / draws
-    middle = share + z * z / (2 * draws)
-    half = z * math.sqrt(share * (1 - share) / draws + z * z / (4 * draws * draws))
-    scale = 1 + z * z / draws
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-
-
 def hardest_window(problem: Problem, search: Search, counts: NDArray[np.int64]) -> Window:
     """The stretch around the hour in which most machines start (of equals, the busiest), within a request budget."""
     horizon, settle = search.horizon, SETTLE_BOOTS * problem.time.boot_s
@@ -229,6 +218,9 @@ def _run(
     problem: Problem, search: Search, lines: Sequence[Line], window: Window, drawn: Demand, seed: int
 ) -> tuple[Demand, Latencies]:
     """One draw: the requests that are judged, and what they got."""
+    from simulator.fleet.engine_plane import EnginePlane  # loads the compiled engine
+    from simulator.fleet.simulate import Fleet
+
     served = [search.served[line.candidate.config] for line in lines]
     everything = tuple(range(len(search.demand.names)))
     weights = [search.capacity((line.candidate.config, everything)) for line in lines]

@@ -206,6 +206,20 @@ def _workload(spec: str, seed: int, stamps: tuple[tuple[int, int], ...]) -> Any:
     return load_workload(WorkloadSpec.model_validate_json(spec), seed)
 
 
+@dataclass(frozen=True)
+class _Row:
+    """What a worker hands back of a point: its row, whose long answer is text already when it is sent.
+
+    Attributes:
+        answer: plays a point.
+    """
+
+    answer: Callable[[Point], dict[str, Any]]
+
+    def __call__(self, point: Point) -> dict[str, Any]:
+        return row_of(point, self.answer(point))
+
+
 def row_of(point: Point, result: Any) -> dict[str, Any]:
     """A row of the results: the point, how it ended, the main figures, and the whole answer as JSON."""
     failed = isinstance(result, Failure)
@@ -351,8 +365,9 @@ def run_sweep(
 
         warm()  # compiled once, before the workers would each compile for themselves
     try:
-        for done in run_tasks(function, points, numbers=left, workers=workers, ray_address=ray_address):
-            results.add(row_of(points[done.number], done.result))
+        for done in run_tasks(_Row(function), points, numbers=left, workers=workers, ray_address=ray_address):
+            failed = isinstance(done.result, Failure)
+            results.add(row_of(points[done.number], done.result) if failed else done.result)
             progress(f"{len(results.rows)} of {len(points)} points", len(results.rows) / len(points))
     finally:
         results.flush()

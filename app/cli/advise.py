@@ -38,7 +38,10 @@ def advise(config: Path, form: str) -> None:
     ]  # fmt: skip
     columns = ["step", "what may change", "USD/h", "saves", *names, "quality kept", "fleet"]
     title = _title(answer)
-    notes = ["Each step keeps what came before; a dash for quality means that nobody measured it."]
+    notes = [
+        "Each step keeps what came before, and one that saves nothing changes nothing (a dash).",
+        "A dash for the quality of a step's fleet means that nobody measured it.",
+    ]
     now = answer["steps"][0]
     if now["bottleneck"]:
         notes.insert(

@@ -29,6 +29,8 @@ def doctor(form: str) -> None:
     Example:
       plan doctor
     """
+    from calibrate.profile_error import measured_accuracy
+
     packages = _packages()
     document: dict[str, Any] = {
         "schema_version": 1,
@@ -98,20 +100,6 @@ def _runs() -> dict[str, Any]:
         return {"folder": str(data_dir()), "runs": len(list_runs()), "fault": None}
     except MissingError as error:
         return {"folder": str(data_dir()), "runs": None, "fault": str(error)}
-
-
-def measured_accuracy() -> list[dict[str, Any]]:
-    """The measured errors of the shipped profiles, as in docs/validation.md."""
-    import json
-    from importlib.resources import files
-
-    path = files("calibrate") / "accuracy.json"
-    if not path.is_file():
-        from calibrate.profile_error import kernel_accuracy
-
-        return kernel_accuracy()
-    rows = json.loads(path.read_text())
-    return rows if isinstance(rows, list) else list(rows.get("rows", []))
 
 
 def _tables(document: dict[str, Any]) -> list[Table]:

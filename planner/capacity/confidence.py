@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,8 +34,18 @@ def fresh_seeds(capacities: Capacities, demand: Demand, groups: Sequence[Group],
         "draws": num,
         "kept": kept,
         "probability": (kept + 1) / (num + 2),  # rule of succession: never certain from a few draws
+        "probability_interval": list(wilson(kept, num)),
         "spread": {name: [float(np.min(v)), float(np.max(v))] for name, v in values.items() if v},
     }
+
+
+def wilson(kept: int, draws: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson 1927)."""
+    share = kept / draws
+    middle = share + z * z / (2 * draws)
+    half = z * math.sqrt(share * (1 - share) / draws + z * z / (4 * draws * draws))
+    scale = 1 + z * z / draws
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def percentile_of(slo: Slo, demand: Demand, latencies: Latencies) -> float:

@@ -16,6 +16,7 @@ from catalogs.load import engine_defaults
 from catalogs.schema import Engine, Gpu, Instance, Model, Replica
 from planner.inputs.market import Offer, offers_of, wanted_instances
 from planner.inputs.problem import Candidates, Problem
+from planner.inputs.quality import check_task, score_of
 
 ENGINE_CORE = frozenset(f.name for f in fields(Engine)) - {"framework", "options"}
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
@@ -103,6 +104,7 @@ def enumerate_candidates(problem: Problem, model: Model) -> tuple[list[Candidate
     """
     from catalogs.load import find_gpu
 
+    check_task(problem)
     found: list[Candidate] = []
     refused: dict[str, str] = {}
     for instance in wanted_instances(problem):
@@ -236,6 +238,4 @@ def _unsuitable(problem: Problem, replica: Replica) -> str:
 
 
 def _score(problem: Problem, replica: Replica) -> float | None:
-    from planner.inputs.quality import score_of
-
     return score_of(problem, replica.model, replica.precision, replica.kv_cache_dtype)

@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from calibrate.physics.precisions import kv_cache_bytes, precision
+from catalogs.engines import frameworks
 from catalogs.errors import InputError
-from catalogs.names import nearest
+from catalogs.names import nearest, resolve
 from catalogs.yaml_source import Located, Strict, check, read_yaml
 from simulator.scenario.replicas import engine_options
 from simulator.scenario.sections import DisaggregationSpec
@@ -91,6 +93,13 @@ class Candidates(Strict):
                     _check_setting(name, choice)
         return values
 
+    @field_validator("kv_cache_dtype")
+    @classmethod
+    def _kv_cache_dtypes(cls, values: list[str]) -> list[str]:
+        for value in values:
+            kv_cache_bytes(value)
+        return values
+
     @field_validator("precision", "gpus", "instances")
     @classmethod
     def _not_empty(cls, values: Any) -> Any:
@@ -141,9 +150,9 @@ class Time(Strict):
     scenarios: list[Scenario] = Field(
         [Scenario(name="", scale=1.0, probability=1.0)], min_length=1, description="futures and their probabilities"
     )
-    max_added_per_hour: int | None = Field(None, ge=1)
-    max_removed_per_hour: int | None = Field(None, ge=1)
-    min_run_hours: int = Field(1, ge=1, le=168)
+    max_added_per_hour: int | None = Field(None, ge=1, description="machines of one line, at most")
+    max_removed_per_hour: int | None = Field(None, ge=1, description="machines of one line, at most")
+    min_run_hours: int = Field(1, ge=1, le=168, description="hours that a machine runs once it is started, at least")
     boot_s: float = Field(300.0, ge=0, le=7200, description="from start to the first request; paid for")
     cvar_weight: float = Field(0.0, ge=0, le=1, description="of the tail's mean cost in the objective")
     cvar_alpha: float = Field(0.9, ge=0, lt=1)
@@ -167,6 +176,23 @@ class Holding(Strict):
     precision: str | None = None
     tensor_parallel_size: int | None = Field(None, ge=1)
     framework: str | None = None
+
+    @field_validator("purchase")
+    @classmethod
+    def _known_form(cls, value: str) -> str:
+        return resolve(value, PURCHASES, "purchase form")
+
+    @field_validator("framework")
+    @classmethod
+    def _known_framework(cls, value: str | None) -> str | None:
+        return None if value is None else resolve(value, frameworks(), "framework")
+
+    @field_validator("precision")
+    @classmethod
+    def _known_precision(cls, value: str | None) -> str | None:
+        if value is not None:
+            precision(value)
+        return value
 
 
 class Commitment(Strict):

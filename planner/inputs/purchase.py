@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -93,10 +94,14 @@ def check_holdings(problem: Problem, candidates: Iterable[Candidate]) -> list[st
 
 
 def _blocks(option: Option, periods: int) -> list[Option]:
-    """A Capacity Block for each run of whole days of the horizon; for a static plan, blocks one after another."""
-    days = periods // HOURS_PER_DAY
-    if days < 1 or periods % HOURS_PER_DAY:
-        return [replace(option, max_count=MAX_BLOCK_INSTANCES // option.machines)]
+    """A Capacity Block for each run of whole days of the horizon; for a static plan, blocks one after another.
+
+    A horizon that ends within a day pays for the whole of it.
+    """
+    most = MAX_BLOCK_INSTANCES // option.machines
+    if periods == 1:
+        return [replace(option, max_count=most)]
+    days = math.ceil(periods / HOURS_PER_DAY)
     found = []
     for first in range(days):
         for last in range(first, days):
@@ -106,6 +111,6 @@ def _blocks(option: Option, periods: int) -> list[Option]:
             active = np.zeros(periods, dtype=bool)
             active[first * HOURS_PER_DAY : (last + 1) * HOURS_PER_DAY] = True
             span = f"day {first + 1}" if first == last else f"days {first + 1}-{last + 1}"
-            most = MAX_BLOCK_INSTANCES // option.machines
-            found.append(replace(option, name=f"{option.name} {span}", active=active, max_count=most))
+            usd = option.usd_per_hour * length * HOURS_PER_DAY / int(active.sum())
+            found.append(replace(option, name=f"{option.name} {span}", active=active, max_count=most, usd_per_hour=usd))
     return found

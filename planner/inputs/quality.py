@@ -12,7 +12,7 @@ from pathlib import Path
 from calibrate.physics.precisions import precision as precision_named
 from catalogs.errors import InputError
 from catalogs.load import find_model
-from catalogs.names import normalise
+from catalogs.names import nearest, normalise
 from catalogs.schema import Model
 from planner.inputs.problem import Problem
 
@@ -45,9 +45,30 @@ def score_of(problem: Problem, model: Model, precision: str, kv_cache_dtype: str
     return _measured(problem, model, precision)
 
 
+def check_task(problem: Problem) -> None:
+    """Whether anybody evaluated the task that is asked for.
+
+    Raises:
+        InputError: nobody did, for any model; the nearest that somebody did.
+    """
+    task = problem.quality.task
+    known = sorted({e.task for e in (*_own(problem), *catalogue())})
+    if task is None or normalise(task) in {normalise(t) for t in known}:
+        return
+    raise InputError(
+        f"no evaluation is of the task {task!r}",
+        where="quality.task",
+        why="without one every quality would count as unknown",
+        remedy=f"one of {', '.join(nearest(task, known, num=1) or known)}; or your own in quality.results",
+    )
+
+
+def _own(problem: Problem) -> tuple[Evaluation, ...]:
+    return own_results(problem.quality.results) if problem.quality.results else ()
+
+
 def _measured(problem: Problem, model: Model, precision: str) -> float | None:
-    own = own_results(problem.quality.results) if problem.quality.results else ()
-    for table in (own, catalogue()):
+    for table in (_own(problem), catalogue()):
         found = [
             e.retained
             for e in table

@@ -53,6 +53,8 @@ def plans_of(problem: Problem, instances: Iterable[str]) -> tuple[SavingsPlan, .
         InputError: a file of rates that cannot be used. MissingError: no rate is known for any of the instance types.
     """
     if "savings_plan" not in problem.candidates.purchase:
+        if problem.savings_plans is not None:
+            user_rates(problem.savings_plans, problem.region)  # what is wrong with it is said even so
         return ()
     wanted = set(instances)
     rates = [r for r in rates_of(problem) if r.instance in wanted]

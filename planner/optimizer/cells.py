@@ -107,12 +107,6 @@ class Cell:
         beyond = float(adds[~keep].min(initial=np.inf))
         return min(max(bound, relaxed.usd_per_hour), relaxed.usd_per_hour + beyond)
 
-    def between(
-        self, price: FloatArray, box: Box, tolerance_usd: float, expected_usd: float
-    ) -> tuple[Plan | None, float]:
-        """A plan with commitments in a box at ``price`` each, and a bound of the cheapest; None: there is none."""
-        return self._solve(np.arange(len(self.model.options)), price, box, tolerance_usd, expected_usd)
-
     def _solve(
         self, ids: IntArray, price: FloatArray, box: Box | None, tolerance_usd: float, expected_usd: float
     ) -> tuple[Plan | None, float]:
@@ -136,7 +130,7 @@ class Cell:
             values = None if rounded is None else rounded.values
         if values is None:
             return None, np.inf if found.status == INFEASIBLE else found.bound
-        plan = self._plan(ids, program, columns, values)
+        plan = plan_of(ids, len(self.model.options), program, columns, values)
         self.keep(plan)
         return plan, found.bound
 
@@ -153,17 +147,19 @@ class Cell:
             self._programs[key] = build(self.model.with_options([self.model.options[j] for j in ids]))
         return self._programs[key]
 
-    def _plan(self, ids: IntArray, program: Program, columns: Columns, values: FloatArray) -> Plan:
-        padded = np.append(values, 0.0)  # index -1 reads 0
-        holds = np.zeros(len(self.model.options))
-        holds[ids] = np.round(padded[columns.committed])
-        there = columns.committed[columns.committed >= 0]
-        beside = float(program.cost @ values - program.cost[there] @ values[there])
-        return Plan(
-            ids, holds, beside, np.round(padded[columns.held[:, 0, 0]]),
-            np.maximum(padded[columns.fallback[:, 0, 0]], 0.0), np.clip(padded[columns.routed[:, 0, 0]], 0.0, 1.0),
-            np.clip(padded[columns.unserved[0, 0]], 0.0, 1.0),
-        )  # fmt: skip
+
+def plan_of(ids: IntArray, num: int, program: Program, columns: Columns, values: FloatArray) -> Plan:
+    """A solution of the program over some of a period's ``num`` options."""
+    padded = np.append(values, 0.0)  # index -1 reads 0
+    holds = np.zeros(num)
+    holds[ids] = np.round(padded[columns.committed])
+    there = columns.committed[columns.committed >= 0]
+    beside = float(program.cost @ values - program.cost[there] @ values[there])
+    return Plan(
+        ids, holds, beside, np.round(padded[columns.held[:, 0, 0]]),
+        np.maximum(padded[columns.fallback[:, 0, 0]], 0.0), np.clip(padded[columns.routed[:, 0, 0]], 0.0, 1.0),
+        np.clip(padded[columns.unserved[0, 0]], 0.0, 1.0),
+    )  # fmt: skip
 
 
 def cells_of(model: FleetModel) -> list[Cell]:

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.optimizer.cells import FEW_OPTIONS, Box, Cell, Plan, cells_of
+from planner.optimizer import few_machines
+from planner.optimizer.cells import FEW_OPTIONS, Cell, Plan, cells_of
 from planner.optimizer.fleet_model import FleetModel
 from planner.optimizer.milp import Solution
 from planner.optimizer.program import optimizer, quiet_stdout, relative_gap
@@ -32,14 +33,12 @@ from simulator.pool import cpu_count
 
 log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float64]
+FEW_SHARE = 0.5  # of the time that listing what a small fleet can be may take
 SMOOTHING = 0.7  # share of the best prices so far in the next (Wentges 1997)
 SAMPLE = 8  # periods that are solved with every option that could pay
 SHORT_LIST = 12  # options of the sample's plans that the other periods are solved with first
 LONG_LIST_GAP = 2  # times the gap asked for: beyond it, the bound must rise, and longer lists do not help
-MOST_COMMITTED = 12  # machines of one kind that a plan can pay for, where boxes of them are looked at
-BOXES = 400  # of commitments that are looked at one by one, at most
 ROUNDS = 12  # of prices and whole commitments, at most: the end of the search on a machine that is fast enough
-MASTER_EACH = 4  # boxes after which the plans found so far are put together anew
 MASTER_ROUNDS = 2  # of prices, between two looks at whole commitments
 
 
@@ -61,7 +60,9 @@ def solve_decomposed(model: FleetModel, gap: float = 1e-3, time_limit_s: float =
         if relaxed is None:
             return None
         state = _State(model, cells_of(model), relaxed, gap, end, pool)
-        state.round_commitments()
+        state.list_few(time.monotonic() + FEW_SHARE * time_limit_s)
+        if state.chosen is None or state.open():
+            state.round_commitments()
         for _ in range(ROUNDS):
             if not state.open():
                 break
@@ -70,8 +71,6 @@ def solve_decomposed(model: FleetModel, gap: float = 1e-3, time_limit_s: float =
             state.price()
             if state.open():
                 state.integer_master()
-            if state.open() and _few(state):
-                branch(state)
             if before == (state.lower, state.upper, state.num_plans):
                 break
     return state.solution()
@@ -123,6 +122,15 @@ class _State:
     def open(self) -> bool:
         """Whether there is a gap to close, and time."""
         return relative_gap(self.upper, self.lower) > self.gap and time.monotonic() < self.end
+
+    def list_few(self, end: float) -> None:
+        """Fleets of a few machines by listing what they can be."""
+        found = few_machines.search(self.model, self.cells, self.relaxed, self.gap, end, self.pool)
+        if found is None:
+            return
+        self.lower = max(self.lower, found.bound)
+        if found.committed is not None:
+            self.upper, self.chosen, self.best = found.usd_per_hour, found.committed, found.plans
 
     def round_commitments(self) -> None:
         """Plans for the relaxation's commitments in whole machines."""
@@ -299,92 +307,6 @@ class _State:
         return Solution(
             self.chosen, held, fallback, routed, unserved, self.upper, self.upper, lower, achieved, optimal, hurried
         )
-
-
-def _few(state: _State) -> bool:
-    """Whether so few commitments can be paid for that boxes of them are worth looking at."""
-    paid = state.total > 0
-    return len(state.model.options) <= FEW_OPTIONS and bool((state.upper < MOST_COMMITTED * state.total[paid]).all())
-
-
-def branch(state: _State) -> None:
-    """Branch and bound over the commitments of a fleet of a few machines, whose Lagrangian bound stays far below.
-
-    A node is a box of commitments. In it each period pays its price for those that it has, at least the box's fewest;
-    prices sum up to what commitments cost, so the periods' cheapest sum up to a bound, which is exact where the box is
-    one point. A period's plan that lies in a part of the box is still its cheapest there.
-    """
-    price = state.best_price if state.best_price is not None else state._first_price()
-    committed = state.model.is_kind("committed")
-    most = np.array([np.inf if o.max_count is None else o.max_count for o in state.model.options])
-    afford = np.floor(state.upper / np.maximum(state.total, 1e-12) + 1e-9)
-    high = np.where(committed, np.minimum(most, np.where(state.total > 0, afford, most)), 0.0)
-    root = _node(state, price, (np.zeros(len(high)), high), None)
-    if root is None:
-        return
-    boxes, leaves = [root], np.inf
-    for num in range(BOXES):
-        boxes = [b for b in boxes if b.bound < state.upper * (1 - state.gap)]
-        if not boxes or time.monotonic() > state.end:
-            break
-        box = boxes.pop(int(np.argmin([b.bound for b in boxes])))
-        mean = state.weights @ box.holds
-        state.evaluate(np.clip(np.round(mean), *box.box))
-        if num % MASTER_EACH == MASTER_EACH - 1:
-            state.integer_master()
-        halves = _halves(state, box)
-        leaves = leaves if halves else min(leaves, box.bound)
-        for half in halves:
-            child = _node(state, price, half, box)
-            if child is not None:
-                boxes.append(child)
-        log.debug("box %d: %.4f to %.4f", num, min([b.bound for b in boxes], default=leaves), state.upper)
-    left_out = state.upper * (1 - state.gap)  # at least, of the boxes that were not looked into
-    state.lower = max(state.lower, min([left_out, leaves, *(b.bound for b in boxes)]))
-
-
-@dataclass(frozen=True)
-class _Node:
-    """A box of commitments, each period's cost in it at most, and what its plan has of them."""
-
-    box: Box
-    usd: FloatArray  # (cells,)
-    holds: FloatArray  # (cells, J)
-    bound: float
-
-
-def _node(state: _State, price: FloatArray, box: Box, above: _Node | None) -> _Node | None:
-    """The bound of a box inside the one above; None where it has no plan."""
-
-    def solve(i: int) -> tuple[float, FloatArray] | None:
-        if above is not None and (above.holds[i] >= box[0]).all() and (above.holds[i] <= box[1]).all():
-            return float(above.usd[i]), above.holds[i]
-        expected = float(state.relaxed.cell_usd[state.cells[i].where])
-        plan, bound = state.cells[i].between(price[i], box, state.tolerance_usd, expected)
-        if plan is None:  # none in the box, or none found in time
-            return None if np.isinf(bound) else (bound, box[0])
-        return bound, plan.holds
-
-    found = list(state.pool.map(solve, range(len(state.cells))))
-    if any(f is None for f in found):
-        return None
-    usd, holds = np.array([f[0] for f in found if f]), np.array([f[1] for f in found if f])
-    return _Node(box, usd, holds, float(state.weights @ usd))
-
-
-def _halves(state: _State, node: _Node) -> list[Box]:
-    """The box cut where its periods disagree most about a commitment, in dollars."""
-    mean = state.weights @ node.holds
-    apart = state.weights @ np.abs(node.holds - mean) * state.total
-    low, high = node.box
-    apart = np.where(high > low, apart, -1.0)
-    j = int(np.argmax(apart))
-    if apart[j] < 0:
-        return []
-    at = float(np.clip(np.floor(mean[j]), low[j], high[j] - 1))
-    below, above = high.copy(), low.copy()
-    below[j], above[j] = at, at + 1
-    return [(low, below), (above, high)]
 
 
 def _over_quota(model: FleetModel, commitments: FloatArray) -> bool:

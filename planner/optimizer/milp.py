@@ -261,14 +261,19 @@ def _savings_plans(model: FleetModel, program: Program, c: Columns) -> None:
     program.rows("machines under a Savings Plan", there, -np.inf, 0.0, shape[1:])
 
 
+def paid_share(model: FleetModel) -> FloatArray:
+    """(J,) share of the time held for which a machine is paid: spot machines while their zones are up."""
+    up = sum(s.probability * s.spot_up for s in model.states)
+    return np.where(model.is_kind("spot"), up, 1.0)
+
+
 def cost_terms(model: FleetModel, c: Columns) -> list[tuple[IntArray, FloatArray]]:
     """(columns, USD an hour on average over the horizon, shape (J, O, T[, K]) or (J, O)) before probabilities.
 
     A machine under a Savings Plan is paid for by what is promised, so its price on demand is given back.
     """
     price, weight = model.usd_per_hour, model.weight
-    spot_paid = sum(s.probability * s.spot_up for s in model.states)
-    paid = np.where(model.is_kind("spot"), spot_paid, 1.0)
+    paid = paid_share(model)
     held_share = (model.active * weight).sum(1)
     scenarios = model.demand.shape[0]
     chance = np.array([s.probability for s in model.states])

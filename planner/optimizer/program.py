@@ -168,16 +168,19 @@ class Program:
 
     def relaxed(self) -> tuple[FloatArray, float, FloatArray] | None:
         """The linear relaxation: values, objective, and each row's shadow price (>= 0 if <=); None: infeasible."""
+        with quiet_stdout():
+            return self.relaxed_with(*self.bounds)
+
+    def relaxed_with(self, low: FloatArray, high: FloatArray) -> tuple[FloatArray, float, FloatArray] | None:
+        """As ``relaxed``, with other bounds; safe to call from several threads."""
         row_low, row_high = self.row_bounds
-        low, high = self.bounds
         matrix = self.matrix()
         equal = row_low == row_high
         assert np.isinf(row_low[~equal]).all()
-        with quiet_stdout():
-            found = optimizer().linprog(
-                self.cost, matrix[~equal], row_high[~equal], matrix[equal] if equal.any() else None,
-                row_high[equal] if equal.any() else None, np.column_stack([low, high]), method="highs",
-            )  # fmt: skip
+        found = optimizer().linprog(
+            self.cost, matrix[~equal], row_high[~equal], matrix[equal] if equal.any() else None,
+            row_high[equal] if equal.any() else None, np.column_stack([low, high]), method="highs",
+        )  # fmt: skip
         if found.status != 0:
             return None
         price = np.zeros(self.num_rows)

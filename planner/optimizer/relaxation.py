@@ -63,8 +63,7 @@ def relax(model: FleetModel) -> Relaxed | None:
     chosen = set(cheapest_by_bucket(model))
     while True:
         ids = sorted(chosen)
-        stopgap = _stopgap(model)
-        part = model.with_options([*(model.options[j] for j in ids), stopgap])
+        part = model.with_options([*(model.options[j] for j in ids), stopgap(model)])
         program, columns = build(part)
         program.unlimit(columns.routed)  # implied by "serve every request"; its price would hide the true one
         found = program.relaxed()
@@ -112,7 +111,7 @@ def cheapest_by_bucket(model: FleetModel) -> list[int]:
     return sorted(found)
 
 
-def _stopgap(model: FleetModel) -> Option:
+def stopgap(model: FleetModel) -> Option:
     """An option that serves everything, dearer than any other by far: with it every program has a plan."""
     usd = model.usd_per_hour[:, None] * np.where(np.isfinite(model.load), model.load, 0.0)
     price = STOPGAP_FACTOR * max(float(usd.max(initial=0.0)), 1e-3)

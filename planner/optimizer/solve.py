@@ -11,7 +11,7 @@ import numpy as np
 from planner.optimizer import decompose, milp
 from planner.optimizer.cells import without_ties
 from planner.optimizer.fleet_model import FleetModel, Option
-from planner.optimizer.milp import Solution
+from planner.optimizer.milp import NODES, Solution
 from planner.optimizer.program import relative_gap
 from planner.optimizer.relaxation import cheapest_by_bucket, relax
 
@@ -24,21 +24,30 @@ UNTIED_SHARE, PART_SHARE = 0.4, 0.7  # of the time: for the bound; of the rest, 
 def solve(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> Solution | None:
     """The cheapest plan with its bound and gap; None where the limits contradict each other."""
     scenarios, periods = model.demand.shape[:2]
-    if len(model.options) * scenarios * periods <= LARGE:
+    small = len(model.options) * scenarios * periods <= LARGE
+    without = model.with_options([replace(o, start_hours=0.0) for o in model.options])
+    in_parts = decompose.separable(without) and not model.savings_plans
+    if small and not in_parts:
         return milp.solve(model, gap, time_limit_s)
     if model.savings_plans:
         return solve_with_savings_plans(model, gap, time_limit_s)
-    end = time.monotonic() + time_limit_s
-    without = model.with_options([replace(o, start_hours=0.0) for o in model.options])
-    if not decompose.separable(without):
+    if not in_parts:
         return solve_tied(model, gap, time_limit_s)
-    found = _whole_or_in_parts(without, gap, time_limit_s)
+    end = time.monotonic() + time_limit_s
+    plain = len(model.states) == 1 or model.demand.shape[2] == 1  # else even HiGHS's first node takes long
+    tried = small and plain
+    whole = milp.solve(model, gap, time_limit_s * FIRST_SHARE, FIRST_NODES) if tried else None
+    if whole is not None and whole.optimal:
+        return whole
+    found = _whole_or_in_parts(without, gap, end - time.monotonic(), tried)
     if found is None:
-        return None
+        return whole
     found = _with_boots(model, found, gap)
+    found = found if whole is None else _better(found, whole, gap)
     left_s = end - time.monotonic()
-    if not found.optimal and any(o.start_hours > 0 for o in model.options) and _one_size(model) and left_s > 0:
-        whole = milp.solve(model, gap, left_s, FIRST_NODES)  # boots in the bound too
+    boots = any(o.start_hours > 0 for o in model.options) and _one_size(model)
+    if not found.optimal and (small or boots) and left_s > 0:
+        whole = milp.solve(model, gap, left_s, NODES if small else FIRST_NODES)  # boots in the bound too
         found = found if whole is None else _better(found, whole, gap)
     if model.limits.budget_usd_per_hour is not None and found.usd_per_hour > model.limits.budget_usd_per_hour + 1e-9:
         return None
@@ -105,11 +114,11 @@ def _better(one: Solution, other: Solution, gap: float) -> Solution:
     return replace(found, hurried=not found.optimal and (one.hurried or other.hurried))
 
 
-def _whole_or_in_parts(model: FleetModel, gap: float, time_limit_s: float) -> Solution | None:
+def _whole_or_in_parts(model: FleetModel, gap: float, time_limit_s: float, tried: bool) -> Solution | None:
     """A separable model. Fleets of a few machines an hour leave a wide gap to their relaxation, and HiGHS's cuts close
     it where all requests are of one size; where they do not, the better of both plans and of both bounds is kept."""
     end = time.monotonic() + time_limit_s
-    whole = _tried_whole(model, gap, time_limit_s)
+    whole = None if tried else _tried_whole(model, gap, time_limit_s)
     if whole is not None and whole.optimal:
         return whole
     parts = decompose.solve_decomposed(model, gap, max(end - time.monotonic(), 1.0))

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catalogs.errors import InputError
-from simulator.engine.plane import ReplicaSpec
 from simulator.engine.records import COMPLETED
+from simulator.engine.replica_spec import ReplicaSpec
 from simulator.fleet.data_plane import Load, Outcome
 from simulator.workload.requests import Requests
 from simulator.workload.traces import take

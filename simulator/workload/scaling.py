@@ -30,6 +30,7 @@ from simulator.workload.requests import Requests, demand_few_enough
 from simulator.workload.traces import take
 
 BLOCK_REQUESTS = 1024
+MOST_REQUESTS = 200_000_000
 SYSTEM_PROMPT_SHARE = 0.01
 SYSTEM_PROMPT_REQUESTS = 10  # and never fewer than this many
 Float = NDArray[np.float64]
@@ -59,6 +60,12 @@ def scale_requests(
     if not callable(factor):
         if not (np.isfinite(factor) and factor > 0):
             raise InputError(f"scale {factor:g} is not a positive number", remedy="scale: 2 doubles the rate")
+        if factor * len(requests) > MOST_REQUESTS:
+            raise InputError(
+                f"scale {factor:g} makes {factor * len(requests):.3g} requests of {len(requests):,}",
+                why=f"more than {MOST_REQUESTS:,} are not simulated",
+                remedy=f"scale: {MOST_REQUESTS // len(requests)} at most",
+            )
         if factor == 1:
             return requests
     edges = _block_edges(requests.arrival_s, resolution_s if callable(factor) else None)

@@ -22,6 +22,16 @@ def test_without_a_fleet_of_today_there_is_nothing_to_advise(trace):
         advise.advise(problem(trace))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [("purchase", "on_demnd", "on_demand"), ("precision", "fp3", "fp8"), ("framework", "vlm", "vllm")],
+)
+def test_a_fleet_that_nobody_can_run_is_refused_with_the_nearest(trace, key, value, says):
+    with pytest.raises(InputError) as refused:
+        problem(trace, today=[{"instance_type": "g6e.xlarge", "count": 1, key: value}])
+    assert says in str(refused.value) and key in str(refused.value)
+
+
 @pytest.fixture(scope="module")
 def answer(trace, tmp_path_factory):
     asked = problem(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import resource
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from planner.optimizer import few_machines
+from planner.optimizer.cells import cells_of
 from planner.optimizer.decompose import separable, solve_decomposed
 from planner.optimizer.fleet_model import FleetModel, Limits, Option, Quota, State, undominated
 from planner.optimizer.milp import build, solve
@@ -51,27 +54,53 @@ def test_bound_and_plan_bracket_the_optimum(seed):
     assert parts.bound <= whole.usd_per_hour + 1e-6 <= parts.usd_per_hour + 2e-6
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_fleet_of_one_or_two_machines_an_hour_is_solved_to_its_gap(seed):
-    """What one machine more or less costs is a large share of it: boxes of commitments close what prices leave."""
+SPOT = (State(0.8), State(0.1, 0.5, fallback=False), State(0.1, 0.5))
+
+
+def few_machines_an_hour(seed):
+    """Two classes that want other machines, with what limits a fleet: every fourth seed has one of them."""
     rng = np.random.default_rng(seed)
-    price, power = np.array([0.5, 0.8, 1.9]), np.array([1.0, 2.0, 5.5])
+    price, power, hours = np.array([0.5, 0.8, 1.9]), np.array([1.0, 2.0, 5.5]), 3
     options = []
     for j in range(3):
         load = 1 / (power[j] * np.array([3.0, 0.5]) * rng.uniform(0.6, 1.4, 2))
-        options += [
-            Option(f"g{j} {form}", f"g{j}", f"g{j}", form, kind, price[j] * share, load)
-            for form, kind, share in (("on_demand", "on_demand", 1.0), ("reserved_3yr", "committed", 0.4))
-        ]
-    wave = 1 + 0.6 * np.sin(np.arange(6)[:, None] - rng.uniform(0, 6, 2))
-    model = FleetModel(tuple(options), (wave * np.array([2.0, 0.7]))[None], np.ones(6))
-    whole, parts = solve(model, 1e-6, 20), solve_decomposed(model, 1e-3, 30)
-    assert parts.optimal and not parts.hurried
-    assert parts.bound <= whole.usd_per_hour + 1e-6 <= parts.usd_per_hour + 2e-6
-    assert parts.usd_per_hour <= whole.usd_per_hour * (1 + 1.1e-3)
+        forms = [("on_demand", "on_demand", 1.0), ("reserved_3yr", "committed", 0.4), ("spot", "spot", 0.45)]
+        for form, kind, share in forms[: 2 + seed % 2]:
+            options.append(Option(f"g{j} {form}", f"g{j}", f"g{j}", form, kind, price[j] * share, load))
+    days = np.arange(hours) < 2
+    options += [replace(options[1], name="g0 block", active=days, max_count=2, usd_per_hour=0.3)] * (seed % 4 == 0)
+    options += [replace(options[1], name="g0 paid", max_count=1, usd_per_hour=0.0)] * (seed % 4 == 1)
+    wave = 1 + 0.6 * np.sin(np.arange(hours)[:, None] - rng.uniform(0, 6, 2))
+    demand = np.round(wave * np.array([2.0, 0.7]), 2) * (rng.random((hours, 2)) < 0.9)
+    limits = Limits(
+        quotas=(Quota("g2", {"g2": 1.0}, 1.0),) if seed % 4 == 2 else (),
+        availability=0.99 if seed % 2 else None, spot_max_share=0.5 if seed % 4 == 3 else None,
+    )  # fmt: skip
+    states = SPOT if seed % 2 else (State(1.0),)
+    two = np.array([demand, 1.3 * demand])
+    return FleetModel(tuple(options), two, np.ones(hours), np.array([0.7, 0.3]), states, limits)
 
 
-SPOT = (State(0.8), State(0.1, 0.5, fallback=False), State(0.1, 0.5))
+@pytest.mark.parametrize("seed", range(4))
+def test_a_fleet_of_one_or_two_machines_an_hour_is_solved_to_its_gap(seed):
+    """What one machine more or less costs is a large share of it: listing what it can be closes what prices leave."""
+    model = few_machines_an_hour(seed)
+    relaxed, cells = relax(model), cells_of(model)
+    with ThreadPoolExecutor(2) as pool:
+        listed = few_machines.search(model, cells, relaxed, 1e-4, time.monotonic() + 60, pool)
+    whole = solve(model, 1e-5, 20)
+    assert relaxed is not None and listed is not None and whole is not None
+    assert listed.bound <= whole.usd_per_hour + 1e-6 and whole.bound <= listed.usd_per_hour + 1e-6
+    assert listed.usd_per_hour - listed.bound <= 1.1e-4 * listed.usd_per_hour
+    parts = solve_decomposed(model, 1e-3, 30)
+    assert parts is not None and parts.optimal and not parts.hurried
+
+
+def test_counts_are_listed_up_to_their_price_and_their_number():
+    found = few_machines.whole_counts(np.array([1.0, 2.0]), np.array([np.inf, 1.0]), 4.0, 100)
+    assert found is not None and len(found) == 8
+    assert {tuple(f) for f in found} == {(n, m) for n in range(5) for m in range(2) if n + 2 * m <= 4}
+    assert few_machines.whole_counts(np.array([1.0, 2.0]), np.array([np.inf, np.inf]), 4.0, 8) is None
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -9,10 +9,11 @@ import pytest
 
 from planner import live as live_play
 from planner.answer import purchase_lines
+from planner.capacity.confidence import wilson
 from planner.capacity.store import default_store
 from planner.from_simulation import find_plan, lived
 from planner.inputs.problem import problem_from
-from planner.live import play, timetable, wilson
+from planner.live import play, timetable
 
 
 def found(trace, folder, candidates=None, rates=(3, 3, 14, 3), **more):

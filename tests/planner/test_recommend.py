@@ -15,7 +15,9 @@ from planner.inputs.market import offers_of, user_prices
 from planner.inputs.problem import problem_from
 from planner.inputs.purchase import Extra
 from planner.optimizer.fleet_model import FleetModel, Option
+from planner.optimizer.milp import solve
 from planner.recommend import recommend
+from planner.search import _sketch
 
 
 def problem(trace, **more):
@@ -104,13 +106,16 @@ def test_a_model_that_fits_nowhere_says_why(trace):
         ({"candidates": {"gpus": ["L40X"]}}, InputError, "L40S"),
         ({"candidates": {"instances": ["g6e.xlrge"]}}, InputError, "g6e.xlarge"),
         ({"region": "us-esat-1"}, InputError, "us-east-1"),
-        ({"model": "bert-large"}, InputError, "does not generate"),
+        ({"model": "bert-large"}, InputError, "answers at once"),
         ({"slo": {"chat": {"ttft_p95_s": 1.0}}}, InputError, "class 'chat'"),
         ({"quotas": {"g6e.xlrge": 1}}, InputError, "g6e.xlarge"),
         ({"commitments": {"existing": [{"instance_type": "g6e.xlrge", "count": 1}]}}, InputError, "g6e.xlarge"),
         ({"today": [{"instance_type": "g6e.xlrge", "count": 1}]}, InputError, "g6e.xlarge"),
         ({"candidates": {"gpus": ["H200"], "purchase": ["reserved_1yr"]}}, MissingError, "no reserved_1yr price"),
         ({"quality": {"min_score": 0.99}, "candidates": {"precision": ["gguf-q2_k"]}}, GateError, "runs on none"),
+        ({"quality": {"task": "mlmu"}}, InputError, "one of mmlu"),
+        ({"candidates": {"kv_cache_dtype": ["fp9"]}}, InputError, "unknown kv_cache_dtype"),
+        ({"savings_plans": "absent.csv"}, InputError, "absent.csv"),
     ],
 )
 def test_bad_questions_are_refused_in_words(trace, settings, error, says):
@@ -205,6 +210,20 @@ def test_capacity_blocks_are_days_up_to_two_weeks_and_weeks_beyond():
     found = Extra(0.0, (), 1.0).forms(option, FleetModel((), np.ones((1, 24 * 21, 1))))
     days = {int(o.active.sum()) // 24 for o in found}
     assert days == {*range(1, 15), 21} and all(o.max_count == 64 for o in found)
+
+
+def test_a_capacity_block_is_paid_for_in_whole_days_and_looked_at_in_the_first_sketch():
+    option = Option("block", "p5.48xlarge", "c", "capacity_block", "committed", 30.0, np.ones(1))
+    rates = np.ones((1, 36, 1))
+    found = Extra(0.0, (), 1.0).forms(option, FleetModel((), rates))
+    assert {o.name: o.usd_per_hour for o in found} == pytest.approx(
+        {"block day 1": 30.0, "block days 1-2": 30.0 * 48 / 36, "block day 2": 30.0 * 24 / 12}
+    )
+    rates[0, :24] = 0.0
+    sketch = _sketch(FleetModel(tuple(found), rates, np.ones(36)))
+    assert {o.name for o in sketch.options} == {"block days 1-2", "block day 2"}
+    plan = solve(sketch)
+    assert plan is not None and plan.committed.sum() == 1
 
 
 def test_hours_without_demand_have_no_machines_and_are_played(trace, tmp_path):

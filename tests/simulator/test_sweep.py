@@ -132,7 +132,7 @@ def test_a_killed_sweep_resumes_and_repeats_nothing_that_was_written(tmp_path: P
     assert saved >= 1 and not out.exists()
     rows, num_before = run_sweep(read_sweep(path), out, function=slow_answer, workers=1)
     assert (len(rows), num_before) == (12, saved)
-    ran = Counter(int(p.name.partition("-")[0]) for p in (tmp_path / "ran").iterdir())
+    ran = Counter(int(p.name.rpartition("-")[2]) for p in (tmp_path / "ran").iterdir())
     assert len(ran) == 12 and sum(n == 1 for n in ran.values()) >= saved
 
 

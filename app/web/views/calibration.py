@@ -7,10 +7,10 @@ from typing import Any
 
 import streamlit as st
 
-from app.cli.doctor import measured_accuracy
 from app.web.calibration_charts import compared_figure, errors_figure, kernels, roofline_figure, step_figure
 from app.web.fields import PRECISIONS, TP_SIZES, choice, decoders, keep, slider
 from app.web.parts import begin, command, drawing, heading, outcome, table, tabs, words
+from calibrate.profile_error import measured_accuracy
 from catalogs.errors import InputError
 from catalogs.load import gpus, models, resolve_engine
 from catalogs.schema import Engine, Replica
