@@ -175,12 +175,11 @@ def test_spot_losses_are_announced_replaced_and_paid_for() -> None:
 
 def test_draining_at_the_notice_saves_work_that_serving_on_loses() -> None:
     requests = load(8000.0, 6.0)
-    drained = play(requests, spot_config(SpotPolicy()))
-    rules = CapacityRules(drain_on_notice=False, notice_s=120.0)
-    served_on = play(requests, replace(spot_config(SpotPolicy()), capacity=rules))
+    failing = replace(spot_config(SpotPolicy()), admission=AdmissionPolicy(on_loss="fail"))
+    drained = play(requests, failing)
+    served_on = play(requests, replace(failing, capacity=CapacityRules(drain_on_notice=False, notice_s=120.0)))
     check_conserved(requests, served_on)
-    assert (served_on.outcome.status == COMPLETED).all()
-    assert np.nanmax(drained.outcome.finish_s) > 0
+    assert drained.reasons["replica lost"] == 0 < served_on.reasons["replica lost"]
 
 
 def test_a_rebalance_signal_starts_the_replacement_early() -> None:
