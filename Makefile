@@ -15,6 +15,7 @@ $(BIN)/plan: pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e .
 	@echo "compiling the simulator, once: about a minute"
 	@$(BIN)/python -m simulator.warm
+	@$(BIN)/python -m compileall -q catalogs calibrate simulator planner app
 	@touch $@
 
 $(VENV)/.tests: $(BIN)/plan

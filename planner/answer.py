@@ -43,10 +43,10 @@ class Line:
 def purchase_lines(model: FleetModel, solution: Solution, candidates: Mapping[str, Candidate]) -> list[Line]:
     """The lines with at least one machine, dearest first; counts and routing are those of the first scenario."""
     lines = []
-    weight = model.weight
+    weight, active = model.weight, model.active
     chance = np.array([s.probability for s in model.states])
     for j, option in enumerate(model.options):
-        committed = solution.committed[j] * model.active[j]
+        committed = solution.committed[j] * active[j]
         counts = np.round(committed + solution.held[j, 0]).astype(np.int64)
         if not counts.any():
             continue

@@ -47,7 +47,7 @@ def explore(problem: Problem, search: Search, model: FleetModel, best: Solution)
             "cost_against_latency": sorted(front, key=lambda p: p["slo_factor"]),
             "cost_against_quality": quality,
         },
-        "tornado": _tornado(model, best, error, by_factor),
+        "tornado": _tornado(model, best, ends, by_factor),
         "cost_range": ends,
     }
 
@@ -112,9 +112,10 @@ def _error(search: Search, model: FleetModel, best: Solution) -> float:
 
 
 def _tornado(
-    model: FleetModel, best: Solution, error: float, by_factor: Mapping[float, tuple[float | None, str]]
+    model: FleetModel, best: Solution, ends: Mapping[str, Any], by_factor: Mapping[float, tuple[float | None, str]]
 ) -> list[dict[str, Any]]:
     """Cost when one thing changes and the plan is made anew, widest swing first."""
+    error = ends["step_time_error"]
     used = {o.instance for o, n in zip(model.options, best.committed + best.held.sum((1, 2)), strict=True) if n > 0.5}
     dearer = [replace(o, usd_per_hour=o.usd_per_hour * (1 + SWING)) if o.instance in used else o for o in model.options]
     cheaper = [
@@ -122,8 +123,7 @@ def _tornado(
     ]
     bars = [
         ("load", f"{-SWING:+.0%} to {SWING:+.0%}", _at_load(model, 1 - SWING), _at_load(model, 1 + SWING)),
-        ("step time (calibration error)", f"{-error:+.0%} to {error:+.0%}", _at_load(model, 1 - error),
-         _at_load(model, 1 + error)),
+        ("step time (calibration error)", f"{-error:+.0%} to {error:+.0%}", ends["cheap"], ends["dear"]),
         ("price of the chosen machines", f"{-SWING:+.0%} to {SWING:+.0%}", _cost(model.with_options(cheaper)),
          _cost(model.with_options(dearer))),
         ("latency limits", "x 1.5 to x 0.75", by_factor[1.5][0], by_factor[0.75][0]),

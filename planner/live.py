@@ -30,8 +30,6 @@ from simulator.engine.metrics import Latencies
 from simulator.fleet.autoscaling.planned import Scheduled, ScheduleEntry
 from simulator.fleet.cold_start import ColdStart, LogNormal
 from simulator.fleet.config import FleetConfig, Group
-from simulator.fleet.engine_plane import EnginePlane
-from simulator.fleet.simulate import Fleet
 from simulator.fleet.spot import SpotPolicy, Zone, synthesise
 from simulator.workload.requests import Requests
 from simulator.workload.traces import take
@@ -220,6 +218,9 @@ def _run(
     problem: Problem, search: Search, lines: Sequence[Line], window: Window, drawn: Demand, seed: int
 ) -> tuple[Demand, Latencies]:
     """One draw: the requests that are judged, and what they got."""
+    from simulator.fleet.engine_plane import EnginePlane  # loads the compiled engine
+    from simulator.fleet.simulate import Fleet
+
     served = [search.served[line.candidate.config] for line in lines]
     everything = tuple(range(len(search.demand.names)))
     weights = [search.capacity((line.candidate.config, everything)) for line in lines]

@@ -166,7 +166,9 @@ class Search:
     def settle(self, progress: Progress) -> tuple[FleetModel, Solution] | None:
         """Solve until the optimum rests on simulated capacities alone; None: no plan, even at the bounds."""
         coarse = self._settled(progress, coarse=True)
-        return None if coarse is None else self._settled(progress, coarse=False)
+        if coarse is None or (_sketch(self.model) is self.model and coarse[1].gap <= self._gap):
+            return coarse
+        return self._settled(progress, coarse=False)
 
     def _settled(self, progress: Progress, coarse: bool) -> tuple[FleetModel, Solution] | None:
         """As ``settle``; ``coarse`` looks at few periods, without spot losses, to find what to simulate cheaply."""
@@ -215,9 +217,10 @@ class Search:
         """
         k = int(np.argmax([s.spot_up for s in model.states])) if state is None else state
         found: dict[Key, Group] = {}
+        active = model.active[:, period]
         for j, option in enumerate(model.options):
             up = model.states[k].spot_up if option.kind == "spot" else 1.0
-            committed = solution.committed[j] * model.active[j, period]
+            committed = solution.committed[j] * active[j]
             count = int(
                 committed
                 + np.floor(solution.held[j, 0, period] * up)
@@ -374,14 +377,16 @@ class Search:
 
 
 def _sketch(model: FleetModel) -> FleetModel:
-    """The model at its busiest, a middling and its calmest hour, with all spot zones up."""
-    rate = model.demand[0].sum(1)
-    order = [int(t) for t in np.argsort(rate, kind="stable") if rate[t] > 0]
-    chosen = sorted({order[0], order[len(order) // 2], order[-1]})
+    """The model at its busiest, a middling and its calmest hour, with all spot zones up; itself, where that is all."""
     limits = replace(
         model.limits, availability=None, budget_usd_per_hour=None, cvar_weight=0.0, max_added_per_period=None,
         max_removed_per_period=None, min_run_periods=1,
     )  # fmt: skip
+    if model.demand.shape[:2] == (1, 1) and model.states == (State(1.0),) and limits == model.limits:
+        return model
+    rate = model.demand[0].sum(1)
+    order = [int(t) for t in np.argsort(rate, kind="stable") if rate[t] > 0]
+    chosen = sorted({order[0], order[len(order) // 2], order[-1]})
     options = [o if o.active is None else replace(o, active=o.active[chosen]) for o in model.options]
     return replace(
         model, options=tuple(o for o in options if o.active is None or o.active.any()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import importlib
 import importlib.util
 import io
@@ -84,6 +85,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every foreseen error becomes its message and exit code, never a traceback."""
+    gc.set_threshold(GARBAGE_COUNT)
     _open_standard_streams()
     code = _run()
     try:
@@ -93,6 +95,8 @@ def main() -> None:
     sys.exit(code)
 
 
+# Objects between two looks for garbage: 700, as Python has it, makes hundreds of them while modules are loaded.
+GARBAGE_COUNT = 50_000
 READER_LEFT = 141  # 128 + SIGPIPE, as the shell has it for any program whose reader stops early
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.step import StepTable
-from simulator.engine.simulate import ReplicaSpec
+from simulator.engine.replica_spec import ReplicaSpec
 from simulator.workload.requests import Slo
 
 FloatArray = NDArray[np.float64]

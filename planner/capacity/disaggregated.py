@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 
-from simulator.engine.disaggregation import simulate_disaggregated
 from simulator.engine.pools import Pools
 from simulator.engine.records import Records
-from simulator.engine.simulate import simulate_replicas
 from simulator.scenario.replicas import Line
 from simulator.scenario.roles import pools_of
 from simulator.scenario.sections import DisaggregationSpec
@@ -56,6 +54,10 @@ def pool_line(line: Line, instance: str, num_prefill: int, num_decode: int, spec
 
 def simulate_line(line: Line, requests: Requests, num_replicas: int, router: str, seed: int) -> Records:
     """Serve requests with so many replicas of a line: an engine for each rank and stage, or both roles of a pool."""
+    # the compiled engine takes a second to load, which answers from what is kept can spare
+    from simulator.engine.disaggregation import simulate_disaggregated
+    from simulator.engine.simulate import simulate_replicas
+
     if isinstance(line, PoolLine):
         return simulate_disaggregated(requests, line.times(num_replicas), router, seed)
     return simulate_replicas(requests, [line.spec] * (num_replicas * line.num_engines), router, seed)

@@ -10,7 +10,6 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from calibrate.profiles import Profile
 from calibrate.step import StepTable
 from calibrate.step_time import step_table
 from catalogs.schema import Replica
-from planner.capacity.store import CapacityStore
+from planner.capacity.store import CapacityStore, state_of
 
 
 @dataclass
@@ -38,13 +37,13 @@ class StepTables:
     def __call__(self, replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> StepTable:
         """As ``step_table``, which see for what it raises."""
         key = self._key(replica, profile, max_tokens, max_seqs)
-        body = self.store.get_table(key)
+        body = self.store.get_body("step_table", key)
         if body is not None:
             with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):  # what is damaged is computed anew
                 return unpacked(body)
         table = step_table(replica, profile, max_tokens, max_seqs)
         if table.skew is None:
-            self.store.put_table(key, packed(table))
+            self.store.put_body("step_table", key, packed(table))
         return table
 
     def _key(self, replica: Replica, profile: Profile, max_tokens: int, max_seqs: int) -> str:
@@ -59,11 +58,8 @@ def _digest(text: str) -> str:
 
 @cache
 def _code() -> str:
-    """The state of the files that a step table follows from: names, sizes and times of writing."""
-    files = [f for package in (calibrate, catalogs) for f in Path(package.__path__[0]).rglob("*")
-             if f.is_file() and "__pycache__" not in f.parts]  # fmt: skip
-    found = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return _digest(repr(sorted(found)))
+    """The state of the files that a step table follows from."""
+    return state_of(calibrate, catalogs)
 
 
 def packed(table: StepTable) -> bytes:

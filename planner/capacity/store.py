@@ -1,15 +1,19 @@
-"""Kept capacities and step tables: an SQLite file in the cache folder, keyed by content; losing it costs time only."""
+"""Kept capacities, step tables and simulations: an SQLite file, keyed by content; losing it costs time only."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sqlite3
 import threading
 from pathlib import Path
+from types import ModuleType
+from typing import Literal
 
 COMMIT_EVERY = 16  # writes that a killed process may lose
-MOST_TABLES = 400  # step tables, of about 0.3 MB each
+Kind = Literal["step_table", "simulated"]
+MOST: dict[Kind, int] = {"step_table": 400, "simulated": 60}  # of about 0.3 MB each, and of at most 1 MB
 
 
 def cache_dir() -> Path:
@@ -40,7 +44,8 @@ class CapacityStore:
             self._db = sqlite3.connect(path, timeout=10, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS capacity (key TEXT PRIMARY KEY, rps REAL NOT NULL)")
-            self._db.execute("CREATE TABLE IF NOT EXISTS step_table (key TEXT PRIMARY KEY, body BLOB NOT NULL)")
+            for kind in MOST:
+                self._db.execute(f"CREATE TABLE IF NOT EXISTS {kind} (key TEXT PRIMARY KEY, body BLOB NOT NULL)")
             self._db.commit()
         except (OSError, sqlite3.Error):
             self._db = None
@@ -74,26 +79,26 @@ class CapacityStore:
         except sqlite3.Error:
             self._db = None
 
-    def get_table(self, key: str) -> bytes | None:
-        """A step table as bytes, or None."""
+    def get_body(self, kind: Kind, key: str) -> bytes | None:
+        """A step table or simulation as bytes, or None."""
         if self._db is None:
             return None
         try:
             with self._lock:
-                row = self._db.execute("SELECT body FROM step_table WHERE key = ?", (key,)).fetchone()
+                row = self._db.execute(f"SELECT body FROM {kind} WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error:
             return None
         return None if row is None else bytes(row[0])
 
-    def put_table(self, key: str, body: bytes) -> None:
-        """Keep a step table; the oldest beyond ``MOST_TABLES`` go."""
+    def put_body(self, kind: Kind, key: str, body: bytes) -> None:
+        """Keep a step table or simulation; the oldest beyond ``MOST`` of its kind go."""
         if self._db is None:
             return
         try:
             with self._lock:
-                self._db.execute("INSERT OR REPLACE INTO step_table VALUES (?, ?)", (key, body))
-                oldest = "SELECT rowid FROM step_table ORDER BY rowid DESC LIMIT -1 OFFSET ?"
-                self._db.execute(f"DELETE FROM step_table WHERE rowid IN ({oldest})", (MOST_TABLES,))
+                self._db.execute(f"INSERT OR REPLACE INTO {kind} VALUES (?, ?)", (key, body))
+                oldest = f"SELECT rowid FROM {kind} ORDER BY rowid DESC LIMIT -1 OFFSET ?"
+                self._db.execute(f"DELETE FROM {kind} WHERE rowid IN ({oldest})", (MOST[kind],))
                 self._pending += 1
         except sqlite3.Error:
             self._db = None
@@ -115,3 +120,11 @@ class CapacityStore:
 def default_store() -> CapacityStore:
     """The store of this user."""
     return CapacityStore(cache_dir() / "capacity.sqlite3")
+
+
+def state_of(*packages: ModuleType) -> str:
+    """The state of the code of packages: a hash of their files' names, sizes and times of writing."""
+    files = [f for package in packages for f in Path(package.__path__[0]).rglob("*")
+             if f.is_file() and "__pycache__" not in f.parts]  # fmt: skip
+    found = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()

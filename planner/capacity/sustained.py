@@ -11,10 +11,11 @@ import numpy as np
 
 from planner.capacity import bounds
 from planner.capacity.disaggregated import PoolLine, pool_bound_rps, pool_key, simulate_line
+from planner.capacity.simulated import MOST_REQUESTS, Seen, engine_state, packed, simulated, unpacked
 from planner.capacity.store import CapacityStore
 from planner.inputs.demand import Demand, Pattern
 from simulator.engine.metrics import Latencies, class_mask, promised_percentile
-from simulator.engine.simulate import ReplicaSpec
+from simulator.engine.replica_spec import ReplicaSpec
 from simulator.pool import results_of
 from simulator.scenario.replicas import Line
 from simulator.workload.requests import Requests, Slo
@@ -164,8 +165,22 @@ class Capacities:
 
     def holds(self, line: Line, requests: Requests, num_replicas: int) -> bool:
         """Whether that many replicas keep every promise on these requests."""
-        self.simulations += 1
-        return _holds(line, requests, num_replicas, self.slos, self.router, self.seed)
+        seen = self.seen(line, requests, num_replicas, self.seed)
+        self.simulations += seen.ran
+        return keeps(requests, seen.latencies, self.slos)
+
+    def seen(self, line: Line, requests: Requests, num_replicas: int, seed: int) -> Seen:
+        """What that many replicas do to these requests, simulated or remembered; safe to call from several threads."""
+        if len(requests) > MOST_REQUESTS:
+            return simulated(line, requests, num_replicas, self.router, seed)
+        asked = self._asked(line, hash_requests(requests), num_replicas, seed)
+        key = _digest([engine_state(), *asked, *pool_key(line)])
+        body = self.store.get_body("simulated", key)
+        found = None if body is None else unpacked(body, len(requests))
+        if found is None:
+            found = simulated(line, requests, num_replicas, self.router, seed)
+            self.store.put_body("simulated", key, packed(found))
+        return found
 
     def _spec_hash(self, spec: ReplicaSpec) -> str:
         if id(spec) not in self._spec_hashes:
@@ -175,10 +190,13 @@ class Capacities:
     def _key(self, line: Line, pattern: Pattern, num: int) -> str:
         if pattern not in self._hashes:
             self._hashes[pattern] = hash_requests(self.part(pattern))
-        asked = [METHOD, self._spec_hash(line.spec), line.num_engines, self._hashes[pattern], num, self.router,
-                 self.seed, [(s.metric, s.percentile, s.limit_s, s.request_class) for s in self.slos],
-                 *pool_key(line)]  # fmt: skip
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        promises = [(s.metric, s.percentile, s.limit_s, s.request_class) for s in self.slos]
+        asked = [METHOD, *self._asked(line, self._hashes[pattern], num, self.seed), promises, *pool_key(line)]
+        return _digest(asked)
+
+    def _asked(self, line: Line, requests: str, num: int, seed: int) -> list[object]:
+        """What a simulation follows from, beside a pool's roles; ``requests`` are given by their hash."""
+        return [self._spec_hash(line.spec), line.num_engines, requests, num, self.router, seed]
 
 
 def sustained_rps(question: Question) -> tuple[float, int]:
@@ -224,6 +242,10 @@ def keeps(requests: Requests, latencies: Latencies, slos: Sequence[Slo]) -> bool
         if found > slo.limit_s:
             return False
     return True
+
+
+def _digest(asked: list[object]) -> str:
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def hash_requests(requests: Requests) -> str:

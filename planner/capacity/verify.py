@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.capacity.disaggregated import simulate_line
 from planner.capacity.sustained import Capacities, keeps
 from planner.inputs.demand import Demand
 from simulator.engine.metrics import Latencies
@@ -48,6 +47,7 @@ class Verdict:
         groups_ok: the same for each group by itself.
         rate_rps: that each group served.
         busy: share of time that each group's replicas were in a step.
+        simulations: runs of the simulator: one for each group that got requests, unless it was remembered.
     """
 
     demand: Demand
@@ -56,11 +56,7 @@ class Verdict:
     groups_ok: tuple[bool, ...]
     rate_rps: tuple[float, ...]
     busy: tuple[float, ...]
-
-    @property
-    def simulations(self) -> int:
-        """Runs of the simulator: one for each group that got requests."""
-        return sum(rate > 0 for rate in self.rate_rps)
+    simulations: int
 
 
 def assign(bucket: NDArray[np.int64], shares: NDArray[np.float64], seed: int = 0) -> NDArray[np.int64]:
@@ -92,7 +88,7 @@ def simulate_fleet(capacities: Capacities, demand: Demand, groups: Sequence[Grou
     member = assign(demand.bucket, np.array([g.share for g in groups]), seed)
     columns = {name: np.full(len(requests), np.nan) for name in ("ttft", "tpot", "e2e", "queue")}
     completed = np.zeros(len(requests), dtype=np.bool_)
-    oks, rates, busy = [], [], []
+    oks, rates, busy, ran = [], [], [], 0
     for i, group in enumerate(groups):
         rows = np.flatnonzero(member == i)
         if len(rows) == 0:
@@ -101,17 +97,17 @@ def simulate_fleet(capacities: Capacities, demand: Demand, groups: Sequence[Grou
             busy.append(0.0)
             continue
         part = requests if len(rows) == len(requests) else take(requests, rows)
-        records = simulate_line(group.served, part, group.num_replicas, capacities.router, seed)
-        found = Latencies.of(part, records)
+        seen = capacities.seen(group.served, part, group.num_replicas, seed)
+        found, ran = seen.latencies, ran + seen.ran
         for name, values in columns.items():
             values[rows] = found.of_metric(name)
         completed[rows] = found.completed
         oks.append(keeps(part, found, capacities.slos))
         rates.append(len(part) / demand.duration_s)
-        busy.append(float(records.busy_s.mean() / max(records.end_s, 1e-9)))
+        busy.append(seen.busy)
     latencies = Latencies(columns["ttft"], columns["tpot"], columns["e2e"], columns["queue"], completed)
     ok = keeps(requests, latencies, capacities.slos)
-    return Verdict(demand, latencies, ok, tuple(oks), tuple(rates), tuple(busy))
+    return Verdict(demand, latencies, ok, tuple(oks), tuple(rates), tuple(busy), ran)
 
 
 def group_requests(demand: Demand, groups: Sequence[Group], index: int, seed: int = 0) -> Requests:

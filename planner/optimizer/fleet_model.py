@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 Kind = Literal["committed", "on_demand", "spot"]
+FRONT_BLOCK = 128  # rows compared at once
 
 
 @dataclass(frozen=True)
@@ -191,10 +192,20 @@ def undominated(
         price = np.array([options[i].usd_per_hour for i in members])
         load = np.array([options[i].load for i in members], dtype=float)
         order = np.lexsort((np.arange(len(members)), np.where(np.isfinite(load), load, 1e18).sum(1), price))
-        front = np.zeros((0, load.shape[1]))
-        for at in order:  # by price: whatever is on the front costs no more
-            if len(front) and bool((front <= load[at]).all(axis=1).any()):
-                continue
-            front = np.vstack([front, load[at]])
-            kept.append(members[at])
+        kept += [members[at] for at in order[_on_front(load[order])]]
     return [options[i] for i in sorted(kept)]
+
+
+def _on_front(load: FloatArray) -> BoolArray:
+    """(n,) rows that no row before them equals or beats in every column: of options by price, whom none replaces."""
+    kept = np.zeros(len(load), dtype=bool)
+    for start in range(0, len(load), FRONT_BLOCK):
+        block = load[start : start + FRONT_BLOCK]
+        before = np.vstack([load[:start][kept[:start]], block])
+        beaten = np.ones((len(before), len(block)), dtype=bool)
+        for known, own in zip(before.T, block.T, strict=True):
+            beaten &= known[:, None] <= own
+        num = len(before) - len(block)
+        beaten[num:] &= np.tri(len(block), k=-1, dtype=bool).T  # of its own block, those before it
+        kept[start : start + FRONT_BLOCK] = ~beaten.any(axis=0)
+    return kept

@@ -19,9 +19,9 @@ SOURCES = (
     "engine/adapters.py", "engine/compiled.py", "engine/course.py", "engine/decoding.py", "engine/disaggregation.py",
     "engine/draws.py", "engine/engine_state.py", "engine/event_heap.py", "engine/feed.py", "engine/front_end.py",
     "engine/handover.py", "engine/kv_cache.py", "engine/kv_tiers.py", "engine/lockstep.py", "engine/loop.py",
-    "engine/packed.py", "engine/preemption.py", "engine/prefilling.py", "engine/routing.py", "engine/speculation.py",
-    "engine/static_batches.py", "engine/step_eval.py", "engine/swapping.py", "engine/transfers.py",
-    "engine/waiting.py", "workload/shared_prefix.py",
+    "engine/packed.py", "engine/policies.py", "engine/preemption.py", "engine/prefilling.py", "engine/routing.py",
+    "engine/speculation.py", "engine/static_batches.py", "engine/step_eval.py", "engine/swapping.py",
+    "engine/transfers.py", "engine/waiting.py", "workload/shared_prefix.py",
 )  # fmt: skip
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "no_cfunc_wrapper": True, "nogil": True}
 _NO_WRAPPER: dict[str, Any] = {"no_cpython_wrapper": True}

@@ -15,7 +15,6 @@ I64 = NDArray[np.int64]
 UNSEEN, WAITING, PREFILLING, DECODING, FINISHING, DONE = range(6)
 HELD = 6  # has blocks and no seat: its KV is on the way, here or from here (see ``handover``)
 SWAPPED = 7  # preempted; its blocks are in host memory (see ``swapping``)
-CONTINUOUS, PREFILL_FIRST, STATIC = range(3)
 NEVER = np.inf
 FAR = 2**62
 UNDECIDED = -1  # the status of a request that has not ended

@@ -27,7 +27,8 @@ from simulator.engine import (
     waiting,
 )
 from simulator.engine.compiled import inner
-from simulator.engine.engine_state import NEVER, PREFILL_FIRST
+from simulator.engine.engine_state import NEVER
+from simulator.engine.policies import PREFILL_FIRST
 
 
 @inner

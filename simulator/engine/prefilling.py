@@ -8,7 +8,8 @@ import numpy as np
 
 from simulator.engine import adapters, handover, kv_cache, kv_tiers, preemption, speculation, static_batches, waiting
 from simulator.engine.compiled import inner
-from simulator.engine.engine_state import PREFILLING, STATIC
+from simulator.engine.engine_state import PREFILLING
+from simulator.engine.policies import STATIC
 
 
 @inner

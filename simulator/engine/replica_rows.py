@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.engine import engine_state, kv_cache, kv_tiers, transfers
-from simulator.engine.replica_spec import POLICIES, ReplicaSpec
+from simulator.engine.policies import POLICIES
+from simulator.engine.replica_spec import ReplicaSpec
 from simulator.engine.techniques import KvOffload
 
 

@@ -7,16 +7,10 @@ from dataclasses import dataclass, replace
 
 from calibrate.step import StepTable
 from catalogs.errors import InputError
-from simulator.engine import engine_state
+from simulator.engine.policies import POLICIES, STATIC
 from simulator.engine.techniques import Adapters, KvOffload, Speculation, SwapSpace
 from simulator.workload.requests import Requests
 
-POLICIES = {
-    "continuous": engine_state.CONTINUOUS,
-    "prefill_first": engine_state.PREFILL_FIRST,
-    "static": engine_state.STATIC,
-    "dynamic": engine_state.STATIC,
-}
 GROUPS = {
     "lockstep_ranks": "lock-step ranks",
     "pipeline_stages": "batches of a pipeline",
@@ -145,7 +139,7 @@ class ReplicaSpec:
             raise InputError(
                 f"length_bucket is {self.length_bucket}", where="length_bucket", remedy="tokens, 1 or more"
             )
-        if POLICIES[self.policy] != engine_state.STATIC:
+        if POLICIES[self.policy] != STATIC:
             raise InputError(f"padding with policy {self.policy}", where="policy",
                              why="only static batches have rows of one length", remedy="policy: static")  # fmt: skip
         if self.enable_chunked_prefill:
@@ -158,7 +152,7 @@ class ReplicaSpec:
             "async_scheduling": self.async_scheduling,
             "lock-step ranks": self.lockstep_ranks > 1,
             "swap": self.swap is not None,
-            f"policy: {self.policy}": POLICIES[self.policy] == engine_state.STATIC,
+            f"policy: {self.policy}": POLICIES[self.policy] == STATIC,
         }
         why = "a scheduler that has several batches under way decides when one of them has come out"
         _refuse_beside("pipeline stages", "pipeline_parallel_size", wrong, why, "pipeline_parallel_size 1")
@@ -170,7 +164,7 @@ class ReplicaSpec:
             "speculative": self.speculation is not None,
             "reserve_output_tokens": self.reserve_output_tokens != 0,
             "lock-step ranks": self.lockstep_ranks > 1,
-            f"policy: {self.policy}": POLICIES[self.policy] == engine_state.STATIC,
+            f"policy: {self.policy}": POLICIES[self.policy] == STATIC,
         }
         why = "swap is that of vLLM V0: synchronous steps, whole sequences of blocks that no other shares"
         _refuse_beside("preemption_mode: swap", "preemption_mode", wrong, why, "preemption_mode: recompute")
@@ -183,7 +177,7 @@ class ReplicaSpec:
                 why="how many tokens a step keeps is known at its end only, and steps are decided then here",
                 remedy="async_scheduling: false",
             )
-        if POLICIES[self.policy] == engine_state.STATIC:
+        if POLICIES[self.policy] == STATIC:
             raise InputError(
                 f"speculative decoding with policy {self.policy}",
                 where="speculative",

@@ -9,7 +9,8 @@ from typing import Any
 
 from simulator.engine import adapters, decoding, kv_cache, lockstep, preemption, static_batches, swapping
 from simulator.engine.compiled import entry, inner
-from simulator.engine.engine_state import DECODING, DONE, FINISHING, NEVER, STATIC, SWAPPED, UNSEEN, WAITING
+from simulator.engine.engine_state import DECODING, DONE, FINISHING, NEVER, SWAPPED, UNSEEN, WAITING
+from simulator.engine.policies import STATIC
 from simulator.engine.records import REJECTED
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.plane import ReplicaSpec
 from simulator.engine.records import COMPLETED
+from simulator.engine.replica_spec import ReplicaSpec
 from simulator.fleet.data_plane import Load, Outcome
 from simulator.workload.requests import Requests
 from simulator.workload.traces import take

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.plane import ReplicaSpec
 from simulator.engine.records import COMPLETED
+from simulator.engine.replica_spec import ReplicaSpec
 from simulator.fleet.autoscaling import FleetSnapshot
 from simulator.fleet.cold_start import ColdStart, LogNormal
 from simulator.fleet.config import FleetConfig, Group

@@ -18,8 +18,7 @@ from catalogs.errors import InputError
 from catalogs.load import find_gpu, find_model, resolve_engine
 from catalogs.names import nearest
 from catalogs.schema import Engine, Replica
-from simulator.engine.replica_spec import LONGEST_ANSWER
-from simulator.engine.simulate import ReplicaSpec
+from simulator.engine.replica_spec import LONGEST_ANSWER, ReplicaSpec
 from simulator.engine.techniques import Adapters
 from simulator.scenario.spec import Scenario
 from simulator.scenario.technique_spec import OPTIONS, demand_fitting_role, with_techniques

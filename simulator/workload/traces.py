@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("plan.traces")
 MAX_TOKENS = 16_000_000  # no model reads a longer prompt; such a number is a mistake in the file
+EXACT_BELOW = 2.0**53  # whole numbers that float64 holds
 EPOCH_FLOOR_S = 1e8  # a first arrival beyond this (3 years) is a time of day since 1970, not since the trace's start
 MOONCAKE_BLOCK_TOKENS = 512
 
@@ -110,16 +111,15 @@ class TraceReader:
 
     def _arrival(self, column: pa.Array) -> NDArray[np.float64]:
         import pyarrow as pa
-        import pyarrow.compute as pc
 
         if column.null_count:
             raise _BadRowError(f"{self.layout.arrival} is empty")
         if pa.types.is_timestamp(column.type):
-            ns = _numpy(pc.cast(column, pa.timestamp("ns", tz=column.type.tz), safe=False).cast(pa.int64()))
+            ns = _numpy(column.cast(pa.timestamp("ns", tz=column.type.tz), safe=False).cast(pa.int64()))
             if self._t0_ns is None and len(ns):
                 self._t0_ns = int(ns.min() if self.sort else ns[0])
             return np.asarray((ns - (self._t0_ns or 0)) / 1e9, dtype=np.float64)
-        seconds = _numpy(column.cast(pa.float64())) / self.layout.arrivals_per_s
+        seconds = _floats(column) / self.layout.arrivals_per_s
         if not np.isfinite(seconds).all():
             raise _BadRowError("an arrival is not finite")
         if self._num_rows == 0 and len(seconds) and seconds[0] > EPOCH_FLOOR_S:
@@ -316,9 +316,19 @@ def _whole_numbers(column: pa.Array, name: str) -> NDArray[np.int64]:
 
     if column.null_count:
         raise _BadRowError(f"{name} is empty")
-    if not pa.types.is_integer(column.type):
-        column = column.cast(pa.float64())
-    return _numpy(column.cast(pa.int64()))
+    if pa.types.is_integer(column.type):
+        return _numpy(column.cast(pa.int64()))
+    values = _floats(column)
+    if not (np.abs(values) <= EXACT_BELOW).all() or (values != np.floor(values)).any():
+        raise _BadRowError(f"{name} is not a whole number")
+    return values.astype(np.int64)
+
+
+def _floats(column: pa.Array) -> NDArray[np.float64]:
+    """A column as it is where it holds float64, since pyarrow's own cast loads all its functions."""
+    import pyarrow as pa
+
+    return _numpy(column if pa.types.is_float64(column.type) else column.cast(pa.float64()))
 
 
 def _hash_ids(column: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

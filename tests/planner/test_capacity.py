@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,13 +56,14 @@ def test_verification_runs_every_engine_of_a_replica(capacities):
     assert 0 < stages.busy[0] <= 1
 
 
+def settings(trace, **more):
+    return {"model": "llama-3.1-8b", "workload": {"trace": str(trace)}, "slo": SLO, "explore": False,
+            "candidates": {"gpus": ["L4"], **more}}  # fmt: skip
+
+
 def ask(trace, folder, workers, monkeypatch, **more):
     monkeypatch.setenv("PLAN_CACHE", str(folder))
-    asked = problem_from(
-        {"model": "llama-3.1-8b", "workload": {"trace": str(trace)}, "slo": SLO, "explore": False,
-         "candidates": {"gpus": ["L4"], **more}}
-    )  # fmt: skip
-    return recommend(asked, workers=workers)
+    return recommend(problem_from(settings(trace, **more)), workers=workers)
 
 
 def test_the_answer_does_not_depend_on_the_number_of_workers(trace, tmp_path, monkeypatch):
@@ -87,7 +91,34 @@ def test_a_kept_step_table_is_the_computed_one_and_a_damaged_one_is_computed_ane
     [(key, body)] = store._db.execute("SELECT key, body FROM step_table").fetchall()
     assert unpacked(body).attention_s.flags.writeable
     for damaged in (body[:-8], b"", b"{}\n", b"[1]\nxx"):
-        store.put_table(key, damaged)
+        store.put_body("step_table", key, damaged)
         assert np.array_equal(build_line(replica, table_of=StepTables(store)).spec.step_table.attention_s,
                               computed.attention_s)  # fmt: skip
     store.close()
+
+
+def test_a_kept_simulation_is_the_simulated_one_and_a_damaged_one_runs_anew(trace, tmp_path):
+    store = CapacityStore(tmp_path / "capacity.sqlite3")
+    capacities = Capacities(demand_of(read_trace(trace)), parse_slos(SLO), "least_loaded", 0, store)
+    fleet = [Group(line(), 6, np.ones(len(capacities.demand.names)), "fleet")]
+    first, again = (simulate_fleet(capacities, capacities.demand, fleet) for _ in range(2))
+    assert (first.simulations, again.simulations) == (1, 0) and first.busy == again.busy
+    for name in ("ttft", "tpot", "e2e", "queue", "completed"):
+        assert np.array_equal(getattr(first.latencies, name), getattr(again.latencies, name), equal_nan=True)
+    other = simulate_fleet(capacities, capacities.demand, fleet, seed=1)
+    smaller = simulate_fleet(capacities, capacities.demand, [replace(fleet[0], num_replicas=5)])
+    assert (other.simulations, smaller.simulations) == (1, 1)
+    for key, body in store._db.execute("SELECT key, body FROM simulated").fetchall():
+        store.put_body("simulated", key, body[:-1])
+    assert simulate_fleet(capacities, capacities.demand, fleet).simulations == 1
+    store.close()
+
+
+def test_a_remembered_answer_does_without_the_compiled_engine(trace, tmp_path, monkeypatch):
+    ask(trace, tmp_path, None, monkeypatch)
+    code = (
+        "import json, sys; from planner.inputs.problem import problem_from; from planner.recommend import recommend\n"
+        "recommend(problem_from(json.loads(sys.argv[1]))); print('numba' in sys.modules)"
+    )
+    asked = subprocess.run([sys.executable, "-c", code, json.dumps(settings(trace))], capture_output=True, text=True)
+    assert asked.stdout == "False\n", asked.stderr
