@@ -188,7 +188,8 @@ def break_even(problem: Problem, instances: set[str], plans: Sequence[SavingsPla
         offers = offers_of(problem, name, all_forms=True)
         on_demand = offers.get("on_demand")
         committed = {form: offers[form] for form in TERM_YEARS if form in offers}
-        committed |= {p.name: _under_plan(p, p.rates[name]) for p in plans if name in p.rates}
+        for_sale = [p for p in plans if p.held_usd_per_hour is None and name in p.rates]
+        committed |= {p.name: _under_plan(p, p.rates[name]) for p in for_sale}
         for form, offer in committed.items():
             if on_demand is None:
                 continue
