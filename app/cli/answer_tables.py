@@ -205,7 +205,7 @@ def notes(answer: Mapping[str, Any]) -> list[str]:
         ends = answer["cost_range"]
         cheap, dear = ends["cheap"], ends["dear"]
         said.append(
-            f"Were step times {ends['step_time_error']:.0%} off, as the profiles may be: "
+            f"Were steps {ends['step_time_error']:.0%} longer, or shorter by that factor, as measured ones were: "
             + (f"${cheap:,.2f} to " if cheap is not None else "")
             + (f"${dear:,.2f} an hour." if dear is not None else "no plan of these machines at the dear end.")
         )
