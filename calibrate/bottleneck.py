@@ -67,7 +67,7 @@ class StepCost:
 
     @property
     def flops(self) -> float:
-        """Arithmetic of the step on one GPU."""
+        """Arithmetic that the step's tokens ask for, on one GPU."""
         return sum(p.flops for p in self.parts)
 
     @property
@@ -151,10 +151,12 @@ def _kernel_parts(replica: Replica, profile: Profile, shape: StepShape) -> list[
         return [*_batch_parts(kernels, shape), Part("engine overhead", _overhead_s(kernels, shape), 0.0, 0.0,
                 "launch overhead")]  # fmt: skip
     one = np.ones(1)
-    tokens = float(padded_tokens(replica, one * float(shape.num_prefill_tokens + shape.num_decode))[0])
+    asked = float(shape.num_prefill_tokens + shape.num_decode)
+    tokens = float(padded_tokens(replica, one * asked)[0])
     positionwise = float(kernels.positionwise_s(one * tokens)[0]) if tokens else 0.0
     exchange = _collectives_s(kernels, tokens)
-    linear = list(_linear_parts(kernels, tokens))
+    useful = asked / tokens if tokens else 0.0  # what a CUDA graph is filled up with is no work that was asked for
+    linear = [replace(p, flops=p.flops * useful) for p in _linear_parts(kernels, tokens)]
     linear_s = min(sum(p.seconds for p in linear), positionwise - exchange)
     other = positionwise - exchange - linear_s
     moved = tokens * work.elementwise_bytes_per_token(model, replica.tensor_parallel_size) * model.num_layers

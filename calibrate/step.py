@@ -6,6 +6,7 @@ each running sequence (decode). Five numbers are its shape; every profile turns 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -109,3 +110,14 @@ class StepTable(NamedTuple):
     skew: SkewTable | None = None
     prompt_token_s: float = 0.0
     experts_s: FloatArray | None = None
+
+
+def attention_at(table: StepTable, point: Sequence[float]) -> float:
+    """Attention seconds at a point of the table's axes: multilinear between them, the outermost cells extended."""
+    axes = (table.prefill_tokens_axis, table.prefill_context_axis, table.num_decode_axis, table.decode_context_axis)
+    values = table.attention_s
+    for axis, x in zip(axes, point, strict=True):
+        left = int(np.clip(np.searchsorted(axis, x, side="right") - 1, 0, len(axis) - 2))
+        share = float((x - axis[left]) / (axis[left + 1] - axis[left]))
+        values = values[left] * (1.0 - share) + values[left + 1] * share
+    return float(values)

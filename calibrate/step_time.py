@@ -20,7 +20,7 @@ from calibrate.physics.cuda_graphs import padded_tokens
 from calibrate.physics.expert_layout import ranks_sharing_experts
 from calibrate.physics.precisions import precision
 from calibrate.profiles import Profile
-from calibrate.step import StepShape, StepTable, StepTimeModel
+from calibrate.step import StepShape, StepTable, StepTimeModel, attention_at
 from calibrate.techniques import with_adapters, with_recomputation
 from catalogs.errors import InputError
 from catalogs.schema import Replica
@@ -62,15 +62,9 @@ def token_wise_s(table: StepTable, replica: Replica, shape: StepShape) -> float:
 
 
 def attention_of(table: StepTable, shape: StepShape) -> float:
-    """Attention seconds of a shape: multilinear between the table's points, the last cells extended."""
+    """Attention seconds of a shape."""
     at = (shape.num_prefill_tokens, shape.prefill_mean_context, shape.num_decode, shape.decode_mean_context)
-    axes = (table.prefill_tokens_axis, table.prefill_context_axis, table.num_decode_axis, table.decode_context_axis)
-    cube = table.attention_s
-    for axis, value in zip(axes, at, strict=True):
-        left = int(np.clip(np.searchsorted(axis, value, side="right") - 1, 0, len(axis) - 2))
-        share = (value - axis[left]) / (axis[left + 1] - axis[left])
-        cube = cube[left] * (1.0 - share) + cube[left + 1] * share
-    return float(cube)
+    return attention_at(table, at)
 
 
 OVERHEAD_KEYS = ("step_overhead_s", "per_sequence_s", "request_overhead_s", "output_overhead_s")

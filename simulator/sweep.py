@@ -129,7 +129,11 @@ def read_sweep(path: str | Path) -> list[Point]:
     base = [_version(), hashlib.sha256(text.encode()).hexdigest(), _file_hashes(_strings(data), folder)]
     points: dict[str, Point] = {}
     for number, overrides in enumerate(spec.overrides()):
-        digest = json.dumps([base, overrides, _file_hashes(_strings(overrides), folder)], sort_keys=True, default=str)
+        all_of_it = [base, overrides, _file_hashes(_strings(overrides), folder)]
+        try:
+            digest = json.dumps(all_of_it, sort_keys=True, default=str)
+        except TypeError as error:  # keys that cannot be sorted
+            raise InputError(f"point {number} has keys that are not text: {overrides}", where=str(path)) from error
         key = hashlib.sha256(digest.encode()).hexdigest()[:24]
         if key in points:
             raise InputError(f"point {number} is point {points[key].number} again: {overrides}", where=str(path),

@@ -20,6 +20,7 @@ from calibrate.device.measurements import read_measurements
 from calibrate.device.profilers import read_trace as read_profiler_trace
 from calibrate.fitting.importers.aiconfigurator import read_frames
 from calibrate.fitting.importers.llmservingsim import import_profile
+from calibrate.fitting.serving import read_closed_loop, read_tidy
 from calibrate.profiles import load_profile
 from calibrate.server.benchmark_results import read_results
 from calibrate.server.prometheus_text import parse, scrape
@@ -119,6 +120,17 @@ MEASURED = (
 )
 
 
+CLOSED_LOOP = (
+    b"system,model_path,precision,backend,isl,osl,len_scale,concurrency,tp_size,silicon_ttft_ms,silicon_tpot_ms\n"
+    b"h100_sxm,llama-3.1-8b,fp8,vllm,1024,128,0.9,4,2,120,17\n"
+)
+TIDY = (
+    b"gpu,tp,model,precision,framework,isl,osl,concurrency_or_rate,metric,value,unit,notes\n"
+    b"L4,1,llama-3.1-8b,bf16,vLLM,512,64,conc=4,ttft,40,ms,ok=100 fail=0; max_num_seqs=100\n"
+)
+SPOT = b"time_s,za,zb\n0,1,0\n60,0,2\n120,1,1\n"
+
+
 def _parquet(text: bytes) -> bytes:
     out = io.BytesIO()
     pd.read_csv(io.BytesIO(text)).to_parquet(out)
@@ -208,6 +220,9 @@ READERS: dict[str, Reader] = {
     "availability": Reader(
         "a.json", (_dump({"metadata": {"gap_seconds": 60}, "data": [1, 0, 1]}),), lambda p: read_availability(p, 100.0)
     ),
+    "availability.csv": Reader("a.csv", (SPOT,), lambda p: read_availability(p, 100.0)),
+    "serving points": Reader("p.csv", (TIDY,), read_tidy),
+    "closed loops": Reader("p.csv", (CLOSED_LOOP,), read_closed_loop),
     "kernel table.csv": Reader(
         "gemm_perf.csv", (_kernel_rows(),), lambda p: read_frames(p.parent, find_gpu("L4"))
     ),

@@ -7,9 +7,11 @@ is not this package's to run: callers hand in ``predict``.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ TENSORRT_LLM_REQUESTS = {
 }  # fmt: skip
 TENSORRT_LLM_SEATS = 2048  # max_batch_size: decodes beside the longest prompt that fit max_num_tokens
 PUBLISHED = {"minimax-m2": "fp8-block"}  # the weights that its publisher offers, where a table states no precision
+MOST_TOKENS, MOST_CLIENTS = 1e8, 1e6  # beyond these a table's number is a mistake
 SHORT_PROMPT_TOKENS = 32  # assumed where a table says "short"; first tokens are then not compared
 _FRAMEWORKS = {"vllm": "vllm", "trtllm": "tensorrt-llm", "tensorrtllm": "tensorrt-llm", "sglang": "sglang",
                "tgi": "tgi", "onnxruntime": "onnxruntime"}  # fmt: skip
@@ -103,17 +106,16 @@ def read_closed_loop(path: Path, requests_per_client: int = 8) -> list[ServingPo
     Raises:
         InputError: not such a table, or a name is unknown.
     """
-    import pandas as pd
-
-    rows = pd.read_csv(path)
-    _need(rows, path, ["system", "model_path", "precision", "backend", "isl", "osl", "concurrency", "tp_size",
-                       "silicon_ttft_ms", "silicon_tpot_ms"])  # fmt: skip
+    rows = _table(path, ["system", "model_path", "precision", "backend", "isl", "osl", "concurrency", "tp_size",
+                         "silicon_ttft_ms", "silicon_tpot_ms"])  # fmt: skip
+    rows["len_scale"] = rows["len_scale"].fillna(1.0) if "len_scale" in rows else 1.0
     points = []
-    for number, row in enumerate(rows.to_dict("records"), 2):
-        where = f"{path.name}:{number}"
-        clients, short = int(row["concurrency"]), float(row.get("len_scale", 1.0)) < 1.0
-        measured = {"ttft_s": row["silicon_ttft_ms"] / 1e3, "tpot_s": row["silicon_tpot_ms"] / 1e3}
-        output = float(row["osl"]) * min(1.0, float(row.get("len_scale", 1.0)))
+    for line, row in enumerate(rows.to_dict("records"), 2):
+        where = f"{path.name}:{line}"
+        number = partial(_number, row, where)
+        clients, scale = int(number("concurrency", most=MOST_CLIENTS)), number("len_scale")
+        measured = {"ttft_s": number("silicon_ttft_ms") / 1e3, "tpot_s": number("silicon_tpot_ms") / 1e3}
+        output = number("osl") * min(1.0, scale)
         measured["output_tokens_per_s"] = implied_throughput(clients, output, measured["ttft_s"], measured["tpot_s"])
         points.append(
             ServingPoint(
@@ -121,14 +123,14 @@ def read_closed_loop(path: Path, requests_per_client: int = 8) -> list[ServingPo
                 find_gpu(str(row["system"]).replace("_", "-"), where).name,
                 str(row["precision"]),
                 framework_of(str(row["backend"]), where),
-                int(row["tp_size"]),
-                int(row["isl"]),
-                int(row["osl"]),
+                int(number("tp_size")),
+                int(number("isl")),
+                int(number("osl")),
                 clients,
                 max(64, requests_per_client * clients),
                 measured,
                 version=str(row.get("backend_version", "")).replace("nan", ""),
-                shortest=0.8 if short else 1.0,
+                shortest=0.8 if scale < 1.0 else 1.0,
                 origin=f"{path.stem}",
             )
         )
@@ -149,11 +151,8 @@ def read_tidy(path: Path) -> list[ServingPoint]:
     Raises:
         InputError: not such a table.
     """
-    import pandas as pd
-
-    rows = pd.read_csv(path)
     keys = ["gpu", "tp", "model", "precision", "framework", "isl", "osl", "concurrency_or_rate"]
-    _need(rows, path, [*keys, "metric", "value", "unit", "notes"])
+    rows = _table(path, [*keys, "metric", "value", "unit", "notes"])
     points = []
     for _, group in rows.groupby([*keys, "notes"], dropna=False):
         point = _tidy_point(group, path.stem)
@@ -162,10 +161,28 @@ def read_tidy(path: Path) -> list[ServingPoint]:
     return points
 
 
-def _need(rows: Any, path: Path, columns: Sequence[str]) -> None:
+def _table(path: Path, columns: Sequence[str]) -> Any:
+    import pandas as pd
+
+    try:
+        rows = pd.read_csv(path)
+    except (OSError, ValueError) as error:  # of pandas: no columns, or rows that are none
+        raise InputError(f"is no table: {error}".strip(), where=str(path), remedy="a CSV with a header line") from error
     missing = [c for c in columns if c not in rows.columns]
     if missing:
         raise InputError(f"columns missing: {', '.join(missing)}", where=str(path), remedy="the form is in the docs")
+    return rows
+
+
+def _number(row: Mapping[str, Any], where: str, column: str, most: float = MOST_TOKENS) -> float:
+    try:
+        value = float(row[column])
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 < value <= most:
+        remedy = f"a number above 0, up to {most:,.0f}"
+        raise InputError(f"{column} is {row[column]!r}", where=where, remedy=remedy)
+    return value
 
 
 def _tidy_point(group: Any, origin: str) -> ServingPoint | None:
@@ -175,7 +192,7 @@ def _tidy_point(group: Any, origin: str) -> ServingPoint | None:
         framework = framework_of(str(row["framework"]))
         isl, osl, assumed = *_lengths(row), "short" in str(row["isl"])
         tp, dp, ep = _parallel(row)
-    except (InputError, ValueError):
+    except (InputError, ValueError, OverflowError):
         return None
     load, notes = str(row["concurrency_or_rate"]), str(row["notes"])
     clients, requests = _load(load)
@@ -185,7 +202,7 @@ def _tidy_point(group: Any, origin: str) -> ServingPoint | None:
     if not clients or not measured or "Pipeline" in notes:
         return None
     engine: dict[str, Any] = {
-        k: int(v) for k, v in re.findall(r"(max_num_seqs|max_num_batched_tokens)=(\d+)", f"{load} {notes}")
+        k: int(v) for k, v in re.findall(r"(max_num_seqs|max_num_batched_tokens)=(\d{1,7})(?!\d)", f"{load} {notes}")
     }
     if load.startswith("batch="):
         engine |= {"max_num_seqs": clients, "max_num_batched_tokens": max(2048, clients, clients * isl)}
@@ -196,9 +213,9 @@ def _tidy_point(group: Any, origin: str) -> ServingPoint | None:
             engine["max_num_batched_tokens"] = isl + TENSORRT_LLM_SEATS
     if "cuda graph OFF" in notes:
         engine["enforce_eager"] = True
-    done = re.search(r"\b(?:ok=)?(\d+)(?: done|\b fail)", notes)
+    done = re.search(r"\b(?:ok=)?(\d{1,6})(?: done|\b fail)", notes)
     requests = int(done[1]) if done else requests
-    blocks = re.search(r"kv_tokens=(\d+)", notes)
+    blocks = re.search(r"kv_tokens=(\d{1,12})(?!\d)", notes)
     if blocks:
         engine["num_gpu_blocks"] = int(blocks[1]) // 16
     precision = _precision(str(row["precision"])) or PUBLISHED.get(model, find_model(model).dtype)
@@ -212,7 +229,10 @@ def _tidy_point(group: Any, origin: str) -> ServingPoint | None:
 def _lengths(row: Any) -> tuple[int, int]:
     """Input and output tokens of a row."""
     isl = str(row["isl"])
-    return SHORT_PROMPT_TOKENS if "short" in isl else int(float(isl)), max(1, int(float(row["osl"])))
+    found = SHORT_PROMPT_TOKENS if "short" in isl else int(float(isl)), max(1, int(float(row["osl"])))
+    if max(found) > MOST_TOKENS:
+        raise ValueError(f"{max(found)} tokens")
+    return found
 
 
 def _parallel(row: Any) -> tuple[int, int, int]:
@@ -226,13 +246,13 @@ def _parallel(row: Any) -> tuple[int, int, int]:
 
 def _load(text: str) -> tuple[int, int]:
     """Clients and requests of a load; (0, 0) when it is not a closed loop or a batch."""
-    found = re.match(r"(batch|conc)=(\d+)", text)
+    found = re.match(r"(batch|conc)=(\d{1,6})(?!\d)", text)
     if found:
         clients = int(found[2])
         return clients, clients if found[1] == "batch" else max(64, 8 * clients)
     if text.startswith("inf rate"):
         return MAX_LOAD_REQUESTS, MAX_LOAD_REQUESTS
-    prompts = re.search(r"(\d+) prompts", text)
+    prompts = re.search(r"(?<!\d)(\d{1,6}) prompts", text)
     return (int(prompts[1]), int(prompts[1])) if prompts else (0, 0)
 
 

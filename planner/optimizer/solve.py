@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
 from dataclasses import replace
@@ -85,9 +86,10 @@ def _standing_for_plans(model: FleetModel) -> list[tuple[int, Option]]:
     found = list(enumerate(model.options))
     for plan, rates in zip(model.savings_plans, model.plan_rates, strict=True):
         for j in np.flatnonzero(np.isfinite(rates)):
-            option, usd = model.options[j], float(rates[j]) * plan.usd_per_hour
-            name = f"{option.name} under {plan.name}"
-            found.append((int(j), replace(option, name=name, kind="committed", usd_per_hour=usd)))
+            option, rate = model.options[j], float(rates[j])
+            most = option.max_count if plan.held_usd_per_hour is None else math.ceil(plan.held_usd_per_hour / rate)
+            found.append((int(j), replace(option, name=f"{option.name} under {plan.name}", kind="committed",
+                                          usd_per_hour=rate * plan.usd_per_hour, max_count=most)))  # fmt: skip
     return found
 
 

@@ -5,7 +5,7 @@ answers, it goes to a decode replica, which fetches the KV (see ``handover``) an
 to sample the first token that the client sees. With ``first_token="prefill"`` the client sees the prefill replica's
 token, as in DistServe (Zhong et al., OSDI 2024) and Splitwise (Patel et al., ISCA 2024), and the decode replica goes on
 from it.
-``plain_disaggregation.py`` says the same in plain Python.
+``plain/disaggregation.py`` says the same in plain Python.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ HELD = 6  # has blocks and no seat: its KV is on the way, here or from here (see
 SWAPPED = 7  # preempted; its blocks are in host memory (see ``swapping``)
 NEVER = np.inf
 FAR = 2**62
-UNDECIDED = -1  # the status of a request that has not ended
 
 
 # One row a replica: its settings, its state (instants are of decisions, not of results), its totals.
@@ -41,10 +40,8 @@ REPLICA = np.dtype(
         ("num_stages", np.int64),
         ("stage_free_s", np.float64),  # until when the stage of that number is taken
         ("steps_since_sync", np.int64),  # of a lock-step group, in its first row (see lockstep)
-        (
-            "pads",
-            np.int64,
-        ),  # of static batches: whether rows are padded alike; tokens of a bucket; rows that are always there
+        # Of static batches: whether rows are padded alike; tokens of a bucket; rows that are always there.
+        ("pads", np.int64),
         ("bucket", np.int64),
         ("least_rows", np.int64),
         ("batch_rows", np.int64),  # of the batch under way, its length when it began, and ``steps`` then

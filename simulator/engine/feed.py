@@ -19,7 +19,7 @@ class Feed(NamedTuple):
     """Requests that have not reached a replica.
 
     Attributes:
-        limit: (1,) requests below this index come at their ``arrival_s``, in order (open loop, or all but none).
+        limit: (1,) requests below this index come at their ``arrival_s``, in order (none of a closed loop).
         cursor: (1,) the next of them.
         heap_s, heap: (capacity,) a heap of (instant, request) of the others.
         num_heap: (1,)

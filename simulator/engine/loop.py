@@ -4,7 +4,7 @@ A replica's state changes only at admissions, chunk ends, completions and block 
 are taken at once (``step_eval.decode_run``). The rules are vLLM V1's scheduler (``vllm/v1/core/sched/scheduler.py``,
 0.19): running requests first, then waiting ones first come, first served, within the token budget; a request that
 finds no block preempts the last running one, and no one is admitted in that step. With asynchronous scheduling a
-step is decided while the one before it runs. ``reference.py`` says the same in plain Python, one step at a time.
+step is decided while the one before it runs. ``plain/reference.py`` says the same in plain Python, one step at a time.
 
 Running order is the order of admission; at most the last running request is in the middle of its prompt.
 """

@@ -71,6 +71,7 @@ class Latencies:
         return cls(ttft, tpot, e2e, queue, completed)
 
     def of_metric(self, metric: str) -> Float:
+        """A metric's values, one a request."""
         values: Float = getattr(self, metric)
         return values
 

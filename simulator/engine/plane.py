@@ -25,7 +25,7 @@ from simulator.engine import (
     waiting,
 )
 from simulator.engine.packed import Pack
-from simulator.engine.records import COUNTS, FAILED, Records
+from simulator.engine.records import COUNTS, FAILED, UNDECIDED, Records
 from simulator.engine.replica_spec import ReplicaSpec, demand_alone, first_ranks, reserving
 from simulator.workload.requests import Requests
 
@@ -40,20 +40,12 @@ class Snapshot:
         at_s: the instant.
         num_running, num_waiting: (r,) requests.
         kv_share: (r,) share of KV blocks in use, 0 to 1.
-        alive: (r,) 1 where the router sends requests.
-        iterations: (r,) steps so far.
-        busy_s: (r,) time in steps so far (of steps that were decided before the instant).
-        num_completed: requests that have ended.
     """
 
     at_s: float
     num_running: NDArray[np.int64]
     num_waiting: NDArray[np.int64]
     kv_share: NDArray[np.float64]
-    alive: NDArray[np.int64]
-    iterations: NDArray[np.int64]
-    busy_s: NDArray[np.float64]
-    num_completed: int
 
 
 class Plane:
@@ -163,7 +155,7 @@ class Plane:
         self._router.alive[replica] = 1
 
     def kill(self, replica: int) -> NDArray[np.int64]:
-        """Stop it at ``now_s``; returns the requests that it had not ended, for ``send_again`` or ``fail``."""
+        """Stop it at ``now_s``; returns the requests that it had not ended, for ``send`` or ``fail``."""
         demand_alone(self.specs[replica])
         self.drain(replica)
         rows = self._world.requests
@@ -187,7 +179,7 @@ class Plane:
             for i in lost:
                 begin, end = self._world.shared.held_offsets[i : i + 2]
                 self._world.shared.held[begin:end] = 0
-        rows["status"][lost] = engine_state.UNDECIDED
+        rows["status"][lost] = UNDECIDED
         row = self._world.replicas[replica]
         kept = {
             name: row[name]
@@ -206,11 +198,11 @@ class Plane:
         self._world.tiers[2 * replica : 2 * replica + 2] = replica_rows.new_tiers([self.specs[replica]])
         return lost
 
-    def send_again(self, requests: NDArray[np.int64], at_s: float) -> None:
-        """Requests that a ``kill`` returned come again, from their first token, at ``at_s``."""
+    def send(self, requests: NDArray[np.int64], at_s: NDArray[np.float64]) -> None:
+        """Requests come at given instants from now on; those that a ``kill`` returned, again from their first token."""
         self._feed = feed.with_room(self._feed, len(requests))
-        for i in requests:
-            self.push(max(at_s, self.now_s), int(i))
+        for i, at in zip(requests.tolist(), at_s.tolist(), strict=True):
+            self.push(at, i)
 
     def fail(self, requests: NDArray[np.int64]) -> None:
         """Requests that a ``kill`` returned are given up."""
@@ -224,7 +216,7 @@ class Plane:
         row = self._world.requests[request]
         row["scheduled_s"] = row["first_token_s"] = row["finish_s"] = np.nan
         row["replica"] = -1
-        row["status"] = engine_state.UNDECIDED
+        row["status"] = UNDECIDED
         return True
 
     def set_speed(self, replica: int, factor: float) -> None:
@@ -249,10 +241,6 @@ class Plane:
             num_running=rows["num_running"].copy(),
             num_waiting=rows["num_waiting"].copy(),
             kv_share=1.0 - rows["free"][rows["home"]] / rows["num_blocks"],
-            alive=self._router.alive.copy(),
-            iterations=rows["iterations"].copy(),
-            busy_s=rows["busy_s"].copy(),
-            num_completed=int(np.count_nonzero(self._world.requests["finish_s"] < self.now_s)),
         )
 
     def check(self) -> None:
@@ -267,7 +255,7 @@ class Plane:
     def records(self) -> Records:
         """What has happened so far; requests that have not ended are counted as failed."""
         rows, replicas = self._world.requests, self._world.replicas
-        status = np.where(rows["status"] == engine_state.UNDECIDED, FAILED, rows["status"]).astype(np.int8)
+        status = np.where(rows["status"] == UNDECIDED, FAILED, rows["status"]).astype(np.int8)
         return Records(
             arrival_s=rows["arrival_s"].copy(),
             scheduled_s=rows["scheduled_s"].copy(),
@@ -321,7 +309,7 @@ class Plane:
             rows[name] = np.nan
         for name in ("next", "replica"):
             rows[name] = -1
-        rows["status"] = engine_state.UNDECIDED
+        rows["status"] = UNDECIDED
         sizes = [s.block_size for s in self.specs]
         shared = kv_cache.new_shared(requests, sizes, [s.num_gpu_blocks for s in self.specs])
         num_contents = shared.slot_of.shape[1] if any(s.kv_offload is not None for s in self.specs) else 0

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 COMPLETED, REJECTED, FAILED = 0, 1, 2
 COUNTS = ("drafted", "accepted", "swap_outs", "swap_ins", "cpu_hits", "disk_hits", "lora_loads")
+UNDECIDED = -1  # the status of a request that has not ended
 STATUS_NAMES = ("completed", "rejected", "failed")
 
 

@@ -24,6 +24,7 @@ def new_tiers(specs: Sequence[ReplicaSpec]) -> NDArray[np.int64]:
 
 
 def num_adapters(spec: ReplicaSpec) -> int:
+    """LoRA adapters that its requests ask for."""
     return 0 if spec.adapters is None else spec.adapters.num_adapters
 
 

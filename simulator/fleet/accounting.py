@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from catalogs.units import SECONDS_PER_HOUR
+
 State = Literal["pending", "booting", "ready", "hung", "draining", "standby", "ended"]
 BILLED: tuple[State, ...] = ("booting", "ready", "hung", "draining", "standby")
 MINIMUM_CHARGE_S = 60.0  # EC2 Linux: by the second, at least one minute
@@ -37,7 +39,8 @@ class Lease:
         spans: its states in order; each starts where the last ended.
         busy_s: time in steps, of the ready and draining time.
         cause: why it ended; "" while it lives.
-        free_boot: the time in ``pending`` is not billed (EC2 bills from ``running``).
+
+    The time in ``pending`` is not billed (EC2 bills from ``running``).
     """
 
     lease_id: int
@@ -169,10 +172,10 @@ class Ledger:
             hours["hung"] += u.hung_s * gpus
             hours["warm pool"] += u.standby_s * gpus
             hours["rounding and minimum charge"] += u.rounding_s * gpus
-        return {reason: s / 3600.0 for reason, s in hours.items()}
+        return {reason: s / SECONDS_PER_HOUR for reason, s in hours.items()}
 
     def _gpus(self, usage: Usage) -> float:
-        return usage.gpu_hours * 3600.0 / usage.billed_s if usage.billed_s else 0.0
+        return usage.gpu_hours * SECONDS_PER_HOUR / usage.billed_s if usage.billed_s else 0.0
 
 
 def _usage(instance_type: str, purchase: str, leases: list[Lease]) -> Usage:
@@ -195,5 +198,5 @@ def _usage(instance_type: str, purchase: str, leases: list[Lease]) -> Usage:
         billed_s=billed,
         rounding_s=billed - held,
         lost_boot_s=math.fsum(x.seconds(("booting",)) for x in leases if not x.seconds(("ready",))),
-        gpu_hours=math.fsum(x.billed_s * x.num_gpus for x in leases) / 3600.0,
+        gpu_hours=math.fsum(x.billed_s * x.num_gpus for x in leases) / SECONDS_PER_HOUR,
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from catalogs.units import SECONDS_PER_HOUR
 from catalogs.yaml_source import Strict
 from simulator.fleet import autoscaling as scaling
 from simulator.fleet.autoscaling.hpa import SCALE_DOWN_DEFAULT, SCALE_UP_DEFAULT
@@ -210,7 +211,7 @@ class RayServeSpec(_Controller):
     downscaling_factor: Positive = 1.0
 
     def build(self, _requests: Requests, _lead_s: float) -> scaling.Autoscaler:
-        names = [n for n in scaling.RayServeConfig.__annotations__ if n != "initial_replicas"]
+        names = scaling.RayServeConfig.__annotations__
         return scaling.RayServe(scaling.RayServeConfig(**{name: getattr(self, name) for name in names}))
 
 
@@ -254,7 +255,7 @@ class ScheduledSpec(_Controller):
 
 def _clock(text: str) -> float:
     hours, minutes = text.split(":")
-    return 3600.0 * int(hours) + 60.0 * int(minutes)
+    return SECONDS_PER_HOUR * int(hours) + 60.0 * int(minutes)
 
 
 class PredictiveSpec(_Controller):

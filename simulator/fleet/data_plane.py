@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-UNDECIDED = -1
+from simulator.engine.records import UNDECIDED
 
 
 @dataclass

@@ -118,9 +118,7 @@ class EnginePlane:
 
     def send(self, ids: NDArray[np.int64], at_s: NDArray[np.float64]) -> None:
         """Route requests at given instants."""
-        self._plane._feed = feed.with_room(self._feed, len(ids))
-        for i, at in zip(ids.tolist(), at_s.tolist(), strict=True):
-            self._plane.push(at, i)
+        self._plane.send(ids, at_s)
 
     def withdraw(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Empty the heap of requests that were sent for later."""

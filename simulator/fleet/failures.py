@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from catalogs.errors import InputError
+from catalogs.units import SECONDS_PER_HOUR
 
 Kind = Literal["hang", "crash", "degrade", "zone_loss", "reserved_failure"]
 KINDS: tuple[Kind, ...] = ("hang", "crash", "degrade", "zone_loss", "reserved_failure")
@@ -72,7 +73,7 @@ class FailureRates:
     def time_to_failure_s(self, kind: Kind, rng: np.random.Generator) -> float:
         """An exponential draw; infinite where that kind never happens."""
         hours = self.mtbf_h(kind)
-        return float("inf") if hours is None else float(rng.exponential(hours * 3600.0))
+        return float("inf") if hours is None else float(rng.exponential(hours * SECONDS_PER_HOUR))
 
     def detect_s(self, rng: np.random.Generator) -> float:
         """From a hang until the health check gives up: the probes that must fail, from a random phase on."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from catalogs.errors import InputError
 from simulator.engine.records import COMPLETED
 from simulator.engine.replica_spec import ReplicaSpec
 from simulator.fleet.data_plane import Load, Outcome
@@ -42,7 +43,11 @@ class Curve:
 
 
 def probe(requests: Requests, spec: ReplicaSpec, seed: int = 0) -> Curve:
-    """Measure a replica's curve on lengths drawn from a workload."""
+    """Measure a replica's curve on lengths drawn from a workload.
+
+    Raises:
+        InputError: no request fits the replica.
+    """
     from simulator.engine.simulate import simulate_replicas
 
     rng = np.random.default_rng([seed, 0xC0DE])
@@ -50,8 +55,11 @@ def probe(requests: Requests, spec: ReplicaSpec, seed: int = 0) -> Curve:
     flood = replace(drawn, arrival_s=np.zeros(PROBE_REQUESTS))
     records = simulate_replicas(flood, [spec])
     half = np.sort(records.finish_s[~np.isnan(records.finish_s)])
+    if not len(half):
+        raise InputError("no request fits a replica", where="workload", why="a load of refusals needs no fleet",
+                         remedy="shorter requests, or a larger max_model_len")  # fmt: skip
     lo, hi = int(0.2 * len(half)), int(0.8 * len(half))
-    max_rps = (hi - lo) / (half[hi] - half[lo])
+    max_rps = (hi - lo) / (half[hi] - half[lo]) if half[hi] > half[lo] else len(half) / half[-1]
     gaps = rng.exponential(1.0, PROBE_REQUESTS)
     points: dict[str, list[float]] = {k: [0.0] for k in ("running", "kv_share", "busy", "ttft_p95_s", "e2e_s")}
     for share in SHARES:
@@ -89,7 +97,7 @@ class FluidPlane:
         self._speed: dict[int, float] = {}
         self._busy: list[float] = []
         self._share: list[float] = []
-        self._opened = self._served = 0
+        self._opened = self._counted = self._served = 0  # requests: of the stream, in the backlog so far, with an end
         self._backlog = 0.0
         self.now_s = 0.0
 
@@ -147,7 +155,8 @@ class FluidPlane:
         passed = until_s - self.now_s
         if passed <= 0:
             return
-        came = self._opened - self._served
+        came = self._opened - self._counted
+        self._counted = self._opened
         rates = {s: self._curves[self._kind_of(s)].max_rps * self._speed[s] for s in self._alive}
         capacity = sum(rates.values())
         before = self._backlog
@@ -157,7 +166,7 @@ class FluidPlane:
         for slot in self._alive:
             self._share[slot] = share if rates[slot] > 0 else 1.0
             self._busy[slot] += self._curves[self._kind_of(slot)].at("busy", self._share[slot]) * passed
-        if came and capacity > 0:
+        if self._served < self._opened and capacity > 0:
             curve = self._curves[self._kind_of(min(self._alive))]
             ids = slice(self._served, self._opened)
             wait = 0.5 * (before + self._backlog) / capacity
@@ -167,8 +176,6 @@ class FluidPlane:
             self.outcome.finish_s[ids] = first + curve.at("e2e_s", share)
             self.outcome.status[ids] = COMPLETED
             self._served = self._opened
-        elif came:
-            self._backlog = float(came)
         self.now_s = until_s
 
     def load(self) -> Load:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.records import COMPLETED, FAILED, REJECTED
+from simulator.engine.records import COMPLETED, FAILED, REJECTED, UNDECIDED
 from simulator.fleet.admission import AdmissionPolicy, CentralQueue, ClassPolicy, TokenBucket
 from simulator.fleet.caches import Caches
-from simulator.fleet.data_plane import UNDECIDED, DataPlane
+from simulator.fleet.data_plane import DataPlane
 from simulator.workload.requests import Requests
 
 DEFAULT_CLASS = ClassPolicy()
@@ -274,6 +274,7 @@ class Gateway:
                 self._sent.discard(i)
                 return True
             return False
+        self._kept.discard(i)
         before = len(self._again)
         self._again = [e for e in self._again if e[1] != i]
         heapq.heapify(self._again)

@@ -46,7 +46,7 @@ class LongRun:
 
     Attributes:
         fleet: the control plane's run: ledger, targets, losses, series (its latencies are those of the stream).
-        ttft_s, tpot_s, e2e_s, queue_s, input_tokens, output_tokens: of the requests in the windows.
+        ttft_s, tpot_s, e2e_s, queue_s, input_tokens, output_tokens, request_class: of the requests in the windows.
         weight: how many requests each of them stands for.
         windows: (start, weight) of each window: the requests that it stands for over its own.
     """
@@ -58,6 +58,7 @@ class LongRun:
     queue_s: Float
     input_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
+    request_class: NDArray[np.int64]
     weight: Float
     windows: list[tuple[float, float]]
 
@@ -113,7 +114,7 @@ def run_long(
         np.full(len(part[0]), weight)
         for part, (_, weight) in zip(parts, chosen, strict=True)
     ]
-    ttft, tpot, e2e, queue, inputs, outputs = (np.concatenate([p[i] for p in parts]) for i in range(6))
+    ttft, tpot, e2e, queue, inputs, outputs, classes = (np.concatenate([p[i] for p in parts]) for i in range(7))
     return LongRun(
         fluid,
         ttft,
@@ -122,6 +123,7 @@ def run_long(
         queue,
         inputs.astype(np.int64),
         outputs.astype(np.int64),
+        classes.astype(np.int64),
         np.concatenate(weights),
         chosen,
     )
@@ -160,8 +162,8 @@ def _play(
     windows: Windows,
     seed: int,
     router: str,
-) -> tuple[Float, Float, Float, Float, Float, Float]:
-    """TTFT, TPOT, E2E, queue time and tokens of one window's requests."""
+) -> tuple[Float, ...]:
+    """TTFT, TPOT, E2E, queue time, tokens and class of one window's requests."""
     warm = min(windows.warm_up_s, start_s)
     lo, hi = np.searchsorted(requests.arrival_s, [start_s - warm, start_s + windows.length_s])
     part = take(requests, np.arange(lo, hi))
@@ -180,7 +182,9 @@ def _play(
     steps = part.output_tokens[mine] - 1
     tpot = np.where(steps > 0, (e2e - ttft) / np.maximum(steps, 1), np.nan)
     queue = (outcome.scheduled_s - part.arrival_s)[mine]
-    return ttft, tpot, e2e, queue, part.input_tokens[mine].astype(float), part.output_tokens[mine].astype(float)
+    classes = np.zeros(len(part)) if part.request_class is None else part.request_class
+    columns = (part.input_tokens, part.output_tokens, classes)
+    return ttft, tpot, e2e, queue, *(column[mine].astype(float) for column in columns)
 
 
 def _replayer(t: Float, ready: Float, start_s: float, interval_s: float) -> Callable[[], Any]:

@@ -98,7 +98,7 @@ class Series:
             return
         machines = [m for g in fleet.groups for m in g.machines]
         slots = [m.slot for m in machines if m.serving and m.slot is not None]
-        busy = {m.lease.lease_id: m.busy_before_s + float(load.busy_s[m.slot]) for m in machines if m.slot is not None}
+        busy = {m.lease.lease_id: m.busy_s(load) for m in machines}
         gained = sum(max(0.0, b - self._last_busy.get(k, 0.0)) for k, b in busy.items())
         passed = max(now - self._last_s, 1e-9)
         ttft = self._recent(now)[1]

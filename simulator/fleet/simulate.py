@@ -331,15 +331,13 @@ class Fleet:
             self.gateway.call_back()
 
     def _note_busy(self, machine: Machine) -> None:
-        if machine.slot is not None and not machine.hung:
-            machine.busy_before_s += float(self.plane.load().busy_s[machine.slot])
-        machine.lease.busy_s = machine.busy_before_s
+        machine.lease.busy_s = machine.busy_before_s = machine.busy_s(self.plane.load())
 
     def hang(self, machine: Machine) -> None:
         """It answers no more, and no one knows yet."""
         assert machine.slot is not None
         self.settle()
-        machine.busy_before_s += float(self.plane.load().busy_s[machine.slot])
+        machine.busy_before_s = machine.busy_s(self.plane.load())
         machine.hung = True
         machine.lease.enter("hung", self.now_s)
         self.plane.set_speed(machine.slot, math.inf)

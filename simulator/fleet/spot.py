@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 from catalogs.errors import InputError
 from catalogs.names import resolve
 
+MOST_STEPS = 10_000_000
+WARM_UP = 8  # time constants of a process before its path begins
+
 
 @dataclass(frozen=True)
 class Zone:
@@ -127,6 +130,7 @@ def synthesise(
 
     p = process_parameters()
     rng = np.random.default_rng([seed, 0x5907])
+    demand_few_steps((duration_s + WARM_UP * max(p["slow_time_s"], p["middle_time_s"])) / step_s, "spot.step_s")
     num_steps = max(1, int(np.ceil(duration_s / step_s)))
     world = 0.0 if independent else p["world_variance"]
     region = 0.0 if independent else p["region_variance"]
@@ -140,6 +144,13 @@ def synthesise(
         latent = latent + np.sqrt(1 - world - region) * own[i]
         up[i] = latent > ndtri(1 - zone.available_share)
     return Availability(tuple(zones), 0.0, step_s, up)
+
+
+def demand_few_steps(num: float, where: str) -> None:
+    """Raise ``InputError`` for a path of availability of more steps than memory would hold."""
+    if not num <= MOST_STEPS:
+        raise InputError(f"the path of spot availability would have {num:.3g} steps", where=where,
+                         why=f"{MOST_STEPS:,} is the most", remedy="wider steps, or a shorter run")  # fmt: skip
 
 
 def check_zones(zones: Sequence[Zone], where: str = "spot.zones") -> None:
@@ -179,7 +190,7 @@ def _smooth(num: int, num_steps: int, step: float, rng: np.random.Generator) -> 
     from scipy.signal import lfilter
 
     r = float(np.exp(-step))
-    warm_up = int(8 / step) + 10
+    warm_up = int(WARM_UP / step) + 10
     noise = rng.standard_normal((num, num_steps + warm_up))
     path = lfilter([1.0], [1.0, -2 * r, r * r], noise, axis=1)[:, -num_steps:]
     smooth: NDArray[np.float64] = path / np.sqrt((1 + r * r) / (1 - r * r) ** 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,8 @@ from numpy.typing import NDArray
 
 from catalogs.errors import InputError, MissingError
 from catalogs.files import parse_json, read_text
-from simulator.fleet.spot import Availability, Zone
-
-EPOCH_S = 1e8  # an instant beyond three years is a clock of its own, not seconds from the start of a run
+from simulator.fleet.spot import Availability, Zone, demand_few_steps
+from simulator.workload.traces import EPOCH_FLOOR_S
 
 
 def read_availability(
@@ -40,7 +40,7 @@ def read_availability(
     names, times, values = _read_json(file) if file.suffix == ".json" else _read_csv(file)
     step = _check_times(times, file, gaps)
     if start is None:
-        if abs(times[0]) > EPOCH_S:
+        if abs(times[0]) > EPOCH_FLOOR_S:
             raise InputError(
                 f"time starts at {times[0]:.0f}, which is another clock than the run's (0 to {duration_s:.0f} s)",
                 where=str(file),
@@ -48,13 +48,16 @@ def read_availability(
                 remedy=f"spot: {{trace_start: {times[0]:.0f}}} lays its first instant on the start of the run",
             )
         start = float(times[0])
-    grid = start + step * np.arange(max(1, int(np.ceil(duration_s / step))))
-    if grid[0] < times[0] - step or grid[-1] > times[-1] + step:
+    num_steps = max(1.0, np.ceil(duration_s / step))
+    end = start + step * (num_steps - 1)
+    if start < times[0] - step or end > times[-1] + step:
         raise InputError(
-            f"covers {times[0]:.0f} to {times[-1]:.0f} s, the run needs {grid[0]:.0f} to {grid[-1]:.0f} s",
+            f"covers {times[0]:.0f} to {times[-1]:.0f} s, the run needs {start:.0f} to {end:.0f} s",
             where=str(file),
             remedy="a longer trace, a shorter run or another trace_start",
         )
+    demand_few_steps(num_steps, str(file))
+    grid = start + step * np.arange(int(num_steps))
     last = np.clip(np.searchsorted(times, grid + 1e-6, side="right") - 1, 0, len(times) - 1)
     up = values[last] > 0
     if gaps == "down":
@@ -88,21 +91,25 @@ def _read_json(file: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.f
 
 
 def _read_csv(file: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        reader = csv.reader(lines)
-        header = next(reader, [])
-        if len(header) < 2 or header[0].strip() != "time_s":
-            raise InputError(
-                f"its header is {','.join(header) or 'empty'}", where=f"{file}:1", remedy="time_s,us-east-1a,us-east-1b"
-            )
-        rows = []
-        for number, row in enumerate(reader, start=2):
-            try:
-                rows.append([float(cell) for cell in row])
-            except ValueError:
-                raise InputError(f"not a number in {','.join(row)}", where=f"{file}:{number}") from None
-            if len(row) != len(header):
-                raise InputError(f"{len(row)} cells, the header has {len(header)}", where=f"{file}:{number}")
+    try:
+        lines = list(csv.reader(io.StringIO(read_text(file, "a spot trace"), newline="")))
+    except csv.Error as error:
+        raise InputError(f"is not CSV: {error}", where=str(file)) from error
+    header = lines[0] if lines else []
+    if len(header) < 2 or header[0].strip() != "time_s":
+        raise InputError(
+            f"its header is {','.join(header) or 'empty'}", where=f"{file}:1", remedy="time_s,us-east-1a,us-east-1b"
+        )
+    rows = []
+    for number, row in enumerate(lines[1:], start=2):
+        try:
+            rows.append([float(cell) for cell in row])
+        except ValueError:
+            raise InputError(f"not a number in {','.join(row)}", where=f"{file}:{number}") from None
+        if not np.isfinite(rows[-1]).all():
+            raise InputError(f"not a finite number in {','.join(row)}", where=f"{file}:{number}")
+        if len(row) != len(header):
+            raise InputError(f"{len(row)} cells, the header has {len(header)}", where=f"{file}:{number}")
     table = np.asarray(rows).reshape(-1, len(header))
     return [name.strip() for name in header[1:]], table[:, 0], table[:, 1:]
 

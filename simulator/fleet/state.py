@@ -12,7 +12,7 @@ from simulator.fleet.accounting import Lease, Ledger
 from simulator.fleet.autoscaling import Autoscaler, Oscillation
 from simulator.fleet.caches import CacheCount
 from simulator.fleet.config import Group
-from simulator.fleet.data_plane import Outcome
+from simulator.fleet.data_plane import Load, Outcome
 from simulator.fleet.spot import Placer
 
 
@@ -33,6 +33,11 @@ class Machine:
     def live(self) -> bool:
         """Whether it is still held."""
         return self.lease.state != "ended"
+
+    def busy_s(self, load: Load) -> float:
+        """Seconds of steps so far, over all lives of its replica."""
+        now_s = 0.0 if self.slot is None or self.hung else float(load.busy_s[self.slot])
+        return self.busy_before_s + now_s
 
     @property
     def serving(self) -> bool:

@@ -107,7 +107,9 @@ def run_windows(
         busy_s=np.array([sum(u.serving_s for u in long.fleet.ledger.usage())]), prefix_queries=0 * ones,
         prefix_hits=0 * ones, num_gpu_blocks=np.array([lines[0].spec.num_gpu_blocks]), end_s=long.fleet.end_s,
     )  # fmt: skip
-    shown = Requests(arrival, long.input_tokens[rows], long.output_tokens[rows])
+    classes = None if requests.request_class is None else long.request_class[rows]
+    inputs, outputs = long.input_tokens[rows], long.output_tokens[rows]
+    shown = Requests(arrival, inputs, outputs, request_class=classes, class_names=requests.class_names)
     return records, shown, (replace(lines[0], count=1),), long
 
 

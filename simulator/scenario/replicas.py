@@ -46,6 +46,7 @@ STEP_OPTIONS = (
     "expert_skew",
     "lora",
 )
+KINDS: Mapping[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def build_line(
     options = {}
     for name, value in engine.options.items():
         if name in known.difference(STEP_OPTIONS, OPTIONS, (SCHEDULER_POLICY,)):
-            options[name] = value
+            options[name] = _checked(name, value, where)
         elif name not in known:
             close = nearest(name, sorted(known), num=1)
             raise InputError(f"unknown engine option {name!r}", where=where,
@@ -149,6 +150,15 @@ def build_line(
     spec = ReplicaSpec(step_table=table, num_gpu_blocks=num_blocks, name=replica.gpu.name, **settings)
     spec = with_techniques(spec, replica, asked, profile, memory)
     return Line(replica, profile, memory, spec, count)
+
+
+def _checked(name: str, value: Any, where: str) -> Any:
+    """An option of the engine's loop, of the kind that its default is of."""
+    kind = next(type(f.default) for f in fields(ReplicaSpec) if f.name == name)
+    fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+    if not fits:
+        raise InputError(f"{name} is {value!r}", where=where, remedy=KINDS[kind])
+    return value
 
 
 def policy_of(engine: Engine) -> str:

@@ -80,7 +80,7 @@ def pools_of(spec: DisaggregationSpec, lines: Sequence[Line], instances: Sequenc
     links: list[float] = []
     for line, instance in zip(lines, instances, strict=True):
         links += [_link_bytes_per_s(spec, line, instance)] * line.num_engines
-    receiver = next((line for line in reversed(lines)), lines[0])
+    receiver = lines[-1]
     parallel = receiver.replica.tensor_parallel_size
     return Pools(
         prefill=_engines(lines, "prefill"),
@@ -166,13 +166,14 @@ def transfer_document(requests: Requests, records: Records) -> dict[str, object]
     way = records.handover
     assert way is not None
     took = way.end_s - way.start_s
+    moved = ~np.isnan(took)
     span_s = max(float(records.end_s - records.arrival_s.min()), 1e-9)
     return {
-        "transfers": int((~np.isnan(took)).sum()),
+        "transfers": int(moved.sum()),
         "bytes": float(way.num_bytes.sum()),
         "wait_s": summary(way.start_s - way.prefill_end_s),  # for blocks and for the link
         "transfer_s": summary(took),
         "seat_wait_s": summary(way.decode_scheduled_s - way.end_s),
         "bytes_per_s": float(way.num_bytes.sum()) / span_s,
-        "prompt_tokens_per_transfer": float(requests.input_tokens[~np.isnan(took)].mean()) if len(took) else None,
+        "prompt_tokens_per_transfer": float(requests.input_tokens[moved].mean()) if moved.any() else None,
     }

@@ -18,7 +18,6 @@ from simulator.fleet.spot import Availability, SpotPolicy, Zone, check_zones, fi
 from simulator.workload.requests import Requests
 
 Share = Annotated[float, Field(ge=0, le=1)]
-SECTIONS = ("autoscaling", "spot", "cold_start", "admission", "caches", "failures", "capacity", "control")
 
 # Fitted on nine transfers of 20 MB to 4.5 GB that vLLM's Mooncake connector made over 8 RoCE links of 200 GB/s in all
 # (kvcache-ai.github.io/Mooncake, vLLM V1 support benchmark, Qwen3-8B; read 2026-11): within 9 % of each. RDMA only:
@@ -270,7 +269,7 @@ class FleetSections(Strict):
     @property
     def is_live(self) -> bool:
         """Whether any of them is there."""
-        return any(getattr(self, name) is not None for name in SECTIONS)
+        return any(getattr(self, name) is not None for name in FleetSections.model_fields)
 
 
 # Who samples the token that the client sees first. All of them answer from the decode server; SGLang and TensorRT-LLM

@@ -28,6 +28,7 @@ Parallel = Annotated[int, Field(ge=1, le=4096)]
 Whole = Annotated[int, Field(ge=1, le=100_000_000)]
 Share = Annotated[float, Field(gt=0, le=1)]
 MAX_SLO_S = 1e9
+PLACE_IN_LIST = re.compile("[0-9]{1,9}")
 SLO_NAME = re.compile(r"(ttft|tpot|e2e)_p(\d{1,2}(?:\.\d+)?)_s")
 
 
@@ -248,7 +249,7 @@ def set_at(located: Located, dotted: str, value: Any) -> None:
     Raises:
         InputError: the place leads through something that has no such key or item.
     """
-    place: Sequence[str | int] = [int(p) if p.isdigit() else p for p in dotted.split(".")]
+    place: Sequence[str | int] = [int(p) if PLACE_IN_LIST.fullmatch(p) else p for p in dotted.split(".")]
     data = located.data
     walked: Place = ()
     for part, after in itertools.pairwise(place):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from calibrate.memory import MemoryPlan
+from calibrate.options import number_option
 from calibrate.physics.work import embedding_bytes, embedding_parameters, kv_bytes_per_sequence, replica_weight_bytes
 from calibrate.profiles import Profile
 from calibrate.step_time import step_table
@@ -43,6 +44,7 @@ SWAP_UNTIL = (0, 11)  # the vLLM version that dropped the V0 engine, and with it
 SWAP_SPACE_GIB = 4.0  # vLLM's --swap-space, per GPU
 DRAFT_CONTEXT = 2048  # tokens at which a drafter's KV bytes a token are taken
 
+M = TypeVar("M", bound=Strict)
 Gib = Annotated[float, Field(ge=0, le=1_000_000)]
 
 
@@ -140,13 +142,23 @@ def _refusal(what: str, where: str, why: str, remedy: str) -> InputError:
     return InputError(what, where=where, why=why, remedy=remedy)
 
 
+def _asked(kind: type[M], replica: Replica, name: str) -> M:
+    """A technique's settings as they stand in ``options``, where a scenario's own checks do not look."""
+    try:
+        return kind.model_validate(replica.engine.options[name])
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(map(str, (name, *fault["loc"])))
+        raise _refusal(f"{place}: {fault['msg']}", f"engine.{name}", "", f"{name} under `engine:`") from error
+
+
 def _block_bytes(replica: Replica, memory: MemoryPlan) -> float:
     """Bytes of a KV block on one GPU."""
     return memory.kv_bytes_per_token * memory.block_size
 
 
 def _speculate(spec: ReplicaSpec, replica: Replica, asked: Engine, profile: Profile, memory: MemoryPlan) -> ReplicaSpec:
-    wanted = SpeculativeSpec.model_validate(replica.engine.options["speculative"])
+    wanted = _asked(SpeculativeSpec, replica, "speculative")
     framework, offered = replica.engine.framework, METHODS.get(replica.engine.framework, ())
     if wanted.method not in offered:
         raise _refusal(f"speculative method {wanted.method} with {framework}", "speculative",
@@ -199,6 +211,9 @@ def _blocks_beside(drafter: Replica, wanted: SpeculativeSpec, memory: MemoryPlan
 def _swap(spec: ReplicaSpec, replica: Replica, asked: Engine, profile: Profile, memory: MemoryPlan) -> ReplicaSpec:
     engine = replica.engine
     numbers = version_numbers(version_of(engine))
+    if engine.options["preemption_mode"] != "swap":
+        raise _refusal(f"preemption_mode is {engine.options['preemption_mode']!r}", "preemption_mode", "",
+                       "recompute or swap")  # fmt: skip
     if engine.framework != "vllm" or numbers >= SWAP_UNTIL:
         raise _refusal(
             f"preemption_mode: swap with {engine.framework} {version_of(engine)}", "preemption_mode",
@@ -209,15 +224,15 @@ def _swap(spec: ReplicaSpec, replica: Replica, asked: Engine, profile: Profile, 
         flag = "enable_prefix_caching" if asked.enable_prefix_caching else "async_scheduling"
         why = "V0 decides steps synchronously, and whole sequences are moved here"
         raise _refusal(f"preemption_mode: swap with {flag}", "preemption_mode", why, f"{flag}: false")
-    gib = engine.options.get("swap_space_gib", SWAP_SPACE_GIB)
+    gib = number_option(engine, "swap_space_gib", SWAP_SPACE_GIB)
     block_bytes = _block_bytes(replica, memory)
-    swap = SwapSpace(int(float(str(gib)) * GIB // block_bytes), block_bytes / replica.gpu.pcie_bytes_per_s)
+    swap = SwapSpace(int(gib * GIB // block_bytes), block_bytes / replica.gpu.pcie_bytes_per_s)
     policy = spec.policy if "policy" in engine.options or spec.enable_chunked_prefill else "prefill_first"
     return replace(spec, swap=swap, policy=policy, async_scheduling=False, enable_prefix_caching=False)
 
 
 def _offload(spec: ReplicaSpec, replica: Replica, asked: Engine, profile: Profile, memory: MemoryPlan) -> ReplicaSpec:
-    wanted = KvOffloadSpec.model_validate(replica.engine.options["kv_offload"])
+    wanted = _asked(KvOffloadSpec, replica, "kv_offload")
     framework, offered = replica.engine.framework, BACKENDS.get(replica.engine.framework, ())
     backend = wanted.backend or (offered[0] if offered else "none")
     if backend not in offered:

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from catalogs.errors import InputError
+
+MAX_REQUESTS = 200_000_000
+
 
 @dataclass(frozen=True)
 class Requests:
@@ -44,6 +48,13 @@ class Requests:
     def answered_once(self) -> Requests:
         """As an encoder or a vision model answers, whatever a trace says of the output."""
         return replace(self, output_tokens=np.ones_like(self.output_tokens))
+
+
+def demand_few_enough(expected: float, remedy: str) -> None:
+    """Raise ``InputError`` for a load of more requests than memory would hold."""
+    if not expected <= MAX_REQUESTS:
+        raise InputError(f"the load has about {expected:.3g} requests", why=f"{MAX_REQUESTS:,} is the most",
+                         remedy=remedy)  # fmt: skip
 
 
 @dataclass(frozen=True)

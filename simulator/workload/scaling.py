@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catalogs.errors import InputError
-from simulator.workload.requests import Requests
+from simulator.workload.requests import Requests, demand_few_enough
 from simulator.workload.traces import take
 
 BLOCK_REQUESTS = 1024
@@ -96,13 +96,15 @@ def _replay(
     mean_gap = (arrival_s[-1] - start) / max(1, num - 1)
     ends = np.append(arrival_s, arrival_s[-1] + mean_gap)  # a block lasts until the next one's first arrival
     all_gaps = np.diff(ends)
-    all_rows, all_times, all_copies, carry = [], [], [], 0.5
+    all_rows, all_times, all_copies, carry, num_before = [], [], [], 0.5, 0
     for first, last in itertools.pairwise(edges):
         span = ends[last] - arrival_s[first]
         k = factor(float(arrival_s[first] + span / 2) - start) if callable(factor) else factor
         exact = k * (last - first) + carry
+        demand_few_enough(exact + num_before, "a smaller scale, or a shorter load")
         count = int(exact)
         carry = exact - count
+        num_before += count
         if count == 0:
             continue
         place = np.arange(count)
@@ -170,6 +172,7 @@ def repeat_requests(requests: Requests, duration_s: float) -> Requests:
     span = float(requests.arrival_s[-1] - requests.arrival_s[0]) * len(requests) / max(1, len(requests) - 1)
     if requests.concurrency is not None or not span > 0:
         raise InputError("only an open load with a duration can be repeated")
+    demand_few_enough(len(requests) * (duration_s / span + 1), "a shorter repeat_s")
     times = int(np.ceil(duration_s / span))
     rows = np.tile(np.arange(len(requests)), times)
     copies = np.repeat(np.arange(times), len(requests))

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from catalogs.errors import InputError
 from catalogs.units import HOURS_PER_YEAR, SECONDS_PER_HOUR
-from simulator.workload.requests import Requests
+from simulator.workload.requests import Requests, demand_few_enough
 from simulator.workload.spec import ArrivalSpec, LengthSpec, SessionSpec, SyntheticSpec, WorkloadSpec
 from simulator.workload.traces import read_lengths, take
 
 DAY_S = 24 * SECONDS_PER_HOUR
 SYNTHETIC_BLOCK_TOKENS = 64
-MAX_REQUESTS = 200_000_000
+MOST_CHANGES = 5_000_000  # of the rate
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
@@ -68,17 +68,11 @@ def arrivals(spec: ArrivalSpec, rng: np.random.Generator) -> Float:
     if spec.num_requests is not None:
         return np.cumsum(draw(spec.num_requests))
     assert spec.duration_s is not None
-    _bounded(rate * spec.duration_s)
+    demand_few_enough(rate * spec.duration_s, "a shorter duration_s")
     times = np.cumsum(draw(int(rate * spec.duration_s) + 64))
     while times[-1] < spec.duration_s:
         times = np.concatenate([times, times[-1] + np.cumsum(draw(len(times) // 4 + 64))])
     return times[times < spec.duration_s]
-
-
-def _bounded(expected: float) -> None:
-    if expected > MAX_REQUESTS:
-        raise InputError(f"the load has about {expected:.3g} requests", why=f"{MAX_REQUESTS:,} is the most",
-                         remedy="a shorter duration_s")  # fmt: skip
 
 
 def _modulated(edges_s: Float, rates: Float, spec: ArrivalSpec, rng: np.random.Generator) -> Float:
@@ -92,7 +86,7 @@ def _modulated(edges_s: Float, rates: Float, spec: ArrivalSpec, rng: np.random.G
             edges_s = np.concatenate([(edges_s[:-1] + c * edges_s[-1]) for c in starts] + [[cycles * edges_s[-1]]])
             mass = np.concatenate([(mass[:-1] + c * mass[-1]) for c in starts] + [[cycles * mass[-1]]])
     else:
-        _bounded(float(mass[-1]))
+        demand_few_enough(float(mass[-1]), "a shorter duration_s")
         targets = np.sort(rng.uniform(0.0, mass[-1], rng.poisson(mass[-1])))
     return np.interp(targets, mass, edges_s)
 
@@ -110,11 +104,15 @@ def _mmpp_path(spec: ArrivalSpec, rng: np.random.Generator) -> tuple[Float, Floa
         edges.append(now)
         path.append(rates[state])
         state = (state + 1 + int(rng.integers(len(rates) - 1))) % len(rates)
-        if len(path) > 5_000_000:
-            raise InputError("the load changes its state more than 5 million times", remedy="longer mean_durations_s")
+        if len(path) > MOST_CHANGES:
+            raise _too_many_changes("longer mean_durations_s")
     if not np.any(np.array(path) > 0):
         path[0] = mean_rate
     return np.array(edges), np.array(path)
+
+
+def _too_many_changes(remedy: str) -> InputError:
+    return InputError(f"the load changes its rate more than {MOST_CHANGES:,} times", remedy=remedy)
 
 
 def _diurnal_path(spec: ArrivalSpec) -> tuple[Float, Float]:
@@ -126,6 +124,8 @@ def _diurnal_path(spec: ArrivalSpec) -> tuple[Float, Float]:
     length_s = spec.duration_s or period * float(
         np.ceil(1.0 + 1.5 * (spec.num_requests or 1) / (spec.rate_rps * period))
     )
+    if not 1440 * length_s / period <= MOST_CHANGES:
+        raise _too_many_changes("a longer period_s, or a shorter duration_s")
     steps = int(np.ceil(1440 * length_s / period))
     edges = np.minimum(np.arange(max(1, steps) + 1) * period / 1440, length_s)
     phase = 2 * np.pi / period

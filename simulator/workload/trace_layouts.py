@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 2 * 1024 * 1024  # Arrow reads up to 32 of them ahead
 PIECE_ROWS = 262_144
+WHOLE_NUMBER = re.compile("-?[0-9]{1,40}")
 Fault = tuple[str, str, str]  # what, why, remedy
 
 
@@ -373,6 +374,6 @@ def _hash_fault(value: Any) -> str | None:
     if parts is not None and not isinstance(parts, list):
         return f"hash_ids {str(value)[:40]!r} is not a list"
     for part in parts or ():
-        if not str(part).lstrip("-").isdigit() or abs(int(part)) >= 2**63:
+        if not WHOLE_NUMBER.fullmatch(str(part)) or abs(int(part)) >= 2**63:
             return f"hash_ids holds {str(part)[:40]!r}, which is not a whole number"
     return None

@@ -27,6 +27,7 @@ MAX_TOKENS = 16_000_000  # no model reads a longer prompt; such a number is a mi
 EXACT_BELOW = 2.0**53  # whole numbers that float64 holds
 EPOCH_FLOOR_S = 1e8  # a first arrival beyond this (3 years) is a time of day since 1970, not since the trace's start
 MOONCAKE_BLOCK_TOKENS = 512
+ALL_FAILED, ONLY_SERVED = "every request in it failed", "only served requests are a load"
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def read_trace(
         if limit is not None and num >= limit:
             break
     if not num:
-        raise InputError("every request in it failed", where=str(path), why="only served requests are a load")
+        raise InputError(ALL_FAILED, where=str(path), why=ONLY_SERVED)
     if reader.num_dropped:
         log.warning("%s: %d failed requests left out (no response)", path, reader.num_dropped)
     requests = requests_of(pieces, reader.class_names, hash_block_tokens)
@@ -283,6 +284,8 @@ def read_lengths(path: str | Path) -> tuple[NDArray[np.int64], NDArray[np.int64]
     Raises:
         InputError: unreadable, no rows, or a length that is not a whole number in range.
     """
+    import pyarrow as pa
+
     source = open_source(Path(path), need_arrival=False)
     layout, inputs, outputs = source.layout, [], []
     try:
@@ -291,12 +294,14 @@ def read_lengths(path: str | Path) -> tuple[NDArray[np.int64], NDArray[np.int64]
             outputs.append(_whole_numbers(batch.column(layout.output_tokens), layout.output_tokens))
     except InputError:
         raise
-    except (ValueError, TypeError, OSError, OverflowError, _BadRowError) as error:
+    except (pa.ArrowException, ValueError, TypeError, OSError, OverflowError, _BadRowError) as error:
         raise InputError(f"cannot be read: {str(error).splitlines()[0]}", where=str(path)) from error
     if not sum(map(len, inputs)):
         raise InputError("no lengths in it", where=str(path))
     joined = np.concatenate(inputs), np.concatenate(outputs)
     served = (joined[0] > 0) & (joined[1] > 0) if layout.failures_have_no_output else np.ones(len(joined[0]), bool)
+    if not served.any():
+        raise InputError(ALL_FAILED, where=str(path), why=ONLY_SERVED)
     joined = joined[0][served], joined[1][served]
     if joined[0].min() < 1 or joined[1].min() < 0 or max(joined[0].max(), joined[1].max()) > MAX_TOKENS:
         raise InputError("a token count is out of range", where=str(path), remedy=f"input 1 to {MAX_TOKENS:,}")

@@ -41,3 +41,10 @@ def test_a_table_of_one_model_holds_its_techniques_once(options: dict[str, Any],
     served, shape = replica("llama-3.1-8b", "RTX-PRO-6000", options), decode_shape(8, 64.0)
     told = step_model(served, profile).step_time_s(shape)
     assert step_cost(served, profile, shape).seconds == pytest.approx(told, rel=1e-9)
+
+
+def test_what_fills_up_a_cuda_graph_is_no_work_of_the_steps_tokens() -> None:
+    served = replica("llama-3.1-8b", "H100-SXM", {})
+    profile = best_profile(served)
+    few, full = (step_cost(served, profile, decode_shape(n, 512.0)) for n in (9, 16))
+    assert few.flops == pytest.approx(9 / 16 * full.flops)

@@ -108,6 +108,29 @@ def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
     path.write_text("system,model_path\nh100,x\n")
     with pytest.raises(InputError, match="columns missing"):
         read_closed_loop(path)
+    for text in ("", 'a,b\n1,2,3\n"'):
+        path.write_text(text)
+        with pytest.raises(InputError, match="is no table"):
+            read_tidy(path)
+
+
+@pytest.mark.parametrize("column", ["isl", "osl", "concurrency", "tp_size", "silicon_ttft_ms", "len_scale"])
+@pytest.mark.parametrize("value", ["many", "0", "1e400", "-3"])
+def test_a_load_without_a_number_is_refused_with_its_line(tmp_path: Path, column: str, value: str) -> None:
+    names = "system,model_path,precision,backend,isl,osl,len_scale,concurrency,tp_size,silicon_ttft_ms,silicon_tpot_ms"
+    values = "h100_sxm,llama-3.1-8b,fp8,vllm,1024,128,1,4,2,120,17".split(",")  # noqa: SIM905
+    good = dict(zip(names.split(","), values, strict=True))
+    path = tmp_path / "loops.csv"
+    path.write_text(names + "\n" + ",".join(str(v) for v in (good | {column: value}).values()) + "\n")
+    with pytest.raises(InputError, match=rf"loops\.csv:2: {column} is"):
+        read_closed_loop(path)
+
+
+@pytest.mark.parametrize(("isl", "load"), [("1e999", "conc=4"), ("1e99", "conc=4"), ("512", "conc=" + 5000 * "9")])
+def test_a_load_beyond_all_is_left_out(tmp_path: Path, isl: str, load: str) -> None:
+    path = tmp_path / "tidy.csv"
+    path.write_text(HEAD + f"H100-SXM,1,llama-3.1-8b,bf16,vLLM,0.19.0,{isl},64,{load},ttft,40,ms,\n")
+    assert read_tidy(path) == []
 
 
 HEAD = "gpu,tp,model,precision,framework,framework_version,isl,osl,concurrency_or_rate,metric,value,unit,notes\n"

@@ -284,6 +284,13 @@ def test_a_scenario_reports_both_pools_and_what_moved() -> None:
     assert free["kv_transfer"]["transfer_s"]["mean"] == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_run_in_which_nothing_moves_says_so() -> None:
+    workload = scenario().workload.model_dump(exclude_unset=True)
+    workload["input_tokens"] = {"distribution": "fixed", "value": 1_000_000}
+    moved = simulate(scenario(workload=workload)).document["kv_transfer"]
+    assert moved["transfers"] == 0 and moved["prompt_tokens_per_transfer"] is None
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -84,7 +84,7 @@ def test_a_killed_replicas_requests_come_again_elsewhere() -> None:
     plane.advance(15.0)
     lost = plane.kill(0)
     assert len(lost) > 0
-    plane.send_again(lost, 16.0)
+    plane.send(lost, np.full(len(lost), 16.0))
     new = plane.add(spec())
     plane.advance(30.0)
     plane.check()

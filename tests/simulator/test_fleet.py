@@ -175,12 +175,11 @@ def test_spot_losses_are_announced_replaced_and_paid_for() -> None:
 
 def test_draining_at_the_notice_saves_work_that_serving_on_loses() -> None:
     requests = load(8000.0, 6.0)
-    drained = play(requests, spot_config(SpotPolicy()))
-    rules = CapacityRules(drain_on_notice=False, notice_s=120.0)
-    served_on = play(requests, replace(spot_config(SpotPolicy()), capacity=rules))
+    failing = replace(spot_config(SpotPolicy()), admission=AdmissionPolicy(on_loss="fail"))
+    drained = play(requests, failing)
+    served_on = play(requests, replace(failing, capacity=CapacityRules(drain_on_notice=False, notice_s=120.0)))
     check_conserved(requests, served_on)
-    assert (served_on.outcome.status == COMPLETED).all()
-    assert np.nanmax(drained.outcome.finish_s) > 0
+    assert drained.reasons["replica lost"] == 0 < served_on.reasons["replica lost"]
 
 
 def test_a_rebalance_signal_starts_the_replacement_early() -> None:
@@ -203,6 +202,12 @@ def test_a_hang_is_seen_after_the_probes_and_its_requests_are_sent_again() -> No
     hangs = sum("hang" in what for _, what in result.events)
     assert hangs >= 2 and 20.0 * hangs <= usage.hung_s <= 30.0 * hangs + 1e-6
     assert usage.booting_s == pytest.approx(30.0 * hangs, abs=31.0)
+
+
+def test_a_replica_that_starts_again_does_not_look_busier_than_it_is() -> None:
+    requests = load(3600.0, 0.2)
+    result = play(requests, FleetConfig((GROUP,), failures=FailureRates(hang_mtbf_h=0.3, restart_s=30.0)))
+    assert result.series["gpu_use"].max() < 0.7
 
 
 def test_on_loss_fail_counts_what_was_lost() -> None:

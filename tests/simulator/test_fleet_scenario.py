@@ -214,6 +214,19 @@ def test_a_long_horizon_by_windows_is_close_to_the_full_run(tmp_path: Path) -> N
     for name in ("ttft_s", "tpot_s", "e2e_s"):
         assert short[name]["p90"] == pytest.approx(full[name]["p90"], rel=0.1)
     assert short["gpu_hours"] == pytest.approx(full["gpu_hours"], rel=0.1)
+    assert short["by_class"] == {}
     assert len(short["live_fleet"]["windows"]) == 6 and "windows played in full" in " ".join(fleet_notes(short))
     with pytest.raises(InputError, match="windows know neither"):
         play(tmp_path, text + "control: {windows: {num: 6}}\nadmission: {max_queue: 5}\n")
+
+
+def test_classes_keep_their_promises_in_windows_too(tmp_path: Path) -> None:
+    shape = "input_tokens: {distribution: fixed, value: 400}\n      output_tokens: {distribution: fixed, value: 100}"
+    one = "    - name: {}\n      arrivals: {{process: poisson, rate_rps: {}, duration_s: 7200}}\n      {}\n"
+    text = BASE.format(duration_s=1)
+    head, tail = text[: text.index("  arrivals")], text[text.index("fleet:") :]
+    classes = "  classes:\n" + one.format("chat", 1, shape) + one.format("batch", 0.5, shape)
+    promise = "slo: {chat: {ttft_p95_s: 10}}\ncontrol: {windows: {num: 2, length_s: 300}}\n"
+    (tmp_path / "s.yaml").write_text(head + classes + tail + promise)
+    found = simulate(read_scenario(tmp_path / "s.yaml"))
+    assert found.slo_ok and set(found.document["by_class"]) == {"chat", "batch"}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from catalogs.errors import InputError
 from simulator.fleet.autoscaling import Hpa, HpaConfig, HpaMetric
 from simulator.fleet.cold_start import ColdStart, LogNormal
 from simulator.fleet.config import FleetConfig, Group
 from simulator.fleet.engine_plane import EnginePlane
-from simulator.fleet.fluid_plane import probe
+from simulator.fleet.fluid_plane import Curve, FluidPlane, probe
 from simulator.fleet.long_horizon import Windows, run_long
 from simulator.fleet.simulate import Fleet
 from simulator.workload.requests import Requests
@@ -38,6 +41,26 @@ def test_a_curve_grows_with_the_load_up_to_saturation() -> None:
     curve = probe(wave(1, 5), SPEC)
     assert curve.max_rps > 0 and (np.diff(curve.running) >= -1e-9).all() and curve.busy[-1] > 0.9
     assert curve.at("ttft_p95_s", 0.2) < curve.at("ttft_p95_s", 0.96)
+
+
+def test_a_load_that_no_replica_takes_is_refused() -> None:
+    with pytest.raises(InputError, match="no request fits"):
+        probe(replace(wave(1, 1), input_tokens=np.full(len(wave(1, 1)), 10**6)), SPEC)
+
+
+def test_what_came_while_no_replica_was_there_is_worked_off_once() -> None:
+    requests = Requests(np.arange(660.0), np.full(660, 300), np.full(660, 50))
+    ends = np.array([0.0, 1.0])
+    plane = FluidPlane(requests, [Curve(2.0, ends, ends, ends, ends, ends, ends)])
+    for minute in range(1, 11):
+        plane.open_until(60 * minute)
+        plane.advance(60.0 * minute)
+    slot = plane.add(0)
+    assert plane.load().waiting[slot] == 600
+    plane.open_until(660)
+    plane.advance(660.0)
+    assert plane.load().waiting[slot] == 660 - 2 * 60
+    assert (plane.outcome.finish_s <= 660 + 300 + 2).all()
 
 
 def test_windows_and_stream_agree_with_the_full_run() -> None:

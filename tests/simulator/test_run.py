@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from app.cli.main import cli
-from catalogs.errors import GateError, InputError, MissingError
+from catalogs.errors import InputError, MissingError
 from simulator.engine import preemption
 from simulator.engine.invariants import BrokenInvariantError
 from simulator.run import simulate
@@ -96,7 +96,6 @@ def test_a_missed_slo_exits_with_one_and_a_kept_one_with_zero(tmp_path: Path) ->
     missed = invoke(str(written(tmp_path, SMALL + "slo: {ttft_p95_s: 0.000001}\n")), "--format", "json")
     assert missed.exit_code == 1
     assert not json.loads(missed.stdout)["slo"]["ttft_p95_s"]["ok"]
-    assert isinstance(GateError("x"), Exception)
 
 
 def test_a_price_turns_time_into_dollars(tmp_path: Path) -> None:
@@ -239,7 +238,10 @@ def test_what_cannot_be_played_is_refused(tmp_path: Path, old: str, new: str, ki
     assert what in str(shown.exception)
 
 
-@pytest.mark.parametrize(("pair", "what"), [("count", "KEY=VALUE"), ("fleet.9.count=2", "fleet"), ("a=[", "value")])
+@pytest.mark.parametrize(
+    ("pair", "what"),
+    [("count", "KEY=VALUE"), ("fleet.9.count=2", "fleet"), ("fleet.².count=2", "fleet"), ("a=[", "value")],
+)
 def test_bad_overrides_are_refused(tmp_path: Path, pair: str, what: str) -> None:
     shown = invoke(str(written(tmp_path)), "--set", pair)
     assert isinstance(shown.exception, InputError) and what in str(shown.exception)

@@ -88,10 +88,15 @@ def test_a_factor_of_one_is_the_same_trace() -> None:
     assert scale_requests(before, 1) is before
 
 
-@pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf"), 1e-9])
+@pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf"), 1e-9, 1e12])
 def test_an_impossible_factor_is_refused(factor: float) -> None:
     with pytest.raises(InputError):
         scale_requests(bursty(100), factor)
+
+
+def test_repeating_a_trace_beyond_memory_is_refused() -> None:
+    with pytest.raises(InputError, match="200,000,000"):
+        repeat_requests(bursty(100), 1e15)
 
 
 def test_repeating_a_trace_brings_other_users() -> None:

@@ -165,3 +165,26 @@ def test_traces_with_gaps_or_another_clock_are_refused_with_the_way_out(tmp_path
     (tmp_path / "bad.csv").write_text("when,za\n0,1\n")
     with pytest.raises(InputError, match="its header is"):
         read_availability(tmp_path / "bad.csv", 60.0)
+    with pytest.raises(InputError, match="is a folder"):
+        read_availability(tmp_path, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"time_s,us-east-1\xe9\n0,1\n60,1\n", "not UTF-8"),
+        (b"time_s,za\n0,1e400\n60,1\n", "not a finite number"),
+        (b"time_s,za\n0,1\n1e-9,1\n2e-9,1\n1e9,1\n", "10,000,000 is the most"),
+        (b"", "its header is empty"),
+    ],
+)
+def test_a_broken_trace_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_availability(tmp_path / "t.csv", 6000.0, gaps="hold")
+    assert words in str(caught.value)
+
+
+def test_steps_too_fine_for_memory_are_refused() -> None:
+    with pytest.raises(InputError, match="steps"):
+        synthesise(find_zones(["us-east-1"]), 86400.0, 0, step_s=1e-6)

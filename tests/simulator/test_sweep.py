@@ -145,6 +145,7 @@ def test_a_killed_sweep_resumes_and_repeats_nothing_that_was_written(tmp_path: P
         ("scenario: s.yaml\ngrid: {seed: []}\n", "at least 1"),
         ("scenario: s.yaml\ngrid: {seed: [0, 1, 0]}\n", "again"),
         ("grid: {seed: [0]}\n", "'scenario' is missing"),
+        ("scenario: s.yaml\npoints: [{slo: {1: 2, a: 3}}]\n", "keys that are not text"),
         (f"scenario: s.yaml\ngrid: {{a: {list(range(1001))}, b: {list(range(1001))}}}\n", "1,002,001 points"),
     ],
 )

@@ -180,3 +180,6 @@ def test_an_absurdly_large_load_is_refused_before_memory_is() -> None:
     load = {"arrivals": {"process": "poisson", "rate_rps": 1e9, "duration_s": 1e9}, **FIXED}
     with pytest.raises(InputError, match="200,000,000"):
         load_workload(WorkloadSpec(**load))
+    load = {"arrivals": {"process": "diurnal", "rate_rps": 1, "duration_s": 86400, "period_s": 1e-9}, **FIXED}
+    with pytest.raises(InputError, match="5,000,000 times"):
+        load_workload(WorkloadSpec(**load))

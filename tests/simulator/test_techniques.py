@@ -193,3 +193,23 @@ def test_what_an_engine_does_not_offer_is_refused_with_its_rule(tmp_path: Path, 
 def test_a_bad_section_is_refused_with_its_line(tmp_path: Path, engine: str) -> None:
     with pytest.raises(InputError, match=r"s\.yaml:7"):
         read_scenario(read(tmp_path, engine))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("speculative: 5", "speculative"),
+        ("speculative: {method: draft, num_speculative_tokens: 1, acceptance_rate: 0.8}", "draft_model"),
+        ("kv_offload: [1]", "kv_offload"),
+        ("preemption_mode: often", "'often'"),
+        ("preemption_mode: swap, swap_space_gib: much", "swap_space_gib is 'much'"),
+        ("max_queue_delay_s: soon", "max_queue_delay_s is 'soon'"),
+        ("async_scheduling: maybe", "async_scheduling is 'maybe'"),
+        ("pad_batch: 1", "pad_batch is 1"),
+        ("length_bucket: true", "length_bucket is True"),
+    ],
+)
+def test_what_options_hold_is_checked_as_well(tmp_path: Path, options: str, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        build_fleet(read_scenario(read(tmp_path, f"version: '0.10', options: {{{options}}}")))
+    assert said in str(error.value) and error.value.remedy

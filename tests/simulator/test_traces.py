@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from catalogs.errors import InputError
@@ -129,6 +131,9 @@ def test_seconds_since_1970_become_seconds_since_the_first(tmp_path: Path) -> No
         ("a;b;c\n0;1;1\n", "t.csv:1", "commas"),
         ("arrival_s,input_tokens,output_tokens,arrival_s\n0,1,1,0\n", "t.csv:1", "twice"),
         ("arrival_s,input_tokens,output_tokens,hash_ids\n0,1,1,a b\n", "t.csv:2", "hash_ids"),
+        ("arrival_s,input_tokens,output_tokens,hash_ids\n0,1,1,\u00b2\n", "t.csv:2", "hash_ids"),
+        ("arrival_s,input_tokens,output_tokens,hash_ids\n0,1,1,--5\n", "t.csv:2", "hash_ids"),
+        ("arrival_s,input_tokens,output_tokens,hash_ids\n0,1,1," + 5000 * "7" + "\n", "t.csv:2", "hash_ids"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,1,1\nyesterday,1,1\n", "t.csv:3", "date"),
         ('{"timestamp": 0, "input_length": 1}\n', "t.csv:1", "no column output_length"),
         ('{"timestamp": 0, "input_length": 1, "output_length": 1}\n{"timest\n', "t.csv:2", "not JSON"),
@@ -196,6 +201,11 @@ def test_lengths_are_read_from_a_file_without_arrivals(tmp_path: Path) -> None:
     assert (inputs.tolist(), outputs.tolist()) == ([10, 20], [5, 6])
     with pytest.raises(InputError):
         read_lengths(trace_file(tmp_path, HEADER + ",10,\n"))
+    with pytest.raises(InputError, match="every request in it failed"):
+        read_lengths(trace_file(tmp_path, "Timestamp,Request tokens,Response tokens\n0,10,0\n"))
+    pq.write_table(pa.table({"input_tokens": [[1]], "output_tokens": [[1]]}), tmp_path / "lists.parquet")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_lengths(tmp_path / "lists.parquet")
 
 
 def test_taking_rows_takes_their_blocks() -> None:

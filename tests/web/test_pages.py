@@ -78,7 +78,6 @@ def test_every_page_opens_with_words_or_a_chart(name: str) -> None:
     found = visit(name)
     assert not found.error
     assert found.get("plotly_chart") or pictures(found) or found.info, said(found)
-    assert said(found) is not None
     assert "plan " in commands(found)
 
 

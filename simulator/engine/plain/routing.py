@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simulator.engine.front_end import UPDATE_S
+from simulator.engine.plain.replica import Engine
 from simulator.engine.routing import OVERLOAD, RouterOptions
 from simulator.workload.requests import Requests
-
-if TYPE_CHECKING:
-    from simulator.engine.plain.replica import Engine
 
 M64 = 2**64 - 1
 

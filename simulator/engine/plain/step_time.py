@@ -4,31 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibrate.step import StepTable
-
-if TYPE_CHECKING:
-    from simulator.engine.plain.job import Step
-    from simulator.engine.replica_spec import ReplicaSpec
-
-
-def interpolate(axis: np.ndarray, x: float) -> tuple[int, float]:
-    """Cell of an axis and place in it; the outermost cells extend to infinity."""
-    cell = int(np.clip(np.searchsorted(axis, x, side="right") - 1, 0, len(axis) - 2))
-    return cell, float((x - axis[cell]) / (axis[cell + 1] - axis[cell]))
-
-
-def attention_time_s(table: StepTable, point: Sequence[float]) -> float:
-    """Multilinear interpolation of ``attention_s``."""
-    axes = (table.prefill_tokens_axis, table.prefill_context_axis, table.num_decode_axis, table.decode_context_axis)
-    values = table.attention_s
-    for axis, x in zip(axes, point, strict=True):
-        cell, share = interpolate(axis, x)
-        values = values[cell] * (1.0 - share) + values[cell + 1] * share
-    return float(values)
+from calibrate.step import StepTable, attention_at
+from simulator.engine.plain.job import Step
+from simulator.engine.replica_spec import ReplicaSpec
 
 
 def row(values: np.ndarray, i: int) -> float:
@@ -67,7 +48,7 @@ def step_time_s(table: StepTable, step: Work) -> float:
     point = [prefill, mean_keys, decode, float(np.mean(contexts)) if decode else 0.0]
     time = token_wise_s(table, prefill + step.decode_tokens, prefill > 0)
     time += row(table.sampled_s, step.sampled)
-    at_mean = attention_time_s(table, point)
+    at_mean = attention_at(table, point)
     time += at_mean + skew_time_s(table, point, contexts, at_mean)
     return time + table.overhead_s + table.overhead_per_sequence_s * step.sequences
 
@@ -133,4 +114,4 @@ def skew_time_s(table: StepTable, point: Sequence[float], contexts: Sequence[flo
     place = tuple(
         min(int(np.searchsorted(edges, x)), len(edges) - 1) for edges, x in zip(skew[:4], values, strict=True)
     )
-    return float(skew.alpha[place]) * (attention_time_s(table, [*point[:3], high]) - at_mean)
+    return float(skew.alpha[place]) * (attention_at(table, [*point[:3], high]) - at_mean)

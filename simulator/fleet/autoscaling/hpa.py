@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from simulator.fleet.autoscaling.signals import RATIO_METRICS, FleetSnapshot
+from simulator.fleet.autoscaling.signals import FleetSnapshot
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Hpa:
         values = fleet.per_replica.get(metric.metric, ())
         if all(v is None for v in values):
             return None
-        if metric.metric in RATIO_METRICS and metric.metric == "ttft_s":  # Object metric: one value for the fleet
+        if metric.metric == "ttft_s":  # Object metric: one value for the fleet
             mean = fleet.mean(metric.metric)
             assert mean is not None
             ratio = mean / metric.target

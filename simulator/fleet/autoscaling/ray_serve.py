@@ -19,7 +19,6 @@ class RayServeConfig:
 
     min_replicas: int = 1
     max_replicas: int = 1
-    initial_replicas: int | None = None
     target_ongoing_requests: float = 2.0
     look_back_period_s: float = 30.0
     metrics_interval_s: float = 10.0
