@@ -95,12 +95,14 @@ def line_document(line: Line, periods: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def promised_documents(model: FleetModel, solution: Solution) -> list[dict[str, Any]]:
-    """The Savings Plans to buy: what is promised an hour, what it costs, and the share of it that machines use."""
+    """The Savings Plans held and to buy: what is promised an hour, what it costs, and the share that machines use."""
     found = []
     chance = np.array([s.probability for s in model.states])
     for plan, rates, usd, covered in zip(
         model.savings_plans, model.plan_rates, solution.promised, solution.covered, strict=True
     ):
+        held = plan.held_usd_per_hour
+        usd = usd if held is None else held
         if usd < 5e-4:  # AWS sells them in steps of a tenth of a cent
             continue
         used = np.einsum("j,jotk,o,t,k->", np.where(np.isfinite(rates), rates, 0.0), covered, model.probability,
@@ -110,7 +112,7 @@ def promised_documents(model: FleetModel, solution: Solution) -> list[dict[str, 
             "name": plan.name, **plan.terms, "promised_usd_per_hour": round(float(usd), 6),
             "usd_per_hour": round(float(usd) * plan.usd_per_hour, 6),
             "upfront_usd": round(float(usd) * plan.upfront_usd, 2), "used_share": round(float(used / usd), 6),
-            "instance_types": machines,
+            "instance_types": machines, "held": held is not None,
         })  # fmt: skip
     return found
 

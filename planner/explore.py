@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from calibrate.profile_error import served_error
 from catalogs.units import HOURS_PER_MONTH, HOURS_PER_YEAR
 from planner.answer import purchase_lines, summary
 from planner.capacity.confidence import step_error
@@ -39,7 +40,7 @@ def explore(problem: Problem, search: Search, model: FleetModel, best: Solution)
     front = [{"slo_factor": 1.0, "usd_per_hour": best.usd_per_hour, "plan": summary(_lines(model, best, search))}]
     front += [{"slo_factor": f, "usd_per_hour": u, "plan": p} for f, (u, p) in by_factor.items()]
     error = _error(search, model, best)
-    ends = {"step_time_error": error, "cheap": _at_load(model, 1 - error), "dear": _at_load(model, 1 + error)}
+    ends = {"step_time_error": error, "cheap": _at_load(model, 1 / (1 + error)), "dear": _at_load(model, 1 + error)}
     quality = _quality_front(search)
     return {
         "what_if": handed_on(search, {f: rps for f, (_, _, rps) in settled.items()}, best.usd_per_hour),
@@ -107,8 +108,9 @@ def _at_load(model: FleetModel, factor: float) -> float | None:
 
 
 def _error(search: Search, model: FleetModel, best: Solution) -> float:
-    errors = [step_error(search.served[x.candidate.config].profile.error) for x in _lines(model, best, search)]
-    return min(max(errors), 0.9)
+    """By how much steps may be longer than told, or shorter (a ratio): of the profiles, and of served models."""
+    served = [search.served[line.candidate.config] for line in _lines(model, best, search)]
+    return max(max(step_error(x.profile.error), served_error(x.replica.model) or 0.0) for x in served)
 
 
 def _tornado(
@@ -123,7 +125,7 @@ def _tornado(
     ]
     bars = [
         ("load", f"{-SWING:+.0%} to {SWING:+.0%}", _at_load(model, 1 - SWING), _at_load(model, 1 + SWING)),
-        ("step time (calibration error)", f"{-error:+.0%} to {error:+.0%}", ends["cheap"], ends["dear"]),
+        ("step time (calibration error)", f"{1 / (1 + error) - 1:+.0%} to {error:+.0%}", ends["cheap"], ends["dear"]),
         ("price of the chosen machines", f"{-SWING:+.0%} to {SWING:+.0%}", _cost(model.with_options(cheaper)),
          _cost(model.with_options(dearer))),
         ("latency limits", "x 1.5 to x 0.75", by_factor[1.5][0], by_factor[0.75][0]),
@@ -186,7 +188,8 @@ def break_even(problem: Problem, instances: set[str], plans: Sequence[SavingsPla
         offers = offers_of(problem, name, all_forms=True)
         on_demand = offers.get("on_demand")
         committed = {form: offers[form] for form in TERM_YEARS if form in offers}
-        committed |= {p.name: _under_plan(p, p.rates[name]) for p in plans if name in p.rates}
+        for_sale = [p for p in plans if p.held_usd_per_hour is None and name in p.rates]
+        committed |= {p.name: _under_plan(p, p.rates[name]) for p in for_sale}
         for form, offer in committed.items():
             if on_demand is None:
                 continue

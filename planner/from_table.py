@@ -187,6 +187,7 @@ def _one_load_only(problem: Problem) -> None:
     over_time = problem.time.periods != "static" or problem.time.demand is not None
     for given, where in (
         (over_time, "time"), (bool(problem.commitments.existing), "commitments.existing"),
+        (bool(problem.commitments.existing_savings_plans), "commitments.existing_savings_plans"),
         (True in problem.candidates.disaggregated, "candidates.disaggregated"),
         ("savings_plan" in problem.candidates.purchase, "savings_plan in candidates.purchase"),
     ):  # fmt: skip

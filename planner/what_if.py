@@ -258,10 +258,13 @@ def _model(what_if: Mapping[str, Any], candidates: CandidateMap, change: Change)
 
 
 def _plans(what_if: Mapping[str, Any], candidates: CandidateMap, change: Change) -> tuple[SavingsPlan, ...]:
-    """Savings Plans, whose rates follow the prices of their machines and of ``savings_plan``."""
+    """Savings Plans; the rates of those for sale follow the prices of their machines and of ``savings_plan``."""
     gpus = {c.instance_type: c.gpu for c in candidates.values()}
     found = []
     for one in what_if.get("savings_plans", []):
+        if one.get("held_usd_per_hour") is not None:  # promised at its own rates
+            found.append(SavingsPlan(**one))
+            continue
         rates = {i: usd * change.price_factor("savings_plan", i, gpus.get(i, "")) for i, usd in one["rates"].items()}
         found.append(SavingsPlan(**{**one, "rates": rates}))
     return tuple(found)

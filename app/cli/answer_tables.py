@@ -53,13 +53,13 @@ def _purchases(answer: Mapping[str, Any]) -> Table:
 
 
 def _savings_plans(answer: Mapping[str, Any]) -> Table | None:
-    """What to promise for each hour, which pays for machines on demand."""
+    """What is promised, or to promise, for each hour, which pays for machines on demand."""
     plans = answer["plan"].get("savings_plans")
     if not plans:
         return None
     rows = [
-        [p["name"], p["promised_usd_per_hour"], f"{p['used_share']:.1%}", p["upfront_usd"],
-         ", ".join(p["instance_types"]), p["usd_per_hour"]]
+        [p["name"] + ", held" * p.get("held", False), p["promised_usd_per_hour"], f"{p['used_share']:.1%}",
+         p["upfront_usd"], ", ".join(p["instance_types"]), p["usd_per_hour"]]
         for p in plans
     ]  # fmt: skip
     columns = ["Savings Plan", "promised USD/h", "of it used", "upfront USD", "pays for", "USD/h"]
@@ -205,7 +205,7 @@ def notes(answer: Mapping[str, Any]) -> list[str]:
         ends = answer["cost_range"]
         cheap, dear = ends["cheap"], ends["dear"]
         said.append(
-            f"Were step times {ends['step_time_error']:.0%} off, as the profiles may be: "
+            f"Were steps {ends['step_time_error']:.0%} longer, or shorter by that factor, as measured ones were: "
             + (f"${cheap:,.2f} to " if cheap is not None else "")
             + (f"${dear:,.2f} an hour." if dear is not None else "no plan of these machines at the dear end.")
         )

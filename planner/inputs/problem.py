@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from calibrate.physics.precisions import kv_cache_bytes, precision
 from catalogs.engines import frameworks
@@ -195,10 +195,29 @@ class Holding(Strict):
         return value
 
 
+class HeldSavingsPlan(Strict):
+    """A Savings Plan that is promised already."""
+
+    plan: Literal["compute", "ec2_instance"]
+    family: str = Field("", description="of an EC2 Instance plan: g6e")
+    term_years: Literal[1, 3]
+    payment: Literal["no_upfront", "partial_upfront", "all_upfront"]
+    usd_per_hour: float = Field(gt=0, lt=1e6, description="promised for each hour")
+
+    @model_validator(mode="after")
+    def _family_of_a_family_plan(self) -> Self:
+        if bool(self.family) != (self.plan == "ec2_instance"):
+            raise ValueError("an EC2 Instance plan holds for one family (family: g6e), a Compute plan for all")
+        return self
+
+
 class Commitment(Strict):
     """How commitments are judged."""
 
     existing: list[Holding] = Field([], description="already paid for: they cost the plan nothing more")
+    existing_savings_plans: list[HeldSavingsPlan] = Field(
+        [], description="promised already: they cost the plan nothing more, and their rates come first"
+    )
     horizon_months: float = Field(36.0, gt=0, le=120, description="how long the demand is expected to last")
     discount_rate: float = Field(0.0, ge=0, le=1, description="yearly cost of money paid upfront")
 

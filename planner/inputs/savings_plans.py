@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from catalogs.errors import InputError, MissingError
@@ -47,16 +47,18 @@ class Rate:
 
 
 def plans_of(problem: Problem, instances: Iterable[str]) -> tuple[SavingsPlan, ...]:
-    """The Savings Plans that the problem allows, for these instance types; none unless it asks for them.
+    """The Savings Plans that are held, and those that the problem allows, for these instance types.
 
     Raises:
-        InputError: a file of rates that cannot be used. MissingError: no rate is known for any of the instance types.
+        InputError: a file of rates that cannot be used. MissingError: no rate is known for any of the instance types,
+            or none of a plan that is held.
     """
+    wanted = set(instances)
+    held = tuple(_held(problem, i, wanted) for i in range(len(problem.commitments.existing_savings_plans)))
     if "savings_plan" not in problem.candidates.purchase:
         if problem.savings_plans is not None:
             user_rates(problem.savings_plans, problem.region)  # what is wrong with it is said even so
-        return ()
-    wanted = set(instances)
+        return held
     rates = [r for r in rates_of(problem) if r.instance in wanted]
     if not rates:
         raise MissingError(
@@ -69,7 +71,30 @@ def plans_of(problem: Problem, instances: Iterable[str]) -> tuple[SavingsPlan, .
     for rate in rates:
         family = rate.instance.split(".")[0] if rate.key[0] == "ec2_instance" else ""
         groups.setdefault((rate.key, family), {})[rate.instance] = rate
-    return tuple(_plan(problem, key, family, found) for (key, family), found in sorted(groups.items()))
+    return held + tuple(_plan(problem, key, family, found) for (key, family), found in sorted(groups.items()))
+
+
+def _held(problem: Problem, index: int, wanted: Collection[str]) -> SavingsPlan:
+    """What is promised already: dollars that are paid whether machines use them or not, so they cost nothing more."""
+    one = problem.commitments.existing_savings_plans[index]
+    key = (one.plan, one.term_years, one.payment)
+    rates = {r.instance: r for r in rates_of(problem) if r.key == key and one.family in ("", r.instance.split(".")[0])}
+    if not rates:
+        raise MissingError(
+            f"no rate of the {_words(key, one.family)}, is known in {problem.region}",
+            where=f"commitments.existing_savings_plans[{index}]",
+            why="what its dollars pay for is not known, and a price that is not known is not guessed",
+            remedy="its rates, as AWS states them, in `savings_plans:`, a CSV with " + ",".join(COLUMNS),
+        )
+    usable = {name: rate for name, rate in rates.items() if name in wanted}
+    plan = _plan(problem, key, one.family, usable or rates)
+    return replace(plan, usd_per_hour=0.0, upfront_usd=0.0, held_usd_per_hour=one.usd_per_hour)
+
+
+def _words(key: Key, family: str) -> str:
+    plan, years, payment = key
+    words = f"{PLANS[plan]}{f' of {family}' if family else ''}, {years} year{'s' if years > 1 else ''}"
+    return f"{words}, {payment.replace('_', ' ')}"
 
 
 def _plan(problem: Problem, key: Key, family: str, rates: Mapping[str, Rate]) -> SavingsPlan:
@@ -79,10 +104,9 @@ def _plan(problem: Problem, key: Key, family: str, rates: Mapping[str, Rate]) ->
     usd = discounted_usd_per_hour(
         upfront_usd, (1 - UPFRONT[payment]) * years / needed_years, needed_years, problem.commitments.discount_rate
     )
-    words = f"{PLANS[plan]}{f' of {family}' if family else ''}, {years} year{'s' if years > 1 else ''}"
     terms = {"plan": plan, "family": family, "term_years": years, "payment": payment}
     return SavingsPlan(
-        f"{words}, {payment.replace('_', ' ')}", usd, {i: r.usd_per_hour for i, r in sorted(rates.items())},
+        _words(key, family), usd, {i: r.usd_per_hour for i, r in sorted(rates.items())},
         upfront_usd, {**terms, "source": "; ".join(sorted({r.source for r in rates.values()}))},
     )  # fmt: skip
 

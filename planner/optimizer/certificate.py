@@ -1,24 +1,28 @@
 """A proof of the optimum that anyone can check in exact fractions, without the solver.
 
 The model is written down whole: minimise c x subject to rows A x <= b or = b, bounds low <= x <= high, some x integer.
-The proof is a tree that splits the space of counts (x_i <= v, or x_i >= v + 1); every leaf carries multipliers y
-(y >= 0 on <= rows, free on = rows) for which no point of its box can cost less than the claim: for every x that keeps
-the rows,
+The proof is a tree that splits the space (x_i <= v, or x_i >= v + 1; x_i >= v where x_i need not be whole); every leaf
+carries multipliers y (y >= 0 on <= rows, free on = rows) for which no point of its box can cost less than the claim:
+for every x that keeps the rows,
 
     c x >= c x + y (A x - b) = (c + y A) x - y b >= sum_i min over [low_i, high_i] of (c + y A)_i x_i - y b.
 
-A leaf without any point has multipliers for which the same expression with c = 0 is positive (Farkas). Floats of the
-model are taken as the exact fractions that they are; multipliers are rounded to fractions first, which can only weaken
-a bound, never falsify it.
+A leaf without any point has multipliers for which the same expression with c = 0 is positive (Farkas). Where rows fall
+into parts that share few columns (the hours of a week share its commitments), a node may prove each part by a tree of
+its own: with multipliers y on the rows that tie parts, and any price p_ki of a shared column i in part k,
+
+    c x >= (c + y A) x - y b = sum_k p_k x + (c + y A - sum_k p_k) x - y b,
+
+and the first sum is no less than the sum of the parts' least. Floats of the model are taken as the exact fractions that
+they are; multipliers and prices are rounded to fractions first, which can only weaken a bound, never falsify it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -29,78 +33,14 @@ from numpy.typing import NDArray
 from catalogs.errors import GateError, InputError, MissingError
 from catalogs.files import parse_json
 from planner.optimizer.fleet_model import FleetModel
-from planner.optimizer.milp import Solution, build
-from planner.optimizer.program import Program, optimizer
+from planner.optimizer.milp import COUNT_LIMIT, Columns, Solution, build
+from planner.optimizer.program import Program
+from planner.optimizer.proof import Prover
 
 MAX_DIGITS = 4000  # of a fraction
-VERSION = 1
-DENOMINATOR = 2**40  # multipliers are rounded to this grid
+VERSION = 2  # the first had no parts, and is read too
 SLACK = Fraction(1, 10**6)  # rows of the plan may be broken by this much: the solver's own tolerance
 FloatArray = NDArray[np.float64]
-
-
-@dataclass
-class _Tree:
-    """Branch and bound with the leaves' multipliers."""
-
-    program: Program
-    goal: float  # a leaf is closed when its bound reaches this
-    end: float
-    nodes: int = 0
-    lowest: float = np.inf
-    names: dict[str, Any] = field(default_factory=dict)
-
-    def prove(self, low: FloatArray, high: FloatArray) -> dict[str, Any]:
-        """The subtree of one box."""
-        self.nodes += 1
-        value, x, y = self._relax(low, high)
-        if x is None:
-            return {"leaf": _fractions(y), "empty": True}
-        integer = self.program.integer
-        off = np.where(integer, np.abs(x - np.round(x)), 0.0)
-        if value >= self.goal or off.max(initial=0.0) < 1e-7 or time.monotonic() > self.end:
-            self.lowest = min(self.lowest, value)
-            return {"leaf": _fractions(y)}
-        i = int(np.argmax(off))
-        at = float(np.floor(x[i]))
-        left, right = high.copy(), low.copy()
-        left[i], right[i] = at, at + 1
-        return {"split": i, "at": int(at), "below": self.prove(low, left), "above": self.prove(right, high)}
-
-    def _relax(self, low: FloatArray, high: FloatArray) -> tuple[float, FloatArray | None, FloatArray]:
-        """Value, point and multipliers of the box's linear relaxation; a Farkas ray where it has no point."""
-        found = self._linear(self.program.cost, low, high, elastic=False)
-        if found is not None:
-            return found
-        ray = self._linear(self.program.cost, low, high, elastic=True)
-        assert ray is not None
-        return np.inf, None, ray[2]
-
-    def _linear(
-        self, cost: FloatArray, low: FloatArray, high: FloatArray, elastic: bool
-    ) -> tuple[float, FloatArray, FloatArray] | None:
-        from scipy.sparse import hstack, identity
-
-        matrix, row_high = self.program.matrix(), self.program.row_bounds[1]
-        equal = self.program.row_bounds[0] == row_high
-        num = self.program.num_rows
-        bounds = np.column_stack([low, high])
-        if elastic:  # least total breach of the rows; its multipliers prove that it is above 0
-            matrix = hstack([matrix, -identity(num), identity(num)], format="csr")
-            cost = np.concatenate([np.zeros(len(cost)), np.ones(2 * num)])
-            bounds = np.vstack([bounds, np.tile([0.0, np.inf], (2 * num, 1))])
-        found = optimizer().linprog(
-            cost, matrix[~equal] if (~equal).any() else None, row_high[~equal] if (~equal).any() else None,
-            matrix[equal] if equal.any() else None, row_high[equal] if equal.any() else None, bounds, method="highs",
-        )  # fmt: skip
-        if found.status != 0:
-            return None
-        y = np.zeros(num)
-        if (~equal).any():
-            y[~equal] = np.maximum(-np.asarray(found.ineqlin.marginals), 0.0)
-        if equal.any():
-            y[equal] = -np.asarray(found.eqlin.marginals)
-        return float(found.fun), np.asarray(found.x)[: self.program.num_columns], y
 
 
 def make_certificate(
@@ -111,14 +51,14 @@ def make_certificate(
     Returns:
         The certificate: model, plan, tree of leaves, and the bound that they prove.
     """
-    program, _ = build(model)
+    program, columns = build(model)
     found = program.solve(gap * 0.1, time_limit_s)
     assert found.values is not None
     x = np.where(program.integer, np.round(found.values), found.values)
-    low, high = program.bounds
-    bounded = np.where(np.isfinite(high), high, _count_bound(program, x))
-    tree = _Tree(program, float(program.cost @ x) * (1 - gap * 0.5), time.monotonic() + time_limit_s)
-    proof = tree.prove(low, bounded)
+    low, _ = program.bounds
+    bounded = _count_bound(program, columns, x)
+    prover = Prover(program, columns, float(program.cost @ x) * (1 - gap * 0.5), time_limit_s)
+    proof = prover.prove(low, bounded)
     body: dict[str, Any] = {
         "kind": "gpu-capacity-plan certificate",
         "version": VERSION,
@@ -127,7 +67,7 @@ def make_certificate(
         "program": _program_document(program, low, bounded),
         "plan": [[int(i), _exact(x[i])] for i in np.flatnonzero(x)],
         "proof": proof,
-        "nodes": tree.nodes,
+        "nodes": prover.nodes,
     }
     body["proven_usd_per_hour"] = float(_bound(body))
     body["sha256"] = _digest(body)
@@ -153,15 +93,19 @@ def certificate_of(model: FleetModel, solution: Solution, gap: float) -> dict[st
     return make_certificate(model, solution.objective, gap)
 
 
-def _count_bound(program: Program, x: FloatArray) -> FloatArray:
-    """Upper bounds for counts without one: a plan with more of one column costs more than the plan at hand.
+def _count_bound(program: Program, columns: Columns, x: FloatArray) -> FloatArray:
+    """(columns,) upper bounds: a plan with more of one column costs more than the plan at hand.
 
-    Where Savings Plans give money back, that does not follow, and nothing is known but that a million is enough.
+    Savings Plans give money back, but never more than the machines under them cost: what is committed or promised still
+    costs no more than all. Of other columns nothing is known then but that a million is enough.
     """
     cost, total = program.cost, float(program.cost @ x)
     alone = (cost > 0) & bool((cost >= 0).all())
-    most = np.where(alone, np.ceil(total / np.where(alone, cost, 1.0)) + 1, 1e6)
-    return np.asarray(np.maximum(most, x))
+    for index in (columns.committed, columns.promised):
+        there = index[index >= 0]
+        alone[there] = cost[there] > 0
+    most = np.where(alone, np.ceil(total / np.where(alone, cost, 1.0)) + 1, COUNT_LIMIT)
+    return np.asarray(np.maximum(np.minimum(most, program.bounds[1]), x))
 
 
 def _program_document(program: Program, low: FloatArray, high: FloatArray) -> dict[str, Any]:
@@ -201,8 +145,8 @@ def verify_certificate(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot be read as a certificate: {error}", where=str(path)) from error
     if not isinstance(body, dict) or body.get("kind") != "gpu-capacity-plan certificate":
         raise InputError("is not a certificate", where=str(path), remedy="plan recommend --certificate FILE writes one")
-    if body.get("version") != VERSION:
-        raise InputError(f"has version {body.get('version')!r}, this program reads {VERSION}", where=str(path))
+    if body.get("version") not in (1, VERSION):
+        raise InputError(f"has version {body.get('version')!r}, this program reads 1 and {VERSION}", where=str(path))
     if _digest({k: v for k, v in body.items() if k != "sha256"}) != body.get("sha256"):
         raise _refused(path, "its content does not match its own hash: it was changed after it was made")
     try:
@@ -261,64 +205,112 @@ def _check_plan(body: Mapping[str, Any]) -> Fraction:
     return sum((_stated(c) * v for c, v in zip(program["cost"], x, strict=True)), Fraction(0))
 
 
-def _bound(body: Mapping[str, Any]) -> Fraction:
-    """The least bound over all leaves, in exact arithmetic."""
-    program = body["program"]
-    by_row: list[list[tuple[int, Fraction]]] = [[] for _ in program["right"]]
-    for row, column, value in program["entries"]:
-        by_row[row].append((column, _stated(value)))
-    low = [_stated(v) for v in program["low"]]
-    high = [_stated(v) for v in program["high"]]
-    cost = [_stated(v) for v in program["cost"]]
-    right = [_stated(v) for v in program["right"]]
-    equal, integer = set(program["equal"]), set(program["integer"])
+Numbers = dict[int, Fraction]  # by column
 
-    def leaf(multipliers: Any, start: list[Fraction], low: list[Fraction], high: list[Fraction]) -> Fraction:
-        reduced, total = list(start), Fraction(0)
+
+@dataclass(frozen=True)
+class _Exact:
+    """The rows of a certificate's program as the fractions that they are."""
+
+    rows: list[list[tuple[int, Fraction]]]
+    right: list[Fraction]
+    equal: frozenset[int]
+    integer: frozenset[int]
+
+    @classmethod
+    def of(cls, program: Mapping[str, Any]) -> _Exact:
+        rows: list[list[tuple[int, Fraction]]] = [[] for _ in program["right"]]
+        for row, column, value in program["entries"]:
+            rows[row].append((column, _stated(value)))
+        right = [_stated(v) for v in program["right"]]
+        return cls(rows, right, frozenset(program["equal"]), frozenset(program["integer"]))
+
+    def least(
+        self, node: Mapping[str, Any], cost: Numbers, low: Numbers, high: Numbers, rows: frozenset[int]
+    ) -> Fraction | None:
+        """What no point of a box with these rows can cost less than; None: it is proven to have no point.
+
+        Raises:
+            ValueError: the node does not prove anything.
+        """
+        if "leaf" in node:
+            start = dict.fromkeys(cost, Fraction(0)) if node.get("empty") else cost
+            reduced, total = self._weighed(node["leaf"], start, rows)
+            total += _corner(reduced, low, high)
+            if node.get("empty") and total <= 0:
+                raise ValueError("a box that is said to be empty may hold a plan")
+            return None if node.get("empty") else total
+        if "parts" in node:
+            return self._sum_of_parts(node, cost, low, high, rows)
+        i, at = int(node["split"]), _stated(node["at"])
+        if i in self.integer and at.denominator != 1:
+            raise ValueError("a split of counts between whole numbers")
+        above = at + 1 if i in self.integer else at
+        below = self.least(node["below"], cost, low, {**high, i: min(high[i], at)}, rows)
+        beyond = self.least(node["above"], cost, {**low, i: max(low[i], above)}, high, rows)
+        return min((f for f in (below, beyond) if f is not None), default=None)
+
+    def _sum_of_parts(
+        self, node: Mapping[str, Any], cost: Numbers, low: Numbers, high: Numbers, rows: frozenset[int]
+    ) -> Fraction | None:
+        left, total = self._weighed(node["multipliers"], cost, rows)
+        times: dict[int, int] = {}
+        for part in node["parts"]:
+            for i in set(part["columns"]):
+                times[i] = times.get(i, 0) + 1
+        weighed, taken = dict(left), set[int]()
+        for part in node["parts"]:
+            own, columns, stated = frozenset(part["rows"]), set(part["columns"]), dict(part["prices"])
+            if not own <= rows or own & taken:
+                raise ValueError("a part has rows that it may not use")
+            taken |= own
+            if any(column not in columns for row in own for column, _ in self.rows[row]):
+                raise ValueError("a part leaves out columns of its rows")
+            prices = {i: _stated(stated[i]) if i in stated else weighed[i] if times[i] == 1 else Fraction(0)
+                      for i in columns}  # fmt: skip
+            for i, price in prices.items():
+                left[i] -= price
+            found = self.least(part["proof"], prices, {i: low[i] for i in columns}, {i: high[i] for i in columns}, own)
+            if found is None:
+                return None
+            total += found
+        return total + _corner(left, low, high)
+
+    def _weighed(self, multipliers: Any, cost: Numbers, rows: frozenset[int]) -> tuple[Numbers, Fraction]:
+        """``cost`` + y A, and -y b."""
+        reduced, total = dict(cost), Fraction(0)
         for row, text in multipliers:
             y = _stated(text)
-            if row not in equal and y < 0:
+            if row not in rows:
+                raise ValueError("a multiplier on a row that is not there")
+            if row not in self.equal and y < 0:
                 raise ValueError("a multiplier has the wrong sign")
-            total -= y * right[row]
-            for column, value in by_row[row]:
+            total -= y * self.right[row]
+            for column, value in self.rows[row]:
                 reduced[column] += y * value
-        for c, a, b in zip(reduced, low, high, strict=True):
-            total += c * (a if c >= 0 else b)
-        return total
+        return reduced, total
 
-    def walk(node: Mapping[str, Any], low: list[Fraction], high: list[Fraction]) -> Fraction | None:
-        if "leaf" in node:
-            if node.get("empty"):
-                if leaf(node["leaf"], [Fraction(0)] * len(cost), low, high) <= 0:
-                    raise ValueError("a box that is said to be empty may hold a plan")
-                return None
-            return leaf(node["leaf"], cost, low, high)
-        i, at = int(node["split"]), _stated(int(node["at"]))
-        if i not in integer:
-            raise ValueError("a split on something that need not be whole")
-        left, right_low = list(high), list(low)
-        left[i], right_low[i] = min(high[i], at), max(low[i], at + 1)
-        found = [walk(node["below"], low, left), walk(node["above"], right_low, high)]
-        known = [f for f in found if f is not None]
-        return min(known) if known else None
 
-    best = walk(body["proof"], low, high)
+def _corner(cost: Numbers, low: Numbers, high: Numbers) -> Fraction:
+    """The least that columns cost within their bounds."""
+    return sum((c * (low[i] if c >= 0 else high[i]) for i, c in cost.items() if c), Fraction(0))
+
+
+def _bound(body: Mapping[str, Any]) -> Fraction:
+    """What the proof proves, in exact arithmetic."""
+    program = body["program"]
+    cost, low, high = ({i: _stated(v) for i, v in enumerate(program[name])} for name in ("cost", "low", "high"))
+    exact = _Exact.of(program)
+    best = exact.least(body["proof"], cost, low, high, frozenset(range(len(exact.rows))))
     if best is None:
         raise ValueError("it proves that there is no plan at all")
     return best
 
 
 def _count_leaves(node: Mapping[str, Any]) -> int:
+    if "parts" in node:
+        return sum(_count_leaves(part["proof"]) for part in node["parts"])
     return 1 if "leaf" in node else _count_leaves(node["below"]) + _count_leaves(node["above"])
-
-
-def _fractions(y: FloatArray) -> list[list[Any]]:
-    found = []
-    for i in np.flatnonzero(np.abs(y) > 1e-13):
-        rounded = Fraction(round(float(y[i]) * DENOMINATOR), DENOMINATOR)
-        if rounded:
-            found.append([int(i), str(rounded)])
-    return found
 
 
 def _exact(value: float) -> str:

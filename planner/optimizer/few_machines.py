@@ -76,7 +76,7 @@ def search(
     if not queue.list_counts(relaxed.usd_per_hour * FIRST):
         return None
     limit = relaxed.usd_per_hour * LARGER
-    while queue.look_up_to(limit) and limit < queue.best.usd_per_hour * (1 - gap):
+    while queue.look_up_to(limit) and limit < min(queue.stuck, queue.best.usd_per_hour * (1 - gap)):
         limit *= LARGER
     return queue.best
 

@@ -66,6 +66,7 @@ class SavingsPlan:
         rates: USD an hour of a machine under the plan, by instance type.
         upfront_usd: paid before it begins, for each promised dollar an hour.
         terms: for the answer.
+        held_usd_per_hour: promised already, which costs nothing more and cannot become more; None: it is for sale.
     """
 
     name: str
@@ -73,6 +74,7 @@ class SavingsPlan:
     rates: Mapping[str, float]
     upfront_usd: float = 0.0
     terms: Mapping[str, Any] = field(default_factory=dict)
+    held_usd_per_hour: float | None = None
 
 
 @dataclass(frozen=True)

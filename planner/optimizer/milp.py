@@ -132,7 +132,8 @@ def _variables(model: FleetModel, program: Program) -> Columns:
     u = program.columns(wants & lenient, 0.0, 1.0)
     tail = program.columns(np.full(1 + scenarios, model.limits.cvar_weight > 0))
     plans = len(model.savings_plans)
-    c = program.columns(np.ones(plans, bool))
+    held_usd = [p.held_usd_per_hour for p in model.savings_plans]
+    c = program.columns(np.ones(plans, bool), 0.0, np.array([np.inf if usd is None else usd for usd in held_usd]))
     may_cover = np.isfinite(model.plan_rates)[:, :, None, None, None] & held[..., None]
     v = program.columns(np.broadcast_to(may_cover, (plans, *shape, states)))
     return Columns(y, n, f, r, x, u, tail, c, v)

@@ -104,7 +104,8 @@ def cheapest_by_bucket(model: FleetModel) -> list[int]:
         ids = np.flatnonzero(model.is_kind(kind))
         if not len(ids):
             continue
-        usd = model.usd_per_hour[ids, None] * model.load[ids]
+        serves = np.isfinite(model.load[ids])
+        usd = np.where(serves, model.usd_per_hour[ids, None] * np.where(serves, model.load[ids], 0.0), np.inf)
         for bucket in range(usd.shape[1]):
             if np.isfinite(usd[:, bucket]).any():
                 found.add(int(ids[np.argmin(usd[:, bucket])]))

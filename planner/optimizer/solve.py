@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
 from dataclasses import replace
@@ -35,19 +36,19 @@ def solve(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> S
         return solve_tied(model, gap, time_limit_s)
     end = time.monotonic() + time_limit_s
     plain = len(model.states) == 1 or model.demand.shape[2] == 1  # else even HiGHS's first node takes long
-    tried = small and plain
-    whole = milp.solve(model, gap, time_limit_s * FIRST_SHARE, FIRST_NODES) if tried else None
+    whole = milp.solve(model, gap, time_limit_s * FIRST_SHARE, FIRST_NODES) if small and plain else None
     if whole is not None and whole.optimal:
         return whole
-    found = _whole_or_in_parts(without, gap, end - time.monotonic(), tried)
-    if found is None:
+    may_be_whole = small or _one_size(model)
+    parts_s = (end - time.monotonic()) * (FIRST_SHARE if may_be_whole else 1.0)
+    parts = decompose.solve_decomposed(without, gap, parts_s)
+    if parts is None:
         return whole
-    found = _with_boots(model, found, gap)
+    found = _with_boots(model, parts, gap)
     found = found if whole is None else _better(found, whole, gap)
     left_s = end - time.monotonic()
-    boots = any(o.start_hours > 0 for o in model.options) and _one_size(model)
-    if not found.optimal and (small or boots) and left_s > 0:
-        whole = milp.solve(model, gap, left_s, NODES if small else FIRST_NODES)  # boots in the bound too
+    if not found.optimal and may_be_whole and left_s > 0:  # with boots in the bound, and HiGHS's cuts
+        whole = milp.solve(model, gap, left_s, NODES if small else FIRST_NODES)
         found = found if whole is None else _better(found, whole, gap)
     if model.limits.budget_usd_per_hour is not None and found.usd_per_hour > model.limits.budget_usd_per_hour + 1e-9:
         return None
@@ -85,9 +86,10 @@ def _standing_for_plans(model: FleetModel) -> list[tuple[int, Option]]:
     found = list(enumerate(model.options))
     for plan, rates in zip(model.savings_plans, model.plan_rates, strict=True):
         for j in np.flatnonzero(np.isfinite(rates)):
-            option, usd = model.options[j], float(rates[j]) * plan.usd_per_hour
-            name = f"{option.name} under {plan.name}"
-            found.append((int(j), replace(option, name=name, kind="committed", usd_per_hour=usd)))
+            option, rate = model.options[j], float(rates[j])
+            most = option.max_count if plan.held_usd_per_hour is None else math.ceil(plan.held_usd_per_hour / rate)
+            found.append((int(j), replace(option, name=f"{option.name} under {plan.name}", kind="committed",
+                                          usd_per_hour=rate * plan.usd_per_hour, max_count=most)))  # fmt: skip
     return found
 
 
@@ -112,19 +114,6 @@ def _better(one: Solution, other: Solution, gap: float) -> Solution:
     best = min((one, other), key=lambda s: s.objective)
     found = _bounded(best, max(one.bound, other.bound), gap)
     return replace(found, hurried=not found.optimal and (one.hurried or other.hurried))
-
-
-def _whole_or_in_parts(model: FleetModel, gap: float, time_limit_s: float, tried: bool) -> Solution | None:
-    """A separable model. Fleets of a few machines an hour leave a wide gap to their relaxation, and HiGHS's cuts close
-    it where all requests are of one size; where they do not, the better of both plans and of both bounds is kept."""
-    end = time.monotonic() + time_limit_s
-    whole = None if tried else _tried_whole(model, gap, time_limit_s)
-    if whole is not None and whole.optimal:
-        return whole
-    parts = decompose.solve_decomposed(model, gap, max(end - time.monotonic(), 1.0))
-    if whole is None or parts is None:
-        return parts
-    return _better(parts, whole, gap)
 
 
 def solve_tied(model: FleetModel, gap: float = 1e-3, time_limit_s: float = 60.0) -> Solution | None:

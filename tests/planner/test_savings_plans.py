@@ -71,6 +71,42 @@ def test_equals_brute_force(seed):
     assert found.bound <= found.usd_per_hour + 1e-6
 
 
+def partly_held(seed):
+    """The same, with a promise of some size held already; more of it is for sale in every other model."""
+    model = one_plan(seed)
+    plan = model.savings_plans[0]
+    usd = float(np.random.default_rng(seed).uniform(0.2, 3.0))
+    held = replace(plan, name="held", usd_per_hour=0.0, held_usd_per_hour=usd)
+    return replace(model, savings_plans=(held, plan) if seed % 2 else (held,)), usd
+
+
+def brute_force_beside(model, held_usd):
+    """As ``brute_force``, where some dollars are promised already, and paid for."""
+    price, rps = model.usd_per_hour, 1 / model.load[:, 0]
+    rates = np.array([model.savings_plans[0].rates[o.instance] for o in model.options])
+    fleets = list(itertools.product(*[range(int(np.ceil(model.demand.max() / r)) + 1) for r in rps]))
+    more = {0.0} | {max(float(np.dot(f, rates)) - held_usd, 0.0) for f in fleets if len(model.savings_plans) > 1}
+    return min(
+        bought + float(np.mean([
+            min(float(np.dot(f, price)) - saved(f, held_usd + bought, price, rates)
+                for f in fleets if np.dot(f, rps) >= d - 1e-9) for d in model.demand[0, :, 0]
+        ])) for bought in more
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_is_held_equals_brute_force_and_costs_nothing_more(seed, tmp_path):
+    model, usd = partly_held(seed)
+    found = solve.solve(model, 1e-9)
+    assert found.usd_per_hour == pytest.approx(brute_force_beside(model, usd), abs=1e-6)
+    [held, *_] = promised_documents(model, found)
+    assert held["held"] and held["usd_per_hour"] == 0 and held["promised_usd_per_hour"] == pytest.approx(usd, abs=1e-6)
+    if seed in (0, 2):
+        path = tmp_path / "proof.json"
+        certificate.write_certificate(certificate.make_certificate(model, found.usd_per_hour), path)
+        assert certificate.verify_certificate(path)["gap"] <= 1e-3
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_certificate_proves_a_plan_with_promises(seed, tmp_path):
     model = one_plan(seed)
@@ -115,6 +151,19 @@ def test_a_large_model_is_bounded_by_its_relaxation_and_near_its_optimum(monkeyp
     assert used and all(0 < p["used_share"] <= 1 + 1e-6 for p in used)
 
 
+def test_what_is_held_bounds_a_large_model_too(monkeypatch):
+    model = over_days(1)
+    held = replace(model.savings_plans[0], usd_per_hour=0.0, held_usd_per_hour=3.0)
+    model = replace(model, savings_plans=(held, *model.savings_plans))
+    best = solve.solve(model, 1e-3)
+    monkeypatch.setattr(solve, "LARGE", 1)
+    monkeypatch.setattr(solve, "ONE_SIZE_LARGE", 1)
+    large = solve.solve_with_savings_plans(model, 5e-3, time_limit_s=3.0)
+    assert large.bound <= best.usd_per_hour * (1 + 1e-6) and large.usd_per_hour >= best.bound * (1 - 1e-6)
+    assert large.usd_per_hour <= best.usd_per_hour * 1.01
+    assert (large.promised[0] <= 3.0 + 1e-6) and relax(model).usd_per_hour < relax(over_days(1)).usd_per_hour
+
+
 RATES = "plan,term_years,payment,instance_type,usd_per_hour,region\n"
 
 
@@ -139,6 +188,40 @@ def test_rates_come_from_the_catalogue_or_the_user_and_are_never_guessed(tmp_pat
     [plan] = plans_of(problem(savings_plans=str(mine), commitments=short), ["g6e.xlarge", "g5.xlarge"])
     assert plan.rates == {"g5.xlarge": 0.7, "g6e.xlarge": 1.3} and plan.usd_per_hour == pytest.approx(2.0)
     assert plan.upfront_usd == pytest.approx(8760 / 2)
+
+
+HELD = {"plan": "compute", "term_years": 3, "payment": "no_upfront", "usd_per_hour": 2.5}
+
+
+def test_a_held_plan_stands_at_its_rates_without_being_for_sale(tmp_path):
+    mine = tmp_path / "rates.csv"
+    mine.write_text(RATES + "compute,3,no_upfront,g6e.xlarge,0.9,\nec2_instance,1,no_upfront,g5.xlarge,0.7,\n")
+    asked = {"savings_plans": str(mine), "candidates": {"purchase": ["on_demand"]}}
+    [plan] = plans_of(problem(**asked, commitments={"existing_savings_plans": [HELD]}), ["g6e.xlarge", "g5.xlarge"])
+    assert plan.rates == {"g6e.xlarge": 0.9} and (plan.usd_per_hour, plan.held_usd_per_hour) == (0.0, 2.5)
+    unknown = {**HELD, "plan": "ec2_instance", "family": "g6e"}
+    with pytest.raises(MissingError, match="no rate of the EC2 Instance Savings Plan of g6e") as refused:
+        plans_of(problem(**asked, commitments={"existing_savings_plans": [HELD, unknown]}), ["g6e.xlarge"])
+    assert refused.value.where == "commitments.existing_savings_plans[1]"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"plan": "ec2_instance"}, "holds for one family"),
+        ({"family": "g6e"}, "holds for one family"),
+        ({"term_years": 2}, "plans.0.term_years cannot be 2"),
+        ({"usd_per_hour": 0}, "plans.0.usd_per_hour is 0: should be greater than 0"),
+        ({"payment": "half"}, "plans.0.payment cannot be 'half'"),
+        ({"dollars": 1}, "unknown key 'dollars'"),
+    ],
+)
+def test_a_held_plan_that_makes_no_sense_is_refused(tmp_path, change, said):
+    path = tmp_path / "plan.yaml"
+    asked = {"model": "llama-3.1-8b", "workload": {"trace": "t.csv"}, "slo": {"ttft_p95_s": 2.0}}
+    path.write_text(json.dumps({**asked, "commitments": {"existing_savings_plans": [{**HELD, **change}]}}))
+    with pytest.raises(InputError, match=said):
+        read_problem(path)
 
 
 @pytest.mark.parametrize(

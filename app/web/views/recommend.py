@@ -169,7 +169,11 @@ def changes(answer: dict[str, Any]) -> None:
     if latency_front(answer):
         st.header("What a tighter promise costs")
         off = (answer.get("cost_range") or {}).get("step_time_error")
-        ends = f" The bar at this plan is its cost if step times are {off:.0%} shorter or longer." if off else ""
+        ends = (
+            f" The bar at this plan is its cost if steps take {off:.0%} longer, or are shorter by that factor."
+            if off
+            else ""
+        )
         drawing(
             "front", "The cheapest plan when every latency limit is multiplied." + ends,
             latency_front_figure(answer), DataFrame(latency_front(answer)),
