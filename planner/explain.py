@@ -101,7 +101,7 @@ def _mean_tokens(buckets: Sequence[Mapping[str, Any]], shares: Sequence[float]) 
     if not total:
         return 1000.0, 200.0
     means = [
-        sum(w * float(b[key]) for w, b in zip(weights, buckets, strict=True)) / total
-        for key in ("mean_input_tokens", "mean_output_tokens")
+        sum(w * float(b.get(f"mean_{key}", b.get(key))) for w, b in zip(weights, buckets, strict=True)) / total
+        for key in ("input_tokens", "output_tokens")  # of a capacity table a size is a point, with no mean
     ]
     return means[0], means[1]

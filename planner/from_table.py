@@ -34,9 +34,9 @@ def recommend_from_table(
     progress("reading the capacity table", 0.0)
     entries = read_capacity_table(problem.capacity_table)
     demand = _demand(problem, entries)
-    candidates = {c.label: c for c in _candidates(problem, entries)}
-    by_label = {f"{e.gpu}\n{e.precision}": e for e in entries}
-    options = _options(problem, candidates, by_label, demand)
+    measured = _candidates(problem, entries)
+    candidates = {c.label: c for c, _ in measured}
+    options = _options({c.label: (c, e) for c, e in measured}, demand)
     notes = _gaps(entries, demand)
     limits = _limits(problem, options, candidates)
     states = spot_states(problem) if any(o.kind == "spot" for o in options) else (State(1.0),)
@@ -90,7 +90,8 @@ def _demand(problem: Problem, entries: list[TableEntry]) -> Buckets:
     return buckets_of(requests, entries, float(requests.arrival_s[-1] - requests.arrival_s[0]) or 1.0)
 
 
-def _candidates(problem: Problem, entries: list[TableEntry]) -> list[Candidate]:
+def _candidates(problem: Problem, entries: list[TableEntry]) -> list[tuple[Candidate, TableEntry]]:
+    """What can be bought, each with the rows that say what it sustains."""
     wanted = problem.candidates
     found = []
     for entry in entries:
@@ -102,9 +103,10 @@ def _candidates(problem: Problem, entries: list[TableEntry]) -> list[Candidate]:
         usd = next(iter(prices), None)
         if usd is not None:
             offer = {"on_demand": Offer(usd, "your capacity table", "")}
-            found.append(Candidate(entry.gpu, entry.gpu, 1, 1, 1, entry.precision, wanted.frameworks[0], None, offer))
+            bought = Candidate(entry.gpu, entry.gpu, 1, 1, 1, entry.precision, wanted.frameworks[0], None, offer)
+            found.append((bought, entry))
         else:
-            found += _from_catalogue(problem, entry)
+            found += [(c, entry) for c in _from_catalogue(problem, entry)]
     if not found:
         raise InputError(
             "the capacity table has no row for the candidates",
@@ -153,25 +155,16 @@ def _from_catalogue(problem: Problem, entry: TableEntry) -> list[Candidate]:
     return found
 
 
-def _options(
-    problem: Problem, candidates: Mapping[str, Candidate], entries: Mapping[str, TableEntry], demand: Buckets
-) -> list[Option]:
+def _options(measured: Mapping[str, tuple[Candidate, TableEntry]], demand: Buckets) -> list[Option]:
     options = []
-    for label, candidate in candidates.items():
-        known = next(e for e in entries.values() if _same(e, candidate))
-        load = loads(known, demand.sizes) / candidate.replicas_per_instance
+    for label, (candidate, entry) in measured.items():
+        load = loads(entry, demand.sizes) / candidate.replicas_per_instance
         for purchase, offer in candidate.offers.items():
             kind = "on_demand" if purchase == "on_demand" else "spot" if purchase == "spot" else "committed"
             options.append(
                 Option(f"{label} {purchase}", candidate.instance_type, label, purchase, kind, offer.usd_per_hour, load)  # type: ignore[arg-type]
             )
     return options
-
-
-def _same(entry: TableEntry, candidate: Candidate) -> bool:
-    from catalogs.names import normalise
-
-    return normalise(entry.gpu) == normalise(candidate.gpu) and entry.precision == candidate.precision
 
 
 def _limits(problem: Problem, options: list[Option], candidates: Mapping[str, Candidate]) -> Limits:

@@ -12,9 +12,8 @@ import pandas as pd
 from catalogs.aws_bill import CostRow, cost_rows
 from catalogs.aws_session import Access
 from catalogs.errors import InputError
-from catalogs.load import instances
 from planner.spend.bill import COLUMNS, Bill, amortise_capacity_blocks
-from planner.spend.bill_readers import GPU_TYPE
+from planner.spend.bill_readers import gpu_families, gpu_machine
 
 # the prefix of a usage type; none is us-east-1 (AWS "Understanding your usage reports", region codes)
 REGIONS = {
@@ -62,11 +61,11 @@ def read_cost_explorer(
 
 def charges_of(rows: Sequence[CostRow], tag_key: str | None = None) -> Bill:
     """Cost Explorer's rows as a bill's charges; rows that concern no GPU machine are left out, and said."""
-    families = {name.split(".")[0] for name, i in instances().items() if i.cloud == "aws"}
+    families = gpu_families()
     kept: list[dict[str, object]] = []
     shared_plans = 0.0
     for row in rows:
-        machine = next((m for m in GPU_TYPE.findall(row.usage_type) if m.split(".")[0] in families), None)
+        machine = gpu_machine(row.usage_type, families)
         plan = FAMILY_PLAN.search(row.usage_type)
         if machine is None and not (plan and plan.group(1) in families):
             if "ComputeSP" in row.usage_type:

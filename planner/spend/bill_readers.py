@@ -10,7 +10,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,11 @@ def _read(
         of_commitment = charges["purchase"].isin(["unused_commitment", "upfront_fee"]) & (
             charges["commitment_id"] != ""
         )
-        kept.append(charges[charges["instance_type"].notna() | of_commitment])
+        chosen = charges[charges["instance_type"].notna() | of_commitment]
+        if chosen["start"].isna().any():
+            row = int(chosen.index[int(np.argmax(chosen["start"].isna()))]) + 2
+            raise InputError(f"the charge in row {row} has no start", where=str(path), why="it belongs to no period")
+        kept.append(chosen)
         for name, usd in _use_of_commitments(charges).items():
             used[name] = used.get(name, 0.0) + usd
     if num_rows == 0:
@@ -249,15 +253,21 @@ def _from_cur(rows: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
 
 
+def gpu_families() -> set[str]:
+    """Families of AWS's machines with GPUs: ``g6e``."""
+    return {name.split(".")[0] for name, found in instances().items() if found.cloud.lower() == "aws"}
+
+
+def gpu_machine(text: str, families: Collection[str]) -> str | None:
+    """The first machine of these families that a text names."""
+    return next((m for m in GPU_TYPE.findall(text) if m.split(".")[0] in families), None)
+
+
 def _charges(**columns: Any) -> pd.DataFrame:
     """The columns of ``Bill.charges``; the instance type is the first GPU machine that the details name."""
-    families = {name.split(".")[0] for name, found in instances().items() if found.cloud.lower() == "aws"}
-
-    def machine(details: str) -> str | None:
-        return next((m for m in GPU_TYPE.findall(details) if m.split(".")[0] in families), None)
-
+    families = gpu_families()
     details = columns.pop("details")
-    by_text = {text: machine(text) for text in details.unique()}
+    by_text = {text: gpu_machine(text, families) for text in details.unique()}
     frame = pd.DataFrame({"list": columns.pop("list_price"), **columns}, index=details.index)
     frame["instance_type"] = details.map(by_text)
     return frame[list(COLUMNS)]
@@ -276,7 +286,7 @@ def _numbers(rows: pd.DataFrame, name: str) -> pd.Series[float]:
     if name not in rows:
         return pd.Series(np.nan, rows.index, dtype=float)
     found = pd.to_numeric(rows[name], errors="coerce")
-    bad = found.isna() & rows[name].notna() & (rows[name].astype(str).str.strip() != "")
+    bad = ~np.isfinite(found.astype(float)) & rows[name].notna() & (rows[name].astype(str).str.strip() != "")
     if bad.any():
         raise ValueError(
             f"{name} is {rows[name][bad].iloc[0]!r} in row {int(rows.index[int(np.argmax(bad))]) + 2}, not a number"

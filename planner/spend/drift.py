@@ -16,7 +16,7 @@ import numpy as np
 from calibrate.profiles import best_profile
 from calibrate.step import StepShape
 from calibrate.step_time import step_model
-from catalogs.load import price_of
+from catalogs.load import known_gpu, price_of
 from catalogs.schema import Replica
 from catalogs.units import HOURS_PER_MONTH, SECONDS_PER_HOUR
 from planner.explain import replica_of
@@ -31,6 +31,7 @@ SHARE_STEP = 0.10  # and a spot share, in parts of all hours
 SAVING_STEP = 0.02  # a plan cheaper by less is not worth the change
 SLO_NAME = re.compile(r"^(ttft|tpot|itl|e2e)_p(\d+(?:\.\d+)?)_s$")
 DAY_S = 86_400.0
+FORESEEN_DAYS = 3650  # a trend says nothing of what comes later
 
 
 def drift(observed: Observed, plan: Mapping[str, Any], model: str | None = None) -> tuple[Finding, ...]:
@@ -95,7 +96,7 @@ def load_trend(observed: Observed, plan: Mapping[str, Any]) -> list[Finding]:
         return []
     text = f"load {'grows' if slope > 0 else 'shrinks'} by {abs(slope) * 7 / y.mean():.1%} a week"
     planned, now = plan["plan"].get("requests_per_s"), float(at_mean + slope * (x[-1] - x.mean()))
-    if planned and slope > 0 and now < planned:
+    if planned and slope > 0 and now < planned <= now + slope * FORESEEN_DAYS:
         on = datetime.fromtimestamp(x[-1] * DAY_S, UTC) + timedelta(days=(planned - now) / float(slope))
         text += f"; at this pace it passes the plan's {planned:,.2f} requests a second on {on:%Y-%m-%d}"
     return [Finding("drift", "load trend", None, text, "forecast it: `plan trace forecast`, then plan again")]
@@ -135,6 +136,8 @@ def step_time_drift(observed: Observed, plan: Mapping[str, Any], model: str) -> 
     configurations = {(x["gpu"], x["tensor_parallel_size"], x["precision"], x["framework"]) for x in lines}
     histogram = observed.latency.get("itl_s") or observed.latency.get("tpot_s")
     if len(configurations) != 1 or histogram is None or histogram.mean_s is None:
+        return []
+    if known_gpu(str(lines[0]["gpu"])) is None:  # a capacity table's own
         return []
     predicted = predicted_step_s(observed, replica_of(lines[0], model))
     if predicted is None or abs(histogram.mean_s / predicted - 1) <= STEP_TIME_STEP:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from catalogs.errors import InputError, MissingError
-from planner.spend.prometheus import Prometheus, quantile
+from planner.spend.prometheus import MAX_POINTS, Prometheus, quantile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,7 +174,8 @@ def observe(
     start_s, end_s = start.astimezone(UTC).timestamp(), end.astimezone(UTC).timestamp()
     if end_s <= start_s:
         raise InputError(f"the period from {start} to {end} is empty", where="--from, --to")
-    query = _Queries(server, selector.strip().strip("{}"), start_s, end_s, min(step_s, end_s - start_s))
+    step = max(min(step_s, end_s - start_s), (end_s - start_s) / MAX_POINTS)  # which a server would widen to
+    query = _Queries(server, selector.strip().strip("{}"), start_s, end_s, step)
     engine = framework or _framework(query)
     if engine not in METRICS:
         raise InputError(f"unknown framework {engine!r}", where="--framework", remedy=f"one of {', '.join(METRICS)}")
@@ -243,11 +244,14 @@ class _Queries:
 
     def histogram(self, name: str) -> Histogram | None:
         bucket = f"sum by (le) (increase({self.of(name + '_bucket')}{self.window}))"
-        found = {
-            float(s.labels["le"]): s.value
-            for s in self.server.instant(bucket, self.end_s)
-            if "le" in s.labels and s.value is not None
-        }
+        try:
+            found = {
+                float(s.labels["le"]): s.value
+                for s in self.server.instant(bucket, self.end_s)
+                if "le" in s.labels and s.value is not None
+            }
+        except ValueError as error:
+            raise MissingError(f"a bucket's edge is no number: {error}", where=name) from error
         if not found or max(found.values()) <= 0:
             return None
         total, count = self.increase(name + "_sum"), self.increase(name + "_count")

@@ -9,8 +9,9 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
@@ -46,7 +47,12 @@ class Prometheus:
     timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
-        if urlsplit(self.url).scheme not in ("http", "https"):
+        try:
+            found = urlsplit(self.url)
+            known = found.scheme in ("http", "https") and bool(found.hostname) and found.port != 0
+        except ValueError:  # brackets that hold no address, a port that is no number
+            known = False
+        if not known:
             raise InputError(f"{self.url!r} is no http address", where="--prometheus", remedy="http://host:9090")
 
     def instant(self, query: str, at_s: float) -> list[Series]:
@@ -77,19 +83,24 @@ class Prometheus:
         url = f"{self.url.rstrip('/')}/api/v1/{path}"
         request = Request(url, data=urlencode(asked).encode(), headers=_headers())
         try:
-            with urlopen(request, timeout=self.timeout_s) as answer:
-                body: bytes = answer.read(MAX_ANSWER_BYTES)
-        except HTTPError as error:
-            with error:
-                return self._refused(error.code, error.read(100_000), asked["query"])
-        except (URLError, OSError) as error:
+            refused, body = self._send(request)
+        except (OSError, HTTPException) as error:  # the latter of what speaks no HTTP, or breaks off
             reason = getattr(error, "reason", error)
             raise MissingError(
                 f"Prometheus cannot be reached: {reason}", where=self.url,
                 why="without it the report knows what was spent, not what was served",
                 remedy="check the address, or leave --prometheus out",
             ) from None  # fmt: skip
-        return self._data(body)
+        return self._data(body) if refused is None else self._refused(refused, body, asked["query"])
+
+    def _send(self, request: Request) -> tuple[int | None, bytes]:
+        """The status of an answer that refuses, and the answer."""
+        try:
+            with urlopen(request, timeout=self.timeout_s) as answer:
+                return None, answer.read(MAX_ANSWER_BYTES)
+        except HTTPError as error:
+            with error:
+                return error.code, error.read(100_000)
 
     def _data(self, body: bytes) -> Mapping[str, Any]:
         try:
@@ -116,7 +127,9 @@ class Prometheus:
 
 
 def _headers() -> dict[str, str]:
-    token = os.environ.get("PLAN_PROMETHEUS_TOKEN")
+    token = os.environ.get("PLAN_PROMETHEUS_TOKEN", "").strip()  # a secret's file ends in a line break
+    if not token.isprintable():
+        raise InputError("PLAN_PROMETHEUS_TOKEN is no token", why="it holds line breaks or control characters")
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     return form | ({"Authorization": f"Bearer {token}"} if token else {})
 
@@ -126,8 +139,12 @@ def _series(data: Mapping[str, Any]) -> list[Series]:
         kind, result = data["resultType"], data["result"]
         if kind == "scalar":
             return [Series({}, _points([result]))]
-        return [Series(dict(s["metric"]), _points(s["values"] if kind == "matrix" else [s["value"]])) for s in result]
-    except (KeyError, TypeError, ValueError) as error:
+        return [
+            Series({str(k): str(v) for k, v in s["metric"].items()},
+                   _points(s["values"] if kind == "matrix" else [s["value"]]))
+            for s in result
+        ]  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MissingError(f"Prometheus's answer cannot be read ({type(error).__name__}: {error})") from None
 
 

@@ -56,7 +56,7 @@ def lapsed_commitments(bill: Bill) -> list[Finding]:
     usage = bill.usage.assign(day=bill.usage["start"].dt.floor("D"))
     last_day = usage["day"].max()
     for kind, rows in usage.groupby("instance_type"):
-        covered = rows[rows["purchase"].isin(COMMITTED)]
+        covered = rows[rows["purchase"].isin(COMMITTED) & (rows["hours"] > 0)]
         if covered.empty or covered["day"].max() >= last_day:
             continue
         ended = covered["day"].max()

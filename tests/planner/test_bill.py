@@ -15,6 +15,7 @@ import pytest
 from catalogs.errors import InputError
 from planner.spend.bill import commitments, planned_by_tag, spend, total
 from planner.spend.bill_readers import read_bill
+from planner.spend.spend_findings import lapsed_commitments
 
 DAY, NEXT = "2026-10-01T00:00:00Z", "2026-10-02T00:00:00Z"
 
@@ -186,3 +187,25 @@ def test_a_capacity_block_that_outlasts_the_bill_counts_its_days_within(tmp_path
     assert total(bill)["billed"] == pytest.approx(8000.0)
     assert total(bill)["effective"] == pytest.approx(2000.0)
     assert any("75% of the Capacity Block fee" in note for note in bill.notes)
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "says"),
+    [
+        (cur, {"line_item_usage_start_date": ""}, "row 3 has no start"),
+        (focus, {"ChargePeriodStart": "", "ChargeDescription": "capacity block"}, "row 3 has no start"),
+        (focus, {"BilledCost": "inf"}, "BilledCost is 'inf' in row 3, not a number"),
+        (cur, {"line_item_usage_amount": "1e999"}, "line_item_usage_amount is '1e999' in row 3, not a number"),
+    ],
+)
+def test_money_of_no_day_or_without_end_is_refused_by_its_row(tmp_path: Path, row: Any, more: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        read_bill(write(tmp_path, [row(), row(**more)]))
+    elsewhere = {"x_UsageType": "BoxUsage:m5.large", "ChargePeriodStart": ""}
+    assert len(read_bill(write(tmp_path, [focus(), focus(**elsewhere)])).charges) == 1  # no machine with GPUs
+
+
+def test_a_commitment_that_covered_no_hour_has_not_lapsed(tmp_path: Path) -> None:
+    reserved = focus(PricingCategory="Committed", CommitmentDiscountType="Reserved", ConsumedQuantity=0)
+    later = focus(ChargePeriodStart=NEXT, ChargePeriodEnd=NEXT)
+    assert lapsed_commitments(read_bill(write(tmp_path, [reserved, later]))) == []

@@ -12,6 +12,7 @@ import pytest
 
 from catalogs.load import find_gpu, find_model
 from catalogs.schema import Engine, Replica
+from planner.capacity.confidence import slo_document
 from planner.capacity.step_tables import StepTables, unpacked
 from planner.capacity.store import CapacityStore
 from planner.capacity.sustained import Capacities
@@ -54,6 +55,16 @@ def test_verification_runs_every_engine_of_a_replica(capacities):
     assert half > 1.1 * replica
     stages = simulate_fleet(capacities, capacities.demand, [Group(line(pipeline_parallel_size=2), 1, share, "stages")])
     assert 0 < stages.busy[0] <= 1
+
+
+def test_a_promise_of_a_time_that_no_request_has_is_kept_and_has_no_figures(capacities):
+    length = len(capacities.demand.requests.arrival_s)
+    ones = replace(capacities.demand.requests, output_tokens=np.ones(length, np.int64))
+    demand = demand_of(ones)
+    verdict = simulate_fleet(capacities, demand, [Group(line(), 4, np.ones(len(demand.names)), "plain")])
+    found = slo_document(capacities.slos, demand, verdict.latencies)
+    assert verdict.ok and all(s["ok"] for s in found.values())
+    assert found["tpot_p95_s"]["simulated"] is None and found["tpot_p95_s"]["interval_95"] is None
 
 
 def settings(trace, **more):

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from catalogs.errors import GateError, InputError, MissingError
+from planner.explain import explain_lines
 from planner.inputs.problem import problem_from, read_problem
 from planner.recommend import recommend
 
@@ -90,6 +91,15 @@ def test_a_known_gpu_without_a_price_in_the_table_takes_the_catalogues(melange):
     answer = recommend(problem(melange))
     assert answer["plan"]["lines"][0]["instance_type"].startswith("g6e.")
     assert answer["prices_as_of"]
+    [bound] = explain_lines(answer, "llama-2-7b")
+    assert bound["step_s"] > 0 and bound["context_tokens"] > 100  # of the sizes that the table gives
+
+
+def test_a_gpu_in_the_table_may_go_by_any_of_its_names(melange):
+    rows = "".join(f"Tesla T4,fp16,{i},{o},5\n" for i, o in SIZES)
+    (melange / "capacity.csv").write_text("gpu,precision,input_tokens,output_tokens,max_rps\n" + rows)
+    answer = recommend(problem(melange))
+    assert {line["gpu"] for line in answer["plan"]["lines"]} == {"T4"}
 
 
 def test_gaps_and_zero_rates_are_said_and_serve_nothing(melange):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from planner.spend.drift import (
     step_time_drift,
 )  # fmt: skip
 from planner.spend.observed import METRICS, Observed, observe
-from planner.spend.prometheus import Prometheus, quantile, share_above
+from planner.spend.prometheus import MAX_POINTS, Prometheus, Series, quantile, share_above
 from tests.planner.prometheus_server import needs_prometheus, prometheus
 
 START = datetime(2026, 11, 2, tzinfo=UTC)
@@ -266,10 +267,54 @@ def test_a_server_that_fails_is_missing_data(status: int, body: bytes, wait_s: f
 def test_nobody_listening_is_missing_data_and_no_address_is_wrong_input() -> None:
     with pytest.raises(MissingError, match="cannot be reached"):
         observe(Prometheus("http://127.0.0.1:9"), START, START + timedelta(days=1))
-    with pytest.raises(InputError, match="no http address"):
-        Prometheus("localhost:9090")
+    for no_address in ("localhost:9090", "http://", "http://[bad", "http://host:abc"):
+        with pytest.raises(InputError, match="no http address"):
+            Prometheus(no_address)
     with pytest.raises(InputError, match="empty"):
         observe(Prometheus("http://127.0.0.1:9"), START, START)
+
+
+@pytest.mark.parametrize("said", [
+    b"-ERR unknown command\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"",
+])  # fmt: skip
+def test_what_speaks_no_http_or_breaks_off_is_missing_data(said: bytes) -> None:
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.wfile.write(said)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(MissingError, match="cannot be reached"):
+                Prometheus(f"http://127.0.0.1:{server.server_address[1]}").instant("up", 0.0)
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize("labels", [b"5", b'{"le": null}', b'{"le": "wide"}', b'[["le", 1]]'])
+def test_labels_that_are_none_are_missing_data(labels: bytes) -> None:
+    series = b'{"metric": %s, "value": [0, "1"]}' % labels
+    body = b'{"status": "success", "data": {"resultType": "vector", "result": [%s]}}' % series
+    with serving(type("Handler", (_Broken,), {"body": body})) as port, pytest.raises(MissingError):
+        observe(Prometheus(f"http://127.0.0.1:{port}"), START, START + timedelta(days=1), framework="vllm")
+
+
+def test_a_long_period_at_a_fine_step_is_no_row_of_gaps() -> None:
+    asked: dict[str, float] = {}
+
+    class Even(Prometheus):
+        def range(self, query: str, start_s: float, end_s: float, step_s: float) -> list[Series]:
+            asked[query] = step = max(step_s, (end_s - start_s) / MAX_POINTS)
+            return [Series({}, tuple((start_s + i * step, 1.0) for i in range(int((end_s - start_s) / step) + 1)))]
+
+        def instant(self, query: str, at_s: float) -> list[Series]:
+            return [] if "_bucket" in query else [Series({}, ((at_s, 1.0),))]
+
+    seen = observe(Even("http://metrics"), START, START + timedelta(days=90), framework="vllm", step_s=60.0)
+    assert not seen.gaps and seen.counted_s == 90 * 86_400
+    assert set(asked.values()) == {90 * 86_400 / MAX_POINTS}
 
 
 def test_a_token_is_sent_and_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,11 +327,15 @@ def test_a_token_is_sent_and_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
             seen.append(self.headers["Authorization"])
             super().do_POST()
 
-    monkeypatch.setenv("PLAN_PROMETHEUS_TOKEN", "hush")
+    monkeypatch.setenv("PLAN_PROMETHEUS_TOKEN", "hush\n")  # as a mounted secret ends
     with serving(Handler) as port, pytest.raises(MissingError) as caught:
         observe(Prometheus(f"http://127.0.0.1:{port}"), START, START + timedelta(days=1))
     assert set(seen) == {"Bearer hush"}
     assert "hush" not in str(caught.value)
+    monkeypatch.setenv("PLAN_PROMETHEUS_TOKEN", "hush\nhush")
+    with pytest.raises(InputError, match="is no token") as refused:
+        Prometheus("http://127.0.0.1:9").instant("up", 0.0)
+    assert "hush" not in str(refused.value)
 
 
 # Formulas
@@ -330,6 +379,8 @@ def test_a_steady_load_has_no_trend_and_a_growing_one_says_when_it_passes_the_pl
     assert load_trend(days([5.0, 5.1, 4.9, 5.0, 5.1, 4.9, 5.0]), PLAN) == []
     (found,) = load_trend(days([5.0, 5.1, 5.2, 5.3, 5.4, 5.5]), PLAN)
     assert "passes the plan's 8.00 requests a second on 1970-01-31" in found.text
+    (found,) = load_trend(days([5e-4, 5.1e-4, 5.2e-4, 5.3e-4, 5.4e-4, 5.5e-4]), PLAN)  # a trial beside a large plan
+    assert "grows" in found.text and "passes" not in found.text
 
 
 def test_step_times_off_the_profile_ask_for_recalibration() -> None:
@@ -343,6 +394,8 @@ def test_step_times_off_the_profile_ask_for_recalibration() -> None:
         between = Histogram({1.0: 1.0, float("inf"): 1.0}, factor * predicted, "x")
         seen = observed(counts=counts, means={"running": 16.0}, latency={"itl_s": between})
         assert len(step_time_drift(seen, PLAN, "llama-3.1-8b")) == expected
+    own = {"plan": {**PLAN["plan"], "lines": [{**PLAN["plan"]["lines"][0], "gpu": "Groq-9"}]}}
+    assert not step_time_drift(seen, own, "llama-3.1-8b")  # a capacity table's GPU: nothing to predict with
 
 
 def test_a_promise_kept_is_no_finding() -> None:
