@@ -191,7 +191,13 @@ class Capacities:
         if pattern not in self._hashes:
             self._hashes[pattern] = hash_requests(self.part(pattern))
         promises = [(s.metric, s.percentile, s.limit_s, s.request_class) for s in self.slos]
-        asked = [METHOD, engine_state(), *self._asked(line, self._hashes[pattern], num, self.seed), promises, *pool_key(line)]
+        asked = [
+            METHOD,
+            engine_state(),
+            *self._asked(line, self._hashes[pattern], num, self.seed),
+            promises,
+            *pool_key(line),
+        ]
         return _digest(asked)
 
     def _asked(self, line: Line, requests: str, num: int, seed: int) -> list[object]:
