@@ -31,6 +31,7 @@ from planner.inputs.horizon import base_model, horizon_of
 from planner.inputs.market import region_of
 from planner.inputs.problem import Problem
 from planner.inputs.purchase import check_holdings, extra_of
+from planner.inputs.quality import evaluation_of
 from planner.live import in_words, play
 from planner.optimizer.fleet_model import FleetModel
 from planner.optimizer.milp import Solution
@@ -270,7 +271,7 @@ def describe(found: Found, live: dict[str, Any] | None, progress: Progress) -> d
         "rounds": search.rounds,
         "simulations": search.capacities.simulations,
         "alternatives": others,
-        "assumptions": list(found.notes) + _unknown_quality(problem.model, lines) + _coverage(found),
+        "assumptions": list(found.notes) + _quality(problem, lines) + _coverage(found),
         "profiles": _profiles(search, lines),
         "prices_as_of": min((_as_of(line) for line in lines), default=None),
         "buckets": [
@@ -332,13 +333,19 @@ def _engine(served: Served) -> dict[str, Any]:
     }
 
 
-def _unknown_quality(model: str, lines: list[Line]) -> list[str]:
-    precisions = sorted({line.candidate.precision for line in lines if line.candidate.score is None})
-    return [
-        f"how much of {model}'s quality {precision} keeps is not known: no evaluation of it is at hand, so none is "
-        "assumed; quality.results brings yours, and quality.min_score leaves out what nobody measured"
-        for precision in precisions
-    ]
+def _quality(problem: Problem, lines: list[Line]) -> list[str]:
+    """What the quality that each precision of the plan keeps rests on."""
+    model, notes = find_model(problem.model), []
+    for precision, score in sorted({(line.candidate.precision, line.candidate.score) for line in lines}, key=str):
+        found = evaluation_of(problem, model, precision)
+        if score is None:
+            notes.append(
+                f"how much of {model.name}'s quality {precision} keeps is not known: no evaluation of it is at hand, "
+                "so none is assumed; quality.results brings yours, quality.min_score leaves out what nobody measured"
+            )
+        elif found is not None:
+            notes.append(f"{precision} keeps {score:.4g} of {model.name}'s score, as on {found.task}: {found.source}")
+    return notes
 
 
 def _coverage(found: Found) -> list[str]:

@@ -32,7 +32,6 @@ def build(sources: Sources, moment: datetime) -> Report:
     evidence = Evidence(
         bill=replace(bill, notes=(*bill.notes, *gathered.notes)),
         plan=plan,
-        plan_run=run_id,
         budget_usd_per_month=sources.budget_usd_per_month,
         served=served or None,
         busy=gathered.busy if sources.busy is None else _busy(sources.busy),

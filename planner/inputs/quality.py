@@ -68,16 +68,22 @@ def _own(problem: Problem) -> tuple[Evaluation, ...]:
 
 
 def _measured(problem: Problem, model: Model, precision: str) -> float | None:
+    found = evaluation_of(problem, model, precision)
+    return None if found is None else found.retained
+
+
+def evaluation_of(problem: Problem, model: Model, precision: str) -> Evaluation | None:
+    """The evaluation whose score counts, the lowest of those at hand; None: nobody evaluated it for this model."""
     for table in (_own(problem), catalogue()):
         found = [
-            e.retained
+            e
             for e in table
             if e.model == model.name
             and e.precision == precision
             and (problem.quality.task is None or normalise(e.task) == normalise(problem.quality.task))
         ]
         if found:
-            return min(found)
+            return min(found, key=lambda e: e.retained)
     return None
 
 
@@ -131,13 +137,3 @@ def _share(row: Mapping[str, str], where: str) -> float:
             remedy="two numbers on one scale, the baseline above 0",
         )
     return score / baseline
-
-
-def source_of(problem: Problem, model: Model, precision: str) -> str:
-    """What a score rests on, in words; empty where it is unknown."""
-    own = own_results(problem.quality.results) if problem.quality.results else ()
-    for table in (own, catalogue()):
-        found = sorted({e.source for e in table if e.model == model.name and e.precision == precision})
-        if found:
-            return "; ".join(found)
-    return ""

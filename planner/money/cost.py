@@ -88,16 +88,3 @@ def committed_usd_per_year(
     """
     beyond = np.maximum(np.asarray(demand, dtype=float) - committed, 0.0).mean()
     return float(committed * committed_usd + beyond * on_demand_usd) * HOURS_PER_YEAR
-
-
-def conditional_value_at_risk(cost: FloatArray, probability: FloatArray, alpha: float) -> float:
-    """Mean of the dearest (1 - alpha) of the outcomes (Rockafellar and Uryasev 2000, eq. 4)."""
-    order = np.argsort(-cost)
-    left, total = 1.0 - alpha, 0.0
-    for i in order:
-        part = min(float(probability[i]), left)
-        total += part * float(cost[i])
-        left -= part
-        if left <= 1e-15:
-            break
-    return total / (1.0 - alpha)

@@ -143,18 +143,6 @@ def total(bill: Bill) -> dict[str, float]:
     return {"billed": float(charges["billed"].sum()), "effective": float(charges["effective"].sum()), **apart}
 
 
-def planned_by_tag(bill: Bill, key: str = "plan-model") -> pd.DataFrame:
-    """Spend by the tag that the exports put on a plan's machines.
-
-    Returns:
-        Columns tag, instance_type, purchase, effective, hours; an absent tag is None.
-    """
-    usage = bill.usage
-    tagged = usage.assign(tag=usage["tags"].map(lambda tags: tag_of(tags, key)))
-    found = tagged.groupby(["tag", "instance_type", "purchase"], dropna=False)[["effective", "hours"]].sum()
-    return found.reset_index()
-
-
 def tag_of(tags: Mapping[str, Any] | None, key: str) -> str | None:
     """A tag's value, whatever prefix the provider put before its key (``user:``, ``user_``)."""
     wanted = key.replace("-", "_")

@@ -26,7 +26,7 @@ class Evidence:
 
     Attributes:
         bill: the charges.
-        plan: the answer of ``plan recommend``. plan_run: its run id.
+        plan: the answer of ``plan recommend``.
         budget_usd_per_month: of the GPU machines.
         served: what the metrics counted over the period: requests, output_tokens, input_tokens.
         busy: mean GPU busy share by machine: resource_id, busy_share.
@@ -36,7 +36,6 @@ class Evidence:
 
     bill: Bill
     plan: Mapping[str, Any] | None = None
-    plan_run: str | None = None
     budget_usd_per_month: float | None = None
     served: Mapping[str, float] | None = None
     busy: pd.DataFrame | None = None

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from catalogs.errors import InputError
-from planner.spend.bill import commitments, planned_by_tag, spend, total
+from planner.spend.bill import commitments, spend, tag_of, total
 from planner.spend.bill_readers import read_bill
 from planner.spend.spend_findings import lapsed_commitments
 
@@ -55,7 +55,7 @@ def test_both_forms_and_all_files_give_the_same_spend(tmp_path: Path, row: Any, 
     assert (found["instance_type"], found["purchase"]) == ("g6e.xlarge", "on_demand")
     assert found["effective"] == pytest.approx(89.32)
     assert found["hours"] == 48
-    assert planned_by_tag(bill)["tag"].tolist() == ["llama-3-1-8b"]
+    assert {tag_of(tags, "plan-model") for tags in bill.usage["tags"]} == {"llama-3-1-8b"}
 
 
 def test_machines_without_gpus_are_left_out(tmp_path: Path) -> None:

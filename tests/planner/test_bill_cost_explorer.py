@@ -12,7 +12,7 @@ import pytest
 from catalogs.aws_bill import RECORD_TYPES
 from catalogs.aws_session import Access
 from catalogs.errors import InputError, MissingError
-from planner.spend.bill import commitments, planned_by_tag, total
+from planner.spend.bill import commitments, tag_of, total
 from planner.spend.bill_cost_explorer import read_cost_explorer
 from tests.catalogs.fake_aws import FakeAws
 from tests.loopback import loopback_only
@@ -114,10 +114,9 @@ def test_a_tag_tells_a_plans_machines(explorer: FakeAws) -> None:
         return {"ResultsByTime": [day("2026-11-01", "2026-11-02", groups if record == "Usage" else [])]}
 
     explorer.answers["GetCostAndUsage"] = tagged
-    found = planned_by_tag(read(explorer, tag_key="plan-model"))
-    assert {(row.tag if isinstance(row.tag, str) else None): row.effective for row in found.itertuples()} == {
-        "llama-3.1-8b": 10.0, None: 3.0,
-    }  # fmt: skip
+    found = read(explorer, tag_key="plan-model").usage
+    tagged_usd = {tag_of(row.tags, "plan-model"): row.effective for row in found.itertuples()}
+    assert tagged_usd == {"llama-3.1-8b": 10.0, None: 3.0}
     assert len(explorer.calls) == len(RECORD_TYPES)
 
 

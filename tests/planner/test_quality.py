@@ -9,7 +9,7 @@ import pytest
 from catalogs.errors import InputError
 from catalogs.load import find_model
 from planner.inputs.problem import problem_from
-from planner.inputs.quality import CATALOGUE, score_of, source_of
+from planner.inputs.quality import CATALOGUE, evaluation_of, score_of
 
 
 def problem(**quality):
@@ -37,7 +37,7 @@ def test_the_lowest_task_counts_unless_one_is_named():
     model = find_model("llama-3.1-8b")
     assert score_of(problem(), model, "int4-gptq") == 0.93
     assert score_of(problem(task="OpenLLM v1"), model, "int4-gptq") == 0.989
-    assert "w4a16" in source_of(problem(), model, "int4-gptq")
+    assert "w4a16" in evaluation_of(problem(), model, "int4-gptq").source
 
 
 def test_own_results_come_first(tmp_path):
