@@ -48,10 +48,11 @@ QUICK := tests/catalogs tests/app/test_cli.py tests/app/test_estimate.py tests/a
 test-lowest: $(VENV)/.tests ## the quick tests with the lowest allowed version of every dependency
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
-	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra web --extra onnx pyproject.toml -o $(LOWEST)/lowest.txt
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra web --extra onnx --extra ray pyproject.toml -o $(LOWEST)/lowest.txt
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python -r $(LOWEST)/lowest.txt
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python -e ".[dev]" -c $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pytest -p no:cacheprovider $(QUICK)
+	$(LOWEST)/bin/python -m pytest -p no:cacheprovider -m slow tests/simulator/test_ray_sweep.py
 
 bench: $(VENV)/.tests ## speed and memory, printed
 	$(BIN)/pytest -m bench -s
