@@ -121,6 +121,7 @@ def test_a_bill_becomes_a_report_that_can_be_downloaded(visit: Visit, tmp_path: 
     page.get_by_role("tab", name="Report").click()
     page.get_by_role("textbox", name="Month").fill("2026-10")
     page.get_by_role("textbox", name="Month").press("Enter")
+    page.wait_for_url("**month=2026-10**", timeout=60_000)
     visit.settle()  # the uploader is drawn anew with the month: a file given before is lost
     content = pd.DataFrame(month()).to_csv(index=False).encode()
     page.locator("input[type=file]").set_input_files({"name": "bill.csv", "mimeType": "text/csv", "buffer": content})
