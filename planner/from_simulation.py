@@ -330,6 +330,7 @@ def _engine(served: Served) -> dict[str, Any]:
         "num_gpu_blocks": served.spec.num_gpu_blocks,
         "block_size": served.spec.block_size,
         "enable_prefix_caching": served.spec.enable_prefix_caching,
+        **({"max_queue_delay_s": served.spec.max_queue_delay_s} if served.spec.policy == "dynamic" else {}),
     }
 
 

@@ -16,7 +16,7 @@ NOTES = (
 
 
 def triton(deployment: Deployment) -> str:
-    """A model configuration a line of the plan: its largest batch, and batches formed as requests come."""
+    """A model configuration a line of the plan: its largest batch, and how long a batch may wait to fill."""
     only_framework(deployment, "onnxruntime")
     stored = sorted({group.precision for group in deployment.groups})
     notes = [note.format(name=deployment.label) for note in NOTES]
@@ -26,12 +26,13 @@ def triton(deployment: Deployment) -> str:
 
 def _config(deployment: Deployment, group: Group) -> str:
     counts = ", ".join(map(str, group.instances[:24])) + (", ..." if len(group.instances) > 24 else "")
+    delay_us = round(1e6 * float(group.engine.get("max_queue_delay_s", 0.0)))
     return (
         f"# {group.instance_type} ({group.gpu}), {group.purchase}: {counts} instance(s), {group.precision}, "
         f"{group.replicas_per_instance} GPU(s) on each\n"
         f'name: "{deployment.label}"\n'
         'backend: "onnxruntime"\n'
         f"max_batch_size: {int(group.engine['max_num_seqs'])}\n"
-        "dynamic_batching { max_queue_delay_microseconds: 0 }\n"
+        f"dynamic_batching {{ max_queue_delay_microseconds: {delay_us} }}\n"
         "instance_group [ { count: 1 kind: KIND_GPU } ]\n"
     )

@@ -78,7 +78,10 @@ def test_triton_gets_the_batch_that_was_planned(answer: dict) -> None:
     text = EXPORTERS["triton"](deployment)
     largest = {line["engine"]["max_num_seqs"] for line in answer["plan"]["lines"]}
     assert all(f"max_batch_size: {size}\n" in text for size in largest)
-    assert text.count("dynamic_batching {") == len(answer["plan"]["lines"])
+    assert text.count("dynamic_batching { max_queue_delay_microseconds: 0 }") == len(answer["plan"]["lines"])
+    waits = [{**line, "engine": {**line["engine"], "max_queue_delay_s": 0.002}} for line in answer["plan"]["lines"]]
+    slower = deployment_of({"model": "bert-base"}, {**answer, "plan": {**answer["plan"], "lines": waits}})
+    assert "max_queue_delay_microseconds: 2000 }" in EXPORTERS["triton"](slower)
     for target in ("vllm", "skypilot", "keda", "hpa"):
         with pytest.raises(InputError) as caught:
             EXPORTERS[target](deployment)

@@ -49,7 +49,7 @@ class Engine:
 
     @property
     def longest(self) -> int:
-        return min(self.spec.max_model_len, self.pool.num_blocks * self.spec.block_size)
+        return self.spec.longest_sequence
 
     @property
     def load(self) -> float:
